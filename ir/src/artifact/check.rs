@@ -1,0 +1,174 @@
+//! Whether a manifest agrees with itself: every index, symbol, offset and size.
+//!
+//! Sizes are compared at the bounds of the symbols, by interval arithmetic that saturates, so that
+//! absurd numbers are refused and nothing is computed with them.
+
+use std::{collections::HashSet, sync::Arc};
+
+use super::Manifest;
+use crate::{Bounds, Dim, Place, Port, Program, Region, Symbols, TensorType};
+
+/// No symbol, size or offset is larger.
+const MAX_SIZE: i64 = 1 << 48;
+
+/// What is wrong, each with the field; at most some dozen.
+pub(super) fn manifest(manifest: &Manifest) -> Vec<String> {
+    let mut problems = Problems::default();
+    let mut names = HashSet::new();
+    for weight in &manifest.weights {
+        let name = &weight.name;
+        let elements = weight.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
+        let bytes = elements.and_then(|n| n.checked_mul(weight.dtype.size() as u64));
+        problems.check(bytes == Some(weight.bytes), || {
+            let (dtype, shape) = (weight.dtype, &weight.shape);
+            format!("weight `{name}`: {dtype}{shape:?} is not of {} bytes", weight.bytes)
+        });
+        problems.check(!name.starts_with("__") && names.insert(name.as_str()), || {
+            format!("weight `{name}`: the name is reserved or occurs twice")
+        });
+    }
+    let mut entries = HashSet::new();
+    for program in &manifest.programs {
+        problems.check(entries.insert(program.name.as_str()), || {
+            format!("entry `{}` occurs twice", program.name)
+        });
+        Checker { manifest, program, problems: &mut problems }.program();
+    }
+    problems.0
+}
+
+#[derive(Default)]
+struct Problems(Vec<String>);
+
+impl Problems {
+    const MOST: usize = 24;
+
+    fn check(&mut self, holds: bool, problem: impl FnOnce() -> String) {
+        if !holds && self.0.len() < Self::MOST {
+            self.0.push(problem());
+        }
+    }
+}
+
+struct Checker<'a> {
+    manifest: &'a Manifest,
+    program: &'a Program,
+    problems: &'a mut Problems,
+}
+
+impl Checker<'_> {
+    fn program(&mut self) {
+        let Program { symbols, kernels, launches, intervals, .. } = self.program;
+        for (symbol, Bounds { lo, hi }) in symbols {
+            self.check(0 <= *lo && lo <= hi && *hi <= MAX_SIZE, || {
+                format!("symbol `{symbol}` has the bounds {lo}..{hi}")
+            });
+        }
+        self.check(self.program.arena_bytes <= MAX_SIZE.unsigned_abs(), || "arena_bytes".into());
+        self.ports();
+        for (i, kernel) in kernels.iter().enumerate() {
+            self.check(kernel.code_offset < self.manifest.code.bytes, || {
+                format!("kernel {i} (`{}`) lies outside of the code", kernel.symbol)
+            });
+            self.check(kernel.scratch_bytes <= MAX_SIZE.unsigned_abs(), || {
+                format!("kernel {i}: scratch_bytes")
+            });
+            self.size(&kernel.tiles, || format!("kernel {i}: tiles"));
+            for (j, dim) in kernel.dims.iter().enumerate() {
+                self.known(dim, || format!("kernel {i}: dims[{j}]"));
+                let b = dim.bounds(symbols);
+                self.check(-MAX_SIZE <= b.lo && b.hi <= MAX_SIZE, || {
+                    format!("kernel {i}: dims[{j}] leaves the range of sizes")
+                });
+            }
+            self.known(&kernel.flops, || format!("kernel {i}: flops"));
+            self.known(&kernel.bytes, || format!("kernel {i}: bytes"));
+        }
+        for (i, launch) in launches.iter().enumerate() {
+            self.check((launch.kernel as usize) < kernels.len(), || {
+                format!("launch {i} is of kernel {} of {}", launch.kernel, kernels.len())
+            });
+            for (j, place) in launch.args.iter().enumerate() {
+                self.place(place, 0, || format!("launch {i} (`{}`): args[{j}]", launch.label));
+            }
+        }
+        for (i, interval) in intervals.iter().enumerate() {
+            let end = interval.offset.checked_add(interval.bytes);
+            let in_arena = end.is_some_and(|end| end <= self.program.arena_bytes);
+            let in_time =
+                interval.first <= interval.last && interval.last as usize <= launches.len();
+            self.check(in_arena && in_time, || format!("intervals[{i}] leaves the arena or the run"));
+        }
+    }
+
+    fn ports(&mut self) {
+        let Program { inputs, outputs, states, symbols, .. } = self.program;
+        for (role, ports) in [("inputs", inputs), ("outputs", outputs), ("states", states)] {
+            let mut names: HashSet<&Arc<str>> = HashSet::new();
+            for Port { name, ty, place } in ports {
+                self.check(names.insert(name), || format!("{role}: `{name}` occurs twice"));
+                for dim in &ty.shape {
+                    self.size(dim, || format!("{role}: `{name}`: shape"));
+                }
+                let bytes = most_bytes(ty, symbols);
+                self.check(bytes <= MAX_SIZE, || format!("{role}: `{name}` has {bytes} bytes"));
+                self.place(place, bytes, || format!("{role}: `{name}`"));
+                let at_home = match (role, place.region) {
+                    (_, Region::Arena) | ("outputs", Region::Weight(_) | Region::State(_)) => {
+                        role != "states"
+                    }
+                    ("states", Region::State(_)) => true,
+                    _ => false,
+                };
+                self.check(at_home, || format!("{role}: `{name}` lies in the wrong memory"));
+            }
+        }
+    }
+
+    /// The region exists and holds `bytes` from the offset on, whatever the symbols.
+    fn place(&mut self, place: &Place, bytes: i64, name: impl Fn() -> String + Copy) {
+        self.size(&place.offset, name);
+        let end = place.offset.bounds(&self.program.symbols).hi.saturating_add(bytes);
+        let room = match place.region {
+            Region::Arena => i64::try_from(self.program.arena_bytes).ok(),
+            Region::Weight(i) => {
+                let weight = self.manifest.weights.get(i as usize);
+                weight.and_then(|w| i64::try_from(w.bytes).ok())
+            }
+            // The size of a state is the caller's choice; the launch checks it.
+            Region::State(i) => ((i as usize) < self.program.states.len()).then_some(MAX_SIZE),
+            Region::Null => Some(MAX_SIZE),
+        };
+        self.check(room.is_some_and(|room| end <= room), || {
+            format!("{}: {:?} + {} lies outside", name(), place.region, place.offset)
+        });
+    }
+
+    /// A size or offset that is computable and never negative.
+    fn size(&mut self, dim: &Dim, name: impl Fn() -> String) {
+        self.known(dim, &name);
+        let Bounds { lo, hi } = dim.bounds(&self.program.symbols);
+        self.check(0 <= lo && hi <= MAX_SIZE, || {
+            format!("{}: `{dim}` is between {lo} and {hi}", name())
+        });
+    }
+
+    fn known(&mut self, dim: &Dim, name: impl Fn() -> String) {
+        let symbols = &self.program.symbols;
+        let unknown = dim.symbols().into_iter().find(|s| !symbols.contains_key(s));
+        self.check(unknown.is_none(), || {
+            format!("{}: `{dim}` has a symbol without bounds", name())
+        });
+    }
+
+    fn check(&mut self, holds: bool, problem: impl FnOnce() -> String) {
+        let entry = &self.program.name;
+        self.problems.check(holds, || format!("entry `{entry}`: {}", problem()));
+    }
+}
+
+/// Bytes of a tensor at the upper bounds of its symbols; saturates.
+fn most_bytes(ty: &TensorType, symbols: &Symbols) -> i64 {
+    let size = i64::try_from(ty.dtype.size()).unwrap_or(i64::MAX);
+    ty.shape.iter().fold(size, |n, dim| n.saturating_mul(dim.bounds(symbols).hi.max(0)))
+}

@@ -1,0 +1,348 @@
+//! Round trips, and every kind of damage at every section.
+
+use std::{fs, path::PathBuf, sync::Arc};
+
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    Bounds, DType, Dim, Interval, Kernel, Launch, ModelInfo, ModelKind, Place, Port, Program,
+    Region, Symbols, Target, Tensor, TensorType,
+};
+
+fn place(region: Region, offset: impl Into<Dim>) -> Place {
+    Place { region, offset: offset.into() }
+}
+
+fn program() -> Program {
+    let t = || Dim::symbol("T");
+    let port = |name: &str, region, offset: i64| Port {
+        name: name.into(),
+        ty: TensorType::new(DType::F32, [t(), Dim::from(3)]),
+        place: place(region, offset),
+    };
+    Program {
+        name: "main".into(),
+        symbols: Symbols::from_iter([("T".into(), Bounds { lo: 1, hi: 10 })]),
+        inputs: vec![port("x", Region::Arena, 0)],
+        outputs: vec![port("y", Region::Arena, 128)],
+        states: vec![port("memory", Region::State(0), 0)],
+        kernels: vec![Kernel {
+            op: "add".into(),
+            symbol: "add_0".into(),
+            code_offset: 16,
+            dims: vec![t() * Dim::from(3)],
+            tiles: t().ceil_div(4),
+            scratch_bytes: 64,
+            flops: t(),
+            bytes: t() * Dim::from(24),
+        }],
+        launches: vec![Launch {
+            kernel: 0,
+            args: vec![
+                place(Region::Arena, 0),
+                place(Region::Weight(1), 4),
+                place(Region::State(0), t()),
+                place(Region::Null, 0),
+                place(Region::Arena, 128),
+            ],
+            label: "x + w".into(),
+        }],
+        arena_bytes: 256,
+        intervals: vec![Interval { name: "x".into(), offset: 0, bytes: 120, first: 0, last: 1 }],
+    }
+}
+
+fn weights() -> Vec<Tensor> {
+    vec![
+        Tensor::from_i64s(DType::I8, &[5000], (0..5000).map(|i| i % 100)),
+        Tensor::from_f32s(&[2, 3], &[1.0, -2.0, 3.0, 0.5, 0.25, 0.125]),
+        Tensor::from_i64s(DType::I4, &[2049, 2], (0..4098).map(|i| i % 8)),
+    ]
+}
+
+fn contents(weights: &[Tensor]) -> Contents<'static> {
+    let spec = |(i, t): (usize, &Tensor)| WeightSpec {
+        name: format!("layer.{i}/\"w\""),
+        dtype: t.dtype(),
+        shape: t.shape().iter().map(|d| *d as u64).collect(),
+        sources: vec![format!("model.w{i}")],
+    };
+    Contents {
+        compiler: "brolly test".into(),
+        target: Target { features: vec![], ..Target::x86_64_v3() },
+        model: ModelInfo {
+            architecture: "Test".into(),
+            kind: ModelKind::Graph,
+            vocab_size: 0,
+            hidden_size: 0,
+            max_seq_len: 0,
+            parameters: 6,
+        },
+        source_digest: Digest::of(b"source"),
+        code: &[0xc3; 100],
+        text: json!({"tokenizer": "é\u{1F600}\n"}),
+        report: json!([1, 2.5]),
+        programs: vec![program()],
+        weights: weights.iter().enumerate().map(spec).collect(),
+    }
+}
+
+fn make(name: &str) -> (PathBuf, Manifest) {
+    let folder = std::env::temp_dir().join(format!("brolly-artifact-{}", std::process::id()));
+    fs::create_dir_all(&folder).unwrap();
+    let path = folder.join(name);
+    let weights = weights();
+    let manifest =
+        write(&path, contents(&weights), |i| Ok::<_, String>(weights[i].clone())).unwrap();
+    (path, manifest)
+}
+
+#[test]
+fn what_is_written_is_read() {
+    let (path, manifest) = make("round-trip.brolly");
+    let artifact = Artifact::open(&path).unwrap();
+    assert_eq!(artifact.manifest(), &manifest);
+    assert!(artifact.is_verified());
+    for (i, weight) in weights().iter().enumerate() {
+        assert_eq!(&artifact.weight_tensor(i), weight);
+        assert_eq!(artifact.weight(i).as_ptr() as usize % 64, 0);
+    }
+    assert_eq!(artifact.weight(0).as_ptr() as usize % 4096, 0);
+    assert_eq!(artifact.text::<Value>().unwrap(), json!({"tokenizer": "é\u{1F600}\n"}));
+    assert_eq!(artifact.report::<(i32, f64)>().unwrap(), (1, 2.5));
+    assert_eq!(artifact.code_range().start % PAGE, 0);
+    assert_eq!(artifact.program("main").unwrap(), &program());
+    let error = artifact.program("embed").unwrap_err().to_string();
+    assert!(error.ends_with("has no entry point `embed`; it has `main`"), "{error}");
+}
+
+#[test]
+fn the_file_is_the_same_twice_and_safetensors_by_its_rules() {
+    let (first, _) = make("twice-1.brolly");
+    let (second, _) = make("twice-2.brolly");
+    let bytes = fs::read(first).unwrap();
+    assert_eq!(bytes, fs::read(second).unwrap());
+
+    let header = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let value: Value = serde_json::from_slice(&bytes[8..8 + header]).unwrap();
+    let mut end = 0;
+    for (name, tensor) in value.as_object().unwrap().iter().filter(|(k, _)| *k != "__metadata__") {
+        let number = |v: &Value| v.as_u64().unwrap();
+        let [start, stop] = [0, 1].map(|i| number(&tensor["data_offsets"][i]));
+        let size = match tensor["dtype"].as_str().unwrap() {
+            "F32" => 4,
+            "U8" | "I8" => 1,
+            other => panic!("{other}"),
+        };
+        let elements: u64 = tensor["shape"].as_array().unwrap().iter().map(number).product();
+        assert_eq!((start, stop - start), (end, elements * size), "{name}");
+        end = stop;
+    }
+    assert_eq!(8 + header + usize::try_from(end).unwrap(), bytes.len());
+}
+
+#[test]
+fn a_failed_write_leaves_what_was_there() {
+    let (path, _) = make("kept.brolly");
+    let before = fs::read(&path).unwrap();
+    let tensors = weights();
+    let fails = |i: usize| if i < 2 { Ok(tensors[i].clone()) } else { Err("disk on fire") };
+    let error = write(&path, contents(&tensors), fails).unwrap_err().to_string();
+    assert!(error.ends_with("weight `layer.2/\"w\"`: disk on fire"), "{error}");
+    let error = write(&path, contents(&tensors), |_| Ok::<_, String>(tensors[0].clone()));
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("is i8[5000], not f32[2, 3]"), "{error}");
+    assert_eq!(fs::read(&path).unwrap(), before);
+    let left: Vec<_> = fs::read_dir(path.parent().unwrap()).unwrap().flatten().collect();
+    assert!(left.iter().all(|f| !f.file_name().to_string_lossy().contains("kept.brolly.")));
+}
+
+#[test]
+fn every_truncation_and_extension_is_refused() {
+    let (path, _) = make("short.brolly");
+    let bytes = fs::read(&path).unwrap();
+    for length in (0..bytes.len()).step_by(61).chain([bytes.len() - 1, 7, 8, 9, 4095, 4096]) {
+        assert!(parse(&path, &bytes[..length]).is_err(), "{length}");
+    }
+    let longer = [&bytes[..], b"x"].concat();
+    let error = parse(&path, &longer).unwrap_err().to_string();
+    assert!(error.contains("bytes instead of"), "{error}");
+}
+
+#[test]
+fn every_flipped_bit_is_refused() {
+    let (path, manifest) = make("flipped.brolly");
+    let bytes = fs::read(&path).unwrap();
+    let data = bytes.len() - usize::try_from(layout::offsets(&manifest).unwrap().1).unwrap();
+    let altered = path.with_file_name("altered.brolly");
+    let places = (0..data).step_by(7).chain((data..bytes.len()).step_by(37)).chain(data..data + 300);
+    for (n, place) in places.enumerate() {
+        let mut copy = bytes.clone();
+        copy[place] ^= 1 << (n % 8);
+        let weights_only = parse(&path, &copy).is_ok();
+        assert!(!weights_only || place > data + 300, "{place}");
+        if weights_only {
+            fs::write(&altered, &copy).unwrap();
+            let error = Artifact::open(&altered).unwrap_err().to_string();
+            assert!(error.contains("weight `layer."), "{place}: {error}");
+        }
+    }
+}
+
+#[test]
+fn errors_say_what_and_what_to_do() {
+    let (path, manifest) = make("errors.brolly");
+    let error = |bytes: &[u8]| parse(&path, bytes).unwrap_err().to_string();
+    let rewritten = |change: &dyn Fn(&mut Manifest)| {
+        let mut other = manifest.clone();
+        change(&mut other);
+        error(&layout::header(&other))
+    };
+    assert!(error(b"# Title").contains("is not a compiled model"));
+    let newer = rewritten(&|m| m.format = FORMAT + 1);
+    assert!(newer.contains("a newer brolly made it: update this one"), "{newer}");
+    let older = rewritten(&|m| m.format = 0);
+    assert!(older.contains("has format 0, and this runtime reads format 1"), "{older}");
+    let plain = [&[2, 0, 0, 0, 0, 0, 0, 0][..], b"{}"].concat();
+    assert!(error(&plain).contains("a safetensors file without a manifest"));
+
+    let strange = path.with_file_name("strange.brolly");
+    let tensors = weights();
+    let target = Target { triple: "riscv64gc-unknown-linux-gnu".into(), ..Target::x86_64_v3() };
+    let contents = Contents { target, ..contents(&tensors) };
+    write(&strange, contents, |i| Ok::<_, String>(tensors[i].clone())).unwrap();
+    let error = Artifact::open(&strange).unwrap_err().to_string();
+    assert!(error.contains("this machine lacks the architecture"), "{error}");
+    assert!(Artifact::open_foreign(&strange).is_ok());
+}
+
+#[test]
+fn contradictions_are_found_even_with_right_digests() {
+    let (path, manifest) = make("contradictions.brolly");
+    type Change = fn(&mut Manifest);
+    let changes: [(&str, Change); 20] = [
+        ("launch 0 is of kernel 7", |m| m.programs[0].launches[0].kernel = 7),
+        ("args[1]", |m| m.programs[0].launches[0].args[1].region = Region::Weight(3)),
+        ("args[2]", |m| m.programs[0].launches[0].args[2].region = Region::State(1)),
+        ("args[0]", |m| m.programs[0].launches[0].args[0].offset = Dim::from(257)),
+        ("args[0]", |m| m.programs[0].launches[0].args[0].offset = Dim::from(-1)),
+        ("outside of the code", |m| m.programs[0].kernels[0].code_offset = 100),
+        ("a symbol without bounds", |m| m.programs[0].kernels[0].dims[0] = Dim::symbol("Q")),
+        ("dims[0] leaves", |m| m.programs[0].kernels[0].dims[0] = Dim::from(i64::MIN)),
+        ("tiles", |m| m.programs[0].kernels[0].tiles = Dim::from(3) - Dim::symbol("T")),
+        ("scratch_bytes", |m| m.programs[0].kernels[0].scratch_bytes = u64::MAX),
+        ("arena_bytes", |m| m.programs[0].arena_bytes = u64::MAX),
+        ("`y`", |m| m.programs[0].outputs[0].place.offset = Dim::from(137)),
+        ("`memory`", |m| m.programs[0].states[0].place.region = Region::Arena),
+        ("`x` occurs twice", |m| {
+            let port = m.programs[0].inputs[0].clone();
+            m.programs[0].inputs.push(port);
+        }),
+        ("intervals[0]", |m| m.programs[0].intervals[0].bytes = u64::MAX),
+        ("entry `main` occurs twice", |m| m.programs.push(m.programs[0].clone())),
+        ("bounds 3..2", |m| {
+            m.programs[0].symbols.insert("T".into(), Bounds { lo: 3, hi: 2 });
+        }),
+        ("is not of 24 bytes", |m| m.weights[1].shape = vec![u64::MAX, u64::MAX]),
+        ("reserved", |m| m.weights[1].name = "__code.cpu".into()),
+        ("where their sizes put them", |m| m.code.bytes = u64::MAX - 3),
+    ];
+    for (wanted, change) in changes {
+        let mut other = manifest.clone();
+        change(&mut other);
+        // The header's writer assumes offsets that add up; its text of the manifest is what matters.
+        let text = serde_json::to_string(&other).unwrap();
+        let header = json!({"__metadata__": {
+            "brolly.digest": Digest::of(text.as_bytes()), "brolly.manifest": text,
+        }})
+        .to_string();
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
+        let error = parse(&path, &bytes).unwrap_err().to_string();
+        assert!(error.contains(wanted), "{wanted}: {error}");
+    }
+}
+
+#[test]
+fn large_weights_are_verified_on_demand() {
+    let path = make("large.brolly").0.with_file_name("large.brolly");
+    let large = Tensor::from_bytes(DType::U8, &[1 << 20], vec![7; 1 << 20]);
+    let tensors: Vec<Tensor> = (0..257).map(|_| large.clone()).collect();
+    write(&path, contents(&tensors), |i| Ok::<_, String>(tensors[i].clone())).unwrap();
+    let artifact = Artifact::open(&path).unwrap();
+    assert!(!artifact.is_verified());
+    artifact.verify_weights(3).unwrap();
+    assert!(artifact.is_verified());
+
+    let mut bytes = fs::read(&path).unwrap();
+    let place = bytes.len() - (100 << 20);
+    bytes[place] ^= 0x10;
+    fs::write(&path, bytes).unwrap();
+    let error = Artifact::open(&path).unwrap().verify_weights(2).unwrap_err().to_string();
+    assert!(error.contains("weight `layer.157/\"w\"` differs from its digest"), "{error}");
+    fs::remove_file(path).unwrap();
+}
+
+#[test]
+fn digests_read_as_written() {
+    let digest = Digest::of(b"abc");
+    assert_eq!(digest.to_string().parse(), Ok(digest));
+    for text in ["", "00", &"é".repeat(32), &digest.to_string().to_uppercase()] {
+        assert!(text.parse::<Digest>().is_err(), "{text}");
+    }
+}
+
+/// A header around any manifest text, with the right digest.
+fn wrapped(manifest: &str) -> Vec<u8> {
+    let digest = Digest::of(manifest.as_bytes());
+    let metadata = json!({"brolly.digest": digest, "brolly.manifest": manifest});
+    let header = json!({"__metadata__": metadata}).to_string();
+    [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat()
+}
+
+proptest! {
+    #[test]
+    fn any_bytes_are_an_error(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+        prop_assert!(parse("x".as_ref(), &bytes).is_err());
+    }
+
+    #[test]
+    fn any_header_is_an_error(text in "\\PC{0,80}", length in 0..100u64) {
+        let bytes = [&length.to_le_bytes()[..], text.as_bytes()].concat();
+        prop_assert!(parse("x".as_ref(), &bytes).is_err());
+    }
+
+    /// One value of a whole manifest replaced, with the right digest: refused or harmless.
+    #[test]
+    fn any_altered_manifest_is_handled(place in any::<prop::sample::Index>(), with in 0..9usize) {
+        let mut manifest = serde_json::to_value(sample()).unwrap();
+        let mut paths = Vec::new();
+        places(&manifest, "", &mut paths);
+        let values = [json!(null), json!(-1), json!(u64::MAX), json!(1e300), json!(""), json!([]),
+            json!({}), json!("T*T*T*T*T*T*T*T*T"), json!("max(T, -9223372036854775808)*T")];
+        if let Some(value) = manifest.pointer_mut(place.get::<String>(&paths)) {
+            *value = values[with].clone();
+        }
+        prop_assert!(parse("x".as_ref(), &wrapped(&manifest.to_string())).is_err());
+    }
+}
+
+fn sample() -> Arc<Manifest> {
+    static SAMPLE: std::sync::OnceLock<Arc<Manifest>> = std::sync::OnceLock::new();
+    SAMPLE.get_or_init(|| Arc::new(make("sample.brolly").1)).clone()
+}
+
+/// All places in a JSON value, as paths.
+fn places(value: &Value, path: &str, out: &mut Vec<String>) {
+    out.push(path.to_owned());
+    match value {
+        Value::Object(map) => {
+            map.iter().for_each(|(key, value)| places(value, &format!("{path}/{key}"), out));
+        }
+        Value::Array(items) => {
+            items.iter().enumerate().for_each(|(i, v)| places(v, &format!("{path}/{i}"), out));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,55 @@
+//! `gated_linear`: both halves of a gated MLP in one product.
+
+use super::{
+    elementwise::spread,
+    linear::{activation, infer_product, product},
+};
+use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, one, required}};
+
+/// `act(x · gate) · (x · up)`, the weights packed and interleaved panel by panel.
+///
+/// Shazeer 2020, arXiv:2002.05202.
+/// # Shapes
+/// `x: [.., K]`, `w: [2·ceil(n / 16), K, 16]` → `[.., n]`, dtype of `x`.
+pub(super) struct GatedLinear;
+
+static SIGNATURE: Signature = Signature {
+    operands: &[one("x"), one("w")],
+    attrs: &[required("n", AttrKind::Int), required("act", AttrKind::Str)],
+};
+
+impl OpDef for GatedLinear {
+    fn name(&self) -> &'static str {
+        "gated_linear"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        Ok(vec![Fact::of(infer_product(cx, 2)?)])
+    }
+    fn body(&self) -> Body {
+        Body::Primitive(|cx, args| {
+            let [x, w] = [0, 1].map(|i| args[i].as_ref().expect("operand"));
+            let n = usize::try_from(cx.attrs.int("n")).expect("inferred");
+            let act = activation(cx.attrs.str("act")).expect("inferred");
+            let half = |first: usize| product(x, &w.slice(0, first, w.shape()[0] / 2, 2), n);
+            let y = half(0).into_iter().zip(half(1)).map(|(g, u)| act(g) * u);
+            vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+        })
+    }
+    fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
+        let k = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
+        results[0].elements() * k * Dim::from(4i64)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let make = |rows: usize, dtype: DType, act: &str| Sample {
+            attrs: Attrs::none().with("n", 37i64).with("act", act),
+            args: vec![
+                Some(spread(DType::F32, &[rows, 19], -1.0, 1.0)),
+                Some(spread(dtype, &[6, 19, 16], -0.5, 0.5)),
+            ],
+        };
+        vec![make(1, DType::Bf16, "silu"), make(13, DType::F32, "gelu_tanh")]
+    }
+}

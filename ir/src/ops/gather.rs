@@ -1,0 +1,77 @@
+//! `gather`.
+
+use super::elementwise::spread;
+use crate::tensor::for_each_index;
+use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, normalize_axis, one, onnx}};
+
+/// `data` with axis `axis` replaced by the entries that `indices` name. Negative indices count from
+/// the end; one out of range is the caller's fault and yields NaN or zero.
+pub(super) struct Gather;
+
+static SIGNATURE: Signature = Signature {
+    operands: &[one("data"), one("indices")],
+    attrs: &[defaulted("axis", AttrKind::Int, || Attr::Int(0))],
+};
+
+impl OpDef for Gather {
+    fn name(&self) -> &'static str {
+        "gather"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn onnx(&self) -> &'static [OnnxName] {
+        const { &[OnnxName { attrs: &[("axis", "axis")], ..onnx("Gather") }] }
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        let (data, indices) = (cx.ty(0), cx.ty(1));
+        if !indices.dtype.is_int() {
+            return Err(OpError::new(format!("indices are {}, not integers", indices.dtype)));
+        }
+        let axis = cx.axis("axis", data.rank())?;
+        let mut shape = data.shape[..axis].to_vec();
+        shape.extend(indices.shape.iter().cloned());
+        shape.extend(data.shape[axis + 1..].iter().cloned());
+        let ty = TensorType::new(data.dtype, shape);
+        if let (Some(dims), Some(at), true) = (&cx.arg(0).dims, &cx.arg(1).dims, ty.rank() <= 1) {
+            let pick = |i: &Dim| dims.get(normalize_axis(i.as_const()?, dims.len())?).cloned();
+            if let Some(dims) = at.iter().map(pick).collect() {
+                return Ok(vec![Fact::symbolic(ty, dims)]);
+            }
+        }
+        Ok(vec![Fact::of(ty)])
+    }
+    fn body(&self) -> Body {
+        Body::Primitive(|cx, args| {
+            let [data, indices] = [0, 1].map(|i| args[i].as_ref().expect("operand"));
+            let axis = normalize_axis(cx.attrs.int("axis"), data.rank()).expect("inferred");
+            let indices = indices.to_i64s();
+            let mut bytes = Vec::new();
+            for_each_index(&data.shape()[..axis], |outer| {
+                let rows = outer.iter().enumerate();
+                let rows = rows.fold(data.clone(), |t, (x, i)| t.slice(x, *i, 1, 1));
+                let gap = rows.len() / data.shape()[axis].max(1);
+                for i in &indices {
+                    match normalize_axis(*i, data.shape()[axis]) {
+                        Some(i) => rows
+                            .slice(axis, i, 1, 1)
+                            .for_each_run(|run| bytes.extend_from_slice(run)),
+                        None => bytes.extend(
+                            Tensor::from_f64s(data.dtype(), &[gap], vec![f64::NAN; gap]).to_bytes(),
+                        ),
+                    }
+                }
+            });
+            vec![Tensor::from_bytes(data.dtype(), &cx.shape(0), bytes)]
+        })
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let data = spread(DType::F32, &[7, 20], -1.0, 1.0);
+        let rows = Tensor::from_i64s(DType::I32, &[2, 3], [0, 6, 3, 3, -1, 2]);
+        let make = |axis: i64| Sample {
+            attrs: Attrs::none().with("axis", axis),
+            args: vec![Some(data.clone()), Some(rows.clone())],
+        };
+        vec![make(0), make(1)]
+    }
+}

@@ -1,0 +1,126 @@
+//! `linear`: product with a packed weight, and what may follow it.
+
+use super::elementwise::spread;
+use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, one, optional, required, same_dtype}};
+
+/// `act(x · w + bias) + residual`, the weight packed, of any float type, read at its own precision.
+///
+/// Every output sums its products from `k = 0` on, one fused multiply-add each, whatever the number of
+/// rows.
+/// # Shapes
+/// `x: [.., K]`, `w: [ceil(n / 16), K, 16]`, `bias: [n]`, `residual: [.., n]` → `[.., n]`, dtype of `x`.
+pub(super) struct Linear;
+
+static SIGNATURE: Signature = Signature {
+    operands: &[one("x"), one("w"), optional("bias"), optional("residual")],
+    attrs: &[required("n", AttrKind::Int), defaulted("act", AttrKind::Str, || Attr::from("none"))],
+};
+
+impl OpDef for Linear {
+    fn name(&self) -> &'static str {
+        "linear"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        let ty = infer_product(cx, 1)?;
+        let optional = |i: usize| cx.args.get(i).copied().flatten();
+        if let Some(bias) = optional(2) {
+            same_dtype(ty.dtype, bias.ty.dtype)?;
+            match &*bias.ty.shape {
+                [n] => cx.same("bias", n, &ty.shape[ty.rank() - 1])?,
+                _ => return Err(OpError::new(format!("bias is {}", bias.ty))),
+            }
+        }
+        if let Some(residual) = optional(3) {
+            if residual.ty.equal(&ty, cx.symbols) != Some(true) {
+                return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
+            }
+        }
+        Ok(vec![Fact::of(ty)])
+    }
+    fn body(&self) -> Body {
+        Body::Primitive(|cx, args| {
+            let [x, w] = [0, 1].map(|i| args[i].as_ref().expect("operand"));
+            let n = usize::try_from(cx.attrs.int("n")).expect("inferred");
+            let optional = |i: usize| args.get(i).and_then(Option::as_ref).map(Tensor::to_f64s);
+            let (bias, residual) = (optional(2), optional(3));
+            let act = activation(cx.attrs.str("act")).expect("inferred");
+            let y = product(x, w, n).into_iter().enumerate().map(|(i, y)| {
+                let y = act(y + bias.as_ref().map_or(0.0, |b| b[i % n]));
+                y + residual.as_ref().map_or(0.0, |r| r[i])
+            });
+            vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+        })
+    }
+    fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
+        let k = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
+        results[0].elements() * k * Dim::from(2i64)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for rows in [1, 3, 7, 20] {
+            for (dtype, act) in [(DType::F32, "none"), (DType::Bf16, "silu"), (DType::F16, "gelu")] {
+                let w = |p: usize| Some(spread(dtype, &[p, 19, 16], -0.5, 0.5));
+                let f = |s: &[usize]| Some(spread(DType::F32, s, -1.0, 1.0));
+                let attrs = Attrs::none().with("n", 37i64).with("act", act);
+                let mut args = vec![f(&[rows, 19]), w(3)];
+                if act != "none" {
+                    args.extend([f(&[37]), f(&[rows, 37])]);
+                }
+                samples.push(Sample { attrs, args });
+            }
+        }
+        samples
+    }
+}
+
+/// Activations that an epilogue computes.
+pub(super) fn activation(name: &str) -> Option<fn(f64) -> f64> {
+    use std::f64::consts::{FRAC_1_SQRT_2, PI};
+    Some(match name {
+        "none" => |x| x,
+        "relu" => |x| x.max(0.0),
+        "tanh" => f64::tanh,
+        "sigmoid" => |x| 1.0 / (1.0 + (-x).exp()),
+        "silu" => |x| x / (1.0 + (-x).exp()),
+        "gelu" => |x| x * 0.5 * (1.0 + super::erf::erf(x * FRAC_1_SQRT_2)),
+        "gelu_tanh" => {
+            |x| x * 0.5 * (1.0 + ((2.0 / PI).sqrt() * (x + 0.044715 * x * x * x)).tanh())
+        }
+        _ => return None,
+    })
+}
+
+/// `x · w` for packed `w`, `[rows, n]` in row-major order.
+pub(super) fn product(x: &Tensor, w: &Tensor, n: usize) -> Vec<f64> {
+    let [_, k, panel] = *w.shape() else { unreachable!("inferred") };
+    let rows = x.len() / k.max(1);
+    let (x, w) = (x.to_f64s(), w.to_f64s());
+    let mut out = Vec::with_capacity(rows * n);
+    for r in 0..rows {
+        for c in 0..n {
+            let column = |j: usize| w[((c / panel) * k + j) * panel + c % panel];
+            out.push((0..k).map(|j| x[r * k + j] * column(j)).sum::<f64>());
+        }
+    }
+    out
+}
+
+/// Checks activation, sizes and packing; returns the type of the product.
+pub(super) fn infer_product(cx: &InferCx<'_>, panels_per_column: i64) -> Result<TensorType, OpError> {
+    let (x, w) = (cx.ty(0), cx.ty(1));
+    if activation(cx.attrs.str("act")).is_none() {
+        return Err(OpError::attr("act", "is not an activation that an epilogue computes"));
+    }
+    let ([lead @ .., k], [panels, k2, width]) = (&*x.shape, &*w.shape) else {
+        return Err(OpError::new(format!("takes [.., K] and a packed weight, got {x} and {w}")));
+    };
+    cx.same("inner dimension", k, k2)?;
+    cx.same("panel width", width, &Dim::from(super::pack::PANEL))?;
+    let n = Dim::from(cx.attrs.int("n"));
+    let need = n.ceil_div(super::pack::PANEL as i64) * Dim::from(panels_per_column);
+    cx.same("panels", panels, &need)?;
+    Ok(TensorType::new(x.dtype, lead.iter().cloned().chain([n])))
+}

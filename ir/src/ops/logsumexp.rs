@@ -1,0 +1,46 @@
+//! `logsumexp`.
+
+use super::elementwise::spread;
+use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::{one}};
+
+/// `log Σ exp(x)` over the last axis, by way of the maximum: `[.., N] -> [..]`.
+pub(super) struct Logsumexp;
+
+static SIGNATURE: Signature = Signature {
+    operands: &[one("x")],
+    attrs: &[],
+};
+
+impl OpDef for Logsumexp {
+    fn name(&self) -> &'static str {
+        "logsumexp"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        let x = cx.ty(0);
+        if x.rank() == 0 {
+            return Err(OpError::new("takes at least one axis"));
+        }
+        let shape = x.shape[..x.rank() - 1].iter().cloned();
+        Ok(vec![Fact::of(TensorType::new(x.dtype, shape))])
+    }
+    fn body(&self) -> Body {
+        Body::Composite(|b, _, args| {
+            let x = args[0].expect("operand");
+            let max = b.reduce("reduce_max", x, &[-1], true)?;
+            let e = b.sub(x, max)?;
+            let e = b.exp(e)?;
+            let sum = b.reduce("reduce_sum", e, &[-1], false)?;
+            let log = b.unary("log", sum)?;
+            let shape = b.ty(log).shape.to_vec();
+            let max = b.reshape(max, shape)?;
+            Ok(vec![b.add(log, max)?])
+        })
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let x = Some(spread(DType::F32, &[3, 37], -9.0, 9.0));
+        vec![Sample { attrs: Attrs::none(), args: vec![x] }]
+    }
+}

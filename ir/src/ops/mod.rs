@@ -1,0 +1,102 @@
+//! The operator table: one file an operator, listed once.
+
+mod elementwise;
+mod reduction;
+#[cfg(test)]
+mod tests;
+
+pub use pack::PANEL;
+
+macro_rules! ops {
+    ($($file:ident: $op:ident,)*) => {
+        $(mod $file;)*
+        /// Every operator.
+        pub static OPS: &[&dyn crate::OpDef] = &[$(&$file::$op,)*];
+    };
+}
+
+ops! {
+    // Structure.
+    param: Param,
+    weight: Weight,
+    constant: Constant,
+    call: Call,
+    // Element by element.
+    neg: Neg,
+    abs: Abs,
+    sign: Sign,
+    exp: Exp,
+    log: Log,
+    sqrt: Sqrt,
+    rsqrt: Rsqrt,
+    reciprocal: Reciprocal,
+    tanh: Tanh,
+    erf: Erf,
+    sin: Sin,
+    cos: Cos,
+    floor: Floor,
+    ceil: Ceil,
+    round: Round,
+    not: Not,
+    is_nan: IsNan,
+    add: Add,
+    sub: Sub,
+    mul: Mul,
+    div: Div,
+    rem: Rem,
+    pow: Pow,
+    maximum: Maximum,
+    minimum: Minimum,
+    equal: Equal,
+    less: Less,
+    less_equal: LessEqual,
+    greater: Greater,
+    greater_equal: GreaterEqual,
+    and: And,
+    or: Or,
+    xor: Xor,
+    select: Select,
+    cast: Cast,
+    // Activations.
+    relu: Relu,
+    sigmoid: Sigmoid,
+    silu: Silu,
+    gelu: Gelu,
+    gelu_tanh: GeluTanh,
+    // Shapes and data movement.
+    shape_of: ShapeOf,
+    size_vector: SizeVector,
+    iota: Iota,
+    reshape: Reshape,
+    transpose: Transpose,
+    broadcast_to: BroadcastTo,
+    slice: Slice,
+    concat: Concat,
+    gather: Gather,
+    // Reductions and contractions.
+    reduce_sum: ReduceSum,
+    reduce_mean: ReduceMean,
+    reduce_max: ReduceMax,
+    reduce_min: ReduceMin,
+    reduce_prod: ReduceProd,
+    cumsum: Cumsum,
+    matmul: Matmul,
+    softmax: Softmax,
+    logsumexp: Logsumexp,
+    rms_norm: RmsNorm,
+    layer_norm: LayerNorm,
+    l2_normalize: L2Normalize,
+    // Sequences.
+    rope: Rope,
+    attention: Attention,
+    kv_write: KvWrite,
+    paged_attention: PagedAttention,
+    segment_mean: SegmentMean,
+    segment_first: SegmentFirst,
+    // What kernels compute directly.
+    pack: Pack,
+    interleave: Interleave,
+    linear: Linear,
+    gated_linear: GatedLinear,
+    fused: Fused,
+}

@@ -1,0 +1,8 @@
+//! `reduce_sum`.
+
+use super::reduction::reduction;
+
+reduction! {
+    /// Sum over axes, kept with extent one where `keep` is set.
+    ReduceSum, "reduce_sum", 0.0, |a, b| a + b
+}

@@ -1,0 +1,214 @@
+//! The compiled form of an entry function: kernels, launches, and a place for every value.
+//!
+//! [`KernelSpec`] is what a kernel has to compute and how its operands lie in memory; the code
+//! generator turns each distinct one into machine code once. [`Program`] is what the runtime
+//! executes: launches in order, over one arena of fixed size, the weights, and the states that
+//! outlive a run.
+
+use std::{fmt, sync::Arc};
+
+use serde::{Deserialize, Serialize};
+
+use crate::{Attrs, Dim, Graph, Symbols, TensorType};
+
+/// How a tensor lies in memory.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Layout {
+    /// Element type and shape.
+    pub ty: TensorType,
+    /// Distance between neighbours along each axis, in elements; zero where broadcast.
+    pub strides: Vec<Dim>,
+}
+
+impl Layout {
+    /// Row-major order without gaps.
+    pub fn contiguous(ty: &TensorType) -> Layout {
+        let mut strides = vec![Dim::from(1); ty.rank()];
+        for i in (1..ty.rank()).rev() {
+            strides[i - 1] = strides[i].clone() * ty.shape[i].clone();
+        }
+        Layout { ty: ty.clone(), strides }
+    }
+
+    /// Whether elements follow each other in row-major order (the stride of an axis of extent one
+    /// does not matter).
+    pub fn is_contiguous(&self) -> bool {
+        let want = Layout::contiguous(&self.ty);
+        let axes = self.ty.shape.iter().zip(self.strides.iter().zip(&want.strides));
+        axes.into_iter().all(|(d, (s, w))| d.is(1) || s == w)
+    }
+}
+
+impl fmt::Display for Layout {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}", self.ty)?;
+        if !self.is_contiguous() {
+            write!(f, " strides {:?}", self.strides)?;
+        }
+        Ok(())
+    }
+}
+
+/// A computation that one kernel performs.
+#[derive(Clone, Debug)]
+pub struct KernelSpec {
+    /// The operator's name in the table.
+    pub op: &'static str,
+    /// Its attributes, without names that differ from use to use.
+    pub attrs: Attrs,
+    /// Layouts of the operands; `None` for an absent optional one.
+    pub operands: Vec<Option<Layout>>,
+    /// Layouts of the results.
+    pub results: Vec<Layout>,
+    /// The function of a `fused` kernel.
+    pub body: Option<Arc<Graph>>,
+    /// Bounds of the symbols.
+    pub symbols: Arc<Symbols>,
+}
+
+impl KernelSpec {
+    /// Pairs of (result, operand) that the operator updates in place: the result is the operand's
+    /// memory after the write.
+    pub fn in_place(op: &str) -> &'static [(usize, usize)] {
+        match op {
+            "kv_write" => &[(0, 0), (1, 1)],
+            _ => &[],
+        }
+    }
+}
+
+/// Memory that a place is in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Region {
+    /// The program's arena.
+    Arena,
+    /// A packed weight of the artifact, by number.
+    Weight(u32),
+    /// A state of the program, by number.
+    State(u32),
+    /// Nowhere: an absent operand.
+    Null,
+}
+
+/// Where a tensor begins.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Place {
+    /// In which memory.
+    pub region: Region,
+    /// At which byte.
+    pub offset: Dim,
+}
+
+/// A named input, output or state.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Port {
+    /// Its name.
+    pub name: Arc<str>,
+    /// Element type and shape.
+    pub ty: TensorType,
+    /// Where its elements lie, in row-major order.
+    pub place: Place,
+}
+
+/// A kernel of the code image.
+///
+/// Its code has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut u8,
+/// tile_begin: i64, tile_end: i64)`: `args` are the operands, then the results; `dims` the values
+/// of [`Kernel::dims`]; `scratch` is [`Kernel::scratch_bytes`] of memory of the calling thread,
+/// aligned to 64 bytes. Any split of `0..tiles` into ranges gives the same result.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Kernel {
+    /// The operator that it computes.
+    pub op: String,
+    /// Symbol of the code.
+    pub symbol: String,
+    /// Offset of the code in the image.
+    pub code_offset: u64,
+    /// Sizes that it reads.
+    pub dims: Vec<Dim>,
+    /// Number of tiles that threads may share.
+    pub tiles: Dim,
+    /// Scratch memory of each thread.
+    pub scratch_bytes: u64,
+    /// Floating point operations of a launch.
+    pub flops: Dim,
+    /// Bytes that a launch must read and write.
+    pub bytes: Dim,
+}
+
+/// One launch of a kernel.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Launch {
+    /// Number of the kernel in [`Program::kernels`].
+    pub kernel: u32,
+    /// Operands, then results.
+    pub args: Vec<Place>,
+    /// What it computes, for people: `layer.3/mlp.down`.
+    pub label: String,
+}
+
+/// A value's time and place in the arena.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Interval {
+    /// The value, for people.
+    pub name: String,
+    /// First byte.
+    pub offset: u64,
+    /// Bytes at the symbols' bounds.
+    pub bytes: u64,
+    /// Launch that writes it (0 for an input).
+    pub first: u32,
+    /// Last launch that reads it.
+    pub last: u32,
+}
+
+/// An entry function, compiled.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Program {
+    /// Name of the entry.
+    pub name: String,
+    /// Symbols and the bounds that sizes were fixed for.
+    pub symbols: Symbols,
+    /// Inputs, which the caller writes to the arena.
+    pub inputs: Vec<Port>,
+    /// Outputs, which the caller reads from the arena.
+    pub outputs: Vec<Port>,
+    /// Memory that outlives a run (key/value memory), which the caller supplies.
+    pub states: Vec<Port>,
+    /// Distinct kernels.
+    pub kernels: Vec<Kernel>,
+    /// Launches in order.
+    pub launches: Vec<Launch>,
+    /// Bytes of the arena: the exact peak at the bounds.
+    pub arena_bytes: u64,
+    /// What lies where and when in the arena.
+    pub intervals: Vec<Interval>,
+}
+
+impl Program {
+    /// The largest scratch memory that a thread needs.
+    pub fn scratch_bytes(&self) -> u64 {
+        self.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0)
+    }
+}
+
+/// What a compiler knows of kernels, for passes that choose between forms.
+pub trait Kernels: Sync {
+    /// Whether a kernel can be generated.
+    ///
+    /// # Errors
+    /// A sentence that says what is not supported, such as the stride of an operand.
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String>;
+
+    /// Seconds that an application of the operator takes, its symbols at `env`; `None` where no
+    /// kernel computes this operator.
+    fn seconds(
+        &self,
+        op: crate::OpRef,
+        attrs: &Attrs,
+        args: &[Option<TensorType>],
+        results: &[TensorType],
+        env: &crate::Env,
+    ) -> Option<f64>;
+}

@@ -1,0 +1,83 @@
+//! What code is compiled for.
+
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+
+/// An instruction set extension that generated CPU code may need.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+#[allow(missing_docs, reason = "the names are those of the vendor's manual")]
+pub enum CpuFeature {
+    Avx2,
+    Fma,
+    F16c,
+    Bmi2,
+    Avx512f,
+    Avx512bw,
+    Avx512dq,
+    Avx512vl,
+    Avx512vnni,
+    Avx512bf16,
+}
+
+impl CpuFeature {
+    /// The name as LLVM and `/proc/cpuinfo` spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CpuFeature::Avx2 => "avx2",
+            CpuFeature::Fma => "fma",
+            CpuFeature::F16c => "f16c",
+            CpuFeature::Bmi2 => "bmi2",
+            CpuFeature::Avx512f => "avx512f",
+            CpuFeature::Avx512bw => "avx512bw",
+            CpuFeature::Avx512dq => "avx512dq",
+            CpuFeature::Avx512vl => "avx512vl",
+            CpuFeature::Avx512vnni => "avx512vnni",
+            CpuFeature::Avx512bf16 => "avx512bf16",
+        }
+    }
+}
+
+/// A machine to compile for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Target {
+    /// LLVM target triple.
+    pub triple: String,
+    /// LLVM processor name: `x86-64-v3`, `znver3`.
+    pub cpu: String,
+    /// Extensions that the code may use and the machine must have.
+    pub features: Vec<CpuFeature>,
+    /// Floats of one vector register.
+    pub vector_width: u32,
+    /// Bytes of second-level cache a core.
+    pub l2_bytes: u64,
+    /// Single-precision operations a second of one core, for cost estimates.
+    pub peak_flops: f64,
+    /// Bytes a second that one core reads from memory, for cost estimates.
+    pub read_bandwidth: f64,
+    /// Seconds that one launch costs, for cost estimates.
+    pub launch_seconds: f64,
+}
+
+impl Target {
+    /// The baseline: 64-bit x86 with AVX2, FMA and F16C.
+    pub fn x86_64_v3() -> Target {
+        Target {
+            triple: "x86_64-unknown-linux-gnu".into(),
+            cpu: "x86-64-v3".into(),
+            features: vec![CpuFeature::Avx2, CpuFeature::Fma, CpuFeature::F16c, CpuFeature::Bmi2],
+            vector_width: 8,
+            l2_bytes: 512 << 10,
+            peak_flops: 100e9,
+            read_bandwidth: 17e9,
+            launch_seconds: 2e-6,
+        }
+    }
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.triple, self.cpu)
+    }
+}

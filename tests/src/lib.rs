@@ -1,0 +1,1 @@
+//! brolly-tests

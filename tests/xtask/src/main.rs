@@ -1,0 +1,73 @@
+//! `cargo xtask`: sets a machine up, runs every check, and shows brolly at work.
+//!
+//! Each subcommand is one file. The tool needs only a Rust toolchain and a C linker: it links no
+//! LLVM, because installing LLVM is the first thing that it does.
+#![allow(clippy::print_stdout, reason = "a command line tool: its results go to stdout")]
+
+mod checks;
+mod demo;
+mod fuzz;
+mod llvm;
+mod minilm;
+mod needs;
+mod process;
+mod runtime_only;
+mod setup;
+mod table;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask demo               set up, compile two models, generate, embed, measure
+  cargo xtask test               everything that a change has to pass
+  cargo xtask test --fast        formatting, lints and tests only
+  cargo xtask fuzz --seconds 600 ten minutes for every fuzz target";
+
+/// Sets a machine up, runs every check, and shows brolly at work.
+#[derive(Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask", after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Find LLVM and MLIR 22, or install them with apt, or say exactly what is missing.
+    Setup,
+    /// Compile the models at hand, generate text, embed sentences, print what it took.
+    Demo,
+    /// Run every check: formatting, lints, documentation, the runtime-only binary, the tests.
+    Test {
+        /// Leave out the documentation, the runtime-only binary and the MiniLM download.
+        #[arg(long)]
+        fast: bool,
+    },
+    /// Run the fuzz targets at length.
+    Fuzz {
+        /// Seconds for each target.
+        #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
+        seconds: u64,
+    },
+    /// Fetch the all-MiniLM-L6-v2 sentence encoder into .cache/minilm.
+    Minilm,
+}
+
+fn main() -> ExitCode {
+    let done = match Cli::parse().task {
+        Task::Setup => setup::run().map(|_| ()),
+        Task::Demo => demo::run(),
+        Task::Test { fast } => checks::run(fast),
+        Task::Fuzz { seconds } => fuzz::run(seconds),
+        Task::Minilm => minilm::run(),
+    };
+    match done {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(failure) => {
+            eprintln!("error: {failure}");
+            ExitCode::FAILURE
+        }
+    }
+}
