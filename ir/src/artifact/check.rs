@@ -97,7 +97,9 @@ impl Checker<'_> {
             let in_arena = end.is_some_and(|end| end <= self.program.arena_bytes);
             let in_time =
                 interval.first <= interval.last && interval.last as usize <= launches.len();
-            self.check(in_arena && in_time, || format!("intervals[{i}] leaves the arena or the run"));
+            self.check(in_arena && in_time, || {
+                format!("intervals[{i}] leaves the arena or the run")
+            });
         }
     }
 

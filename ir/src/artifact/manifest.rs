@@ -116,7 +116,8 @@ impl FromStr for Digest {
         };
         let mut out = [0; 32];
         let pairs = text.as_bytes().chunks_exact(2);
-        let bytes: Option<Vec<u8>> = pairs.map(|p| Some(digit(p[0])? << 4 | digit(p[1])?)).collect();
+        let bytes: Option<Vec<u8>> =
+            pairs.map(|p| Some(digit(p[0])? << 4 | digit(p[1])?)).collect();
         match bytes {
             Some(bytes) if text.len() == 64 => {
                 out.copy_from_slice(&bytes);

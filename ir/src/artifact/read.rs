@@ -59,9 +59,7 @@ impl Artifact {
     /// # Errors
     /// As [`open`](Self::open), but for [`ArtifactError::Machine`].
     pub fn open_foreign(path: &Path) -> Result<Artifact, ArtifactError> {
-        let io = |doing| {
-            move |source| ArtifactError::Io { path: path.into(), doing, source }
-        };
+        let io = |doing| move |source| ArtifactError::Io { path: path.into(), doing, source };
         let file = File::open(path).map_err(io("open it"))?;
         let map = mmap::map_open_file(&file).map_err(io("map it"))?;
         let manifest = parse(path, map.as_ref())?;
@@ -238,7 +236,7 @@ pub fn parse(path: &Path, bytes: &[u8]) -> Result<Manifest, ArtifactError> {
     let mut problems = check::manifest(&manifest);
     let mut placed = manifest.clone();
     let end = layout::place(&mut placed);
-    if placed != manifest {
+    if end.is_none() || placed != manifest {
         problems.push("sections are not where their sizes put them".into());
     }
     let Some(end) = end.filter(|_| problems.is_empty()) else {
@@ -312,11 +310,7 @@ fn slice(bytes: &[u8], data: usize, offset: u64, length: u64) -> Option<&[u8]> {
     bytes.get(start..start.checked_add(usize::try_from(length).ok()?)?)
 }
 
-fn damaged_part(
-    path: &Path,
-    what: impl Into<String>,
-    reason: impl Into<String>,
-) -> ArtifactError {
+fn damaged_part(path: &Path, what: impl Into<String>, reason: impl Into<String>) -> ArtifactError {
     ArtifactError::Damaged { path: path.into(), what: what.into(), reason: reason.into() }
 }
 

@@ -177,7 +177,8 @@ fn every_flipped_bit_is_refused() {
     let bytes = fs::read(&path).unwrap();
     let data = bytes.len() - usize::try_from(layout::offsets(&manifest).unwrap().1).unwrap();
     let altered = path.with_file_name("altered.brolly");
-    let places = (0..data).step_by(7).chain((data..bytes.len()).step_by(37)).chain(data..data + 300);
+    let places =
+        (0..data).step_by(7).chain((data..bytes.len()).step_by(37)).chain(data..data + 300);
     for (n, place) in places.enumerate() {
         let mut copy = bytes.clone();
         copy[place] ^= 1 << (n % 8);

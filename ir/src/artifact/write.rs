@@ -89,7 +89,8 @@ pub fn write<E: Into<Box<dyn Error + Send + Sync>>>(
     let mut file = Draft::create(path)?;
     file.seek_to(header_bytes)?;
     let mut end = 0;
-    for (section, bytes) in [(&manifest.code, code), (&manifest.text, &text), (&manifest.report, &report)]
+    for (section, bytes) in
+        [(&manifest.code, code), (&manifest.text, &text), (&manifest.report, &report)]
     {
         file.pad(section.offset - end)?;
         file.put(bytes)?;

@@ -124,9 +124,6 @@ mod tests {
         }
         let square: Dim = "A*A".parse().unwrap();
         assert_eq!(square.compile(&symbols).unwrap().eval(&[i64::MAX, 0]), None);
-        assert_eq!(
-            Dim::symbol("C").compile(&symbols),
-            Err(DimError::Unbound("C".into()))
-        );
+        assert_eq!(Dim::symbol("C").compile(&symbols), Err(DimError::Unbound("C".into())));
     }
 }

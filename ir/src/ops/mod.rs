@@ -73,6 +73,9 @@ ops! {
     slice: Slice,
     concat: Concat,
     gather: Gather,
+    gather_elements: GatherElements,
+    gather_nd: GatherNd,
+    scatter_nd: ScatterNd,
     // Reductions and contractions.
     reduce_sum: ReduceSum,
     reduce_mean: ReduceMean,
@@ -88,6 +91,7 @@ ops! {
     l2_normalize: L2Normalize,
     // Sequences.
     rope: Rope,
+    score: Score,
     attention: Attention,
     kv_write: KvWrite,
     paged_attention: PagedAttention,

@@ -1,0 +1,210 @@
+//! From kernel specifications to one image of machine code.
+//!
+//! Each distinct text is compiled once, on several threads; specifications that differ only in sizes
+//! read at run time share code. The same specifications give the same bytes.
+
+use std::{
+    collections::BTreeMap,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+
+use ir::{Attrs, Env, KernelSpec, Kernels, Layout, OpRef, Symbols, Target, TensorType};
+
+use crate::{
+    image::{self, LinkError},
+    isa::Isa,
+    lower::{Emitted, LowerError, lowering},
+    mlir::{self, CompileError, Cpu},
+};
+
+/// The code generator for one machine.
+#[derive(Clone, Debug)]
+pub struct Codegen {
+    target: Target,
+    threads: usize,
+}
+
+/// Machine code and what a program needs to know of it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Compiled {
+    /// To be mapped read-execute at a page boundary.
+    pub image: Vec<u8>,
+    /// One kernel for each specification, in their order.
+    pub kernels: Vec<ir::Kernel>,
+}
+
+/// Why kernels could not be generated.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum CodegenError {
+    /// A specification that no family takes.
+    #[error(transparent)]
+    Lower(#[from] LowerError),
+    /// Generated text that MLIR or LLVM refuses: a bug of the generator.
+    #[error(transparent)]
+    Compile(#[from] CompileError),
+    /// Code that cannot be part of an image: a bug of the generator.
+    #[error(transparent)]
+    Link(#[from] LinkError),
+}
+
+impl Codegen {
+    /// A generator for `target`, compiling on as many threads as the machine has.
+    pub fn new(target: Target) -> Codegen {
+        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        Codegen { target, threads }
+    }
+
+    /// The machine that code is generated for.
+    pub fn target(&self) -> &Target {
+        &self.target
+    }
+
+    /// Generates, compiles and links kernels. `progress(done, all)` is called, from any thread, when a
+    /// distinct kernel is done.
+    ///
+    /// # Errors
+    /// Every [`CodegenError`] of every specification.
+    pub fn compile(
+        &self,
+        specs: &[KernelSpec],
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Compiled, Vec<CodegenError>> {
+        let emitted = self.emit(specs)?;
+        let mut distinct: Vec<&Emitted> = Vec::new();
+        let mut known: BTreeMap<&str, ()> = BTreeMap::new();
+        for kernel in &emitted {
+            if known.insert(&kernel.symbol, ()).is_none() {
+                distinct.push(kernel);
+            }
+        }
+        let objects = self.objects(&distinct, progress)?;
+        let named: Vec<(&str, &[u8])> =
+            distinct.iter().zip(&objects).map(|(k, o)| (&*k.symbol, &**o)).collect();
+        let image = image::link(&named)
+            .map_err(|errors| errors.into_iter().map(CodegenError::Link).collect::<Vec<_>>())?;
+        let kernels = emitted
+            .into_iter()
+            .zip(specs)
+            .map(|(kernel, spec)| {
+                let family = lowering(spec.op).expect("it was emitted");
+                ir::Kernel {
+                    op: spec.op.to_owned(),
+                    code_offset: image.symbols[&kernel.symbol],
+                    symbol: kernel.symbol,
+                    dims: kernel.dims,
+                    tiles: kernel.tiles,
+                    scratch_bytes: kernel.scratch_bytes,
+                    flops: family.flops(spec),
+                    bytes: family.bytes(spec),
+                }
+            })
+            .collect();
+        Ok(Compiled { image: image.bytes, kernels })
+    }
+
+    fn emit(&self, specs: &[KernelSpec]) -> Result<Vec<Emitted>, Vec<CodegenError>> {
+        let emit = |spec: &KernelSpec| match lowering(spec.op) {
+            Some(family) => family.emit(spec, &self.target),
+            None => Err(LowerError { op: spec.op.into(), reason: "no kernel computes it".into() }),
+        };
+        let (done, failed): (Vec<_>, Vec<_>) = specs.iter().map(emit).partition(Result::is_ok);
+        let errors: Vec<CodegenError> =
+            failed.into_iter().filter_map(Result::err).map(CodegenError::Lower).collect();
+        if errors.is_empty() {
+            Ok(done.into_iter().filter_map(Result::ok).collect())
+        } else {
+            Err(errors)
+        }
+    }
+
+    fn objects(
+        &self,
+        kernels: &[&Emitted],
+        progress: &(dyn Fn(usize, usize) + Sync),
+    ) -> Result<Vec<Vec<u8>>, Vec<CodegenError>> {
+        let cpu = cpu(&self.target);
+        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
+        let work = || {
+            let mut mine = Vec::new();
+            loop {
+                let index = next.fetch_add(1, Ordering::Relaxed);
+                let Some(kernel) = kernels.get(index) else { return mine };
+                let text = crate::Kernel {
+                    symbol: kernel.symbol.clone(),
+                    mlir: kernel.mlir.clone(),
+                    scratch_bytes: kernel.scratch_bytes,
+                    args: Vec::new(),
+                    dims: Vec::new(),
+                };
+                mine.push((index, mlir::compile(&text, &cpu)));
+                progress(done.fetch_add(1, Ordering::Relaxed) + 1, kernels.len());
+            }
+        };
+        let mut results: Vec<_> = std::thread::scope(|scope| {
+            let count = self.threads.clamp(1, kernels.len().max(1));
+            let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+            let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
+                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+            };
+            workers.into_iter().flat_map(join).collect()
+        });
+        results.sort_by_key(|(index, _)| *index);
+        let (good, bad): (Vec<_>, Vec<_>) =
+            results.into_iter().map(|(_, result)| result).partition(Result::is_ok);
+        let errors: Vec<CodegenError> =
+            bad.into_iter().filter_map(Result::err).map(CodegenError::Compile).collect();
+        if errors.is_empty() {
+            Ok(good.into_iter().filter_map(Result::ok).collect())
+        } else {
+            Err(errors)
+        }
+    }
+}
+
+impl Kernels for Codegen {
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        match lowering(spec.op) {
+            Some(family) => family.supports(spec),
+            None => Err(format!("no kernel computes `{}`", spec.op)),
+        }
+    }
+
+    fn seconds(
+        &self,
+        op: OpRef,
+        attrs: &Attrs,
+        args: &[Option<TensorType>],
+        results: &[TensorType],
+        env: &Env,
+    ) -> Option<f64> {
+        let family = lowering(op.name())?;
+        let layout = |ty: &TensorType| Layout::contiguous(ty);
+        let spec = KernelSpec {
+            op: op.0.name(),
+            attrs: attrs.clone(),
+            operands: args.iter().map(|a| a.as_ref().map(layout)).collect(),
+            results: results.iter().map(layout).collect(),
+            body: None,
+            symbols: std::sync::Arc::new(Symbols::default()),
+        };
+        let value = |dim: ir::Dim| dim.eval(env).ok().map(|v| v as f64);
+        let flops = value(op.flops(attrs, args, results))?;
+        let bytes = value(family.bytes(&spec))?;
+        let target = &self.target;
+        let busy = (flops / target.peak_flops).max(bytes / target.read_bandwidth);
+        Some(busy + target.launch_seconds)
+    }
+}
+
+/// The machine as LLVM knows it.
+fn cpu(target: &Target) -> Cpu {
+    let features: Vec<String> = target.features.iter().map(|f| format!("+{}", f.name())).collect();
+    Cpu { name: target.cpu.clone(), features: features.join(",") }
+}
+
+/// What schedules need to know of a target.
+pub(crate) fn isa_of(target: &Target) -> Isa {
+    let base = if target.vector_width >= 16 { Isa::x86_64_v4() } else { Isa::x86_64_v3() };
+    Isa { l2_bytes: target.l2_bytes, ..base }
+}

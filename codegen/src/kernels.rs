@@ -1,0 +1,3 @@
+//! One generator per kernel family.
+
+pub mod matmul;

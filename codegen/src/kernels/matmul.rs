@@ -1,0 +1,346 @@
+//! `y[M, N] = epilogue(x[M, K] · W[K, N])`, every M in one kernel.
+//!
+//! W is packed in column panels of 16, `[ceil(N/16)][K][16]`, the last one padded with zeros. **Every
+//! output is one chain of fused multiply-adds over k = 0, 1, .., K-1 that starts at 0.0**, whatever M,
+//! the tiles, the blocking or the vector width: blocks over K store and reload the f32 partial sums. So a
+//! row's result does not depend on the batch that it is part of, bit for bit.
+//!
+//! M is known at run time only, and the kernel takes one of two ways:
+//! - few rows (`direct`): several panels at once straight from packed W, with software prefetch. One row
+//!   is bound by memory bandwidth.
+//! - more rows (`blocked`): as in Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), with K
+//!   blocks of W widened to f32 in L1 and blocks of x in L2. Rows are split evenly over the register
+//!   tiles, so tails are never much narrower than the rest.
+//!
+//! Both leave raw sums in scratch, and one epilogue (`epilogue`) writes y from them.
+//!
+//! Arguments: `x, w, [bias], [residual], y`; size 0 is M. Tiles are groups of column panels.
+
+mod blocked;
+mod direct;
+mod epilogue;
+
+use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use crate::{Isa, Kernel};
+
+/// Columns of a weight panel.
+pub const PANEL: u64 = 16;
+
+const LANES: u32 = 16;
+
+/// Function applied to every output after the bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[allow(missing_docs, reason = "the names are the field's own; see `math`")]
+pub enum Activation {
+    None,
+    Relu,
+    GeluErf,
+    GeluTanh,
+    Silu,
+    Tanh,
+    Sigmoid,
+}
+
+/// A matrix product with constant weights.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Matmul {
+    /// Name of the kernel.
+    pub symbol: String,
+    /// Columns of y.
+    pub n: u64,
+    /// Columns of x.
+    pub k: u64,
+    /// Element of W: f32, bf16 or f16.
+    pub weight: Elem,
+    /// Elements between the rows of x, at least `k`.
+    pub x_stride: u64,
+    /// Elements between the rows of y, at least `n`.
+    pub y_stride: u64,
+    /// Element of y: f32, bf16 or f16.
+    pub output: Elem,
+    /// Whether an f32 vector `[N]` is added before the activation; `[2, N]` (gate, up) when gated.
+    pub bias: bool,
+    /// The activation.
+    pub activation: Activation,
+    /// Elements between the rows of the f32 `[M, N]` that is added after the activation, if any. It may
+    /// be the memory of y, where y is f32 and the strides agree.
+    pub residual: Option<u64>,
+    /// `y = activation(x · G) * (x · U)`: W holds panels of G and U by turns, `[ceil(N/16)][2][K][16]`.
+    pub gated: bool,
+    /// Panels in a tile, the unit of work of a thread; even when gated.
+    pub panels_per_tile: u64,
+    /// The most rows that a call has: blocks and scratch need be no larger.
+    pub max_rows: u64,
+    /// Numbers of the arguments bias, residual and y, where they do not just follow `x, w`.
+    pub positions: Option<[u32; 3]>,
+}
+
+/// A specification that has no kernel.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+#[error("matmul `{symbol}`: {reason}")]
+pub struct SpecError {
+    symbol: String,
+    reason: String,
+}
+
+impl Matmul {
+    /// A plain f32-to-f32 product with dense rows.
+    #[must_use]
+    pub fn new(symbol: &str, n: u64, k: u64, weight: Elem) -> Self {
+        Self {
+            symbol: symbol.to_owned(),
+            n,
+            k,
+            weight,
+            x_stride: k,
+            y_stride: n,
+            output: Elem::F32,
+            bias: false,
+            activation: Activation::None,
+            residual: None,
+            gated: false,
+            panels_per_tile: 4,
+            max_rows: u64::MAX,
+            positions: None,
+        }
+    }
+
+    /// Panels of packed W.
+    #[must_use]
+    pub const fn panels(&self) -> u64 {
+        self.n.div_ceil(PANEL) * self.halves()
+    }
+
+    /// Weight matrices: gate and up, or only one.
+    const fn halves(&self) -> u64 {
+        if self.gated { 2 } else { 1 }
+    }
+
+    /// Bytes of packed W.
+    #[must_use]
+    pub const fn weight_bytes(&self) -> u64 {
+        self.panels() * self.k * PANEL * self.weight.bytes()
+    }
+
+    /// Number of tiles.
+    #[must_use]
+    pub const fn tiles(&self) -> u64 {
+        self.panels().div_ceil(self.panels_per_tile)
+    }
+
+    fn check(&self) -> Result<(), SpecError> {
+        let fail = |reason: &str| {
+            Err(SpecError { symbol: self.symbol.clone(), reason: reason.to_owned() })
+        };
+        let float = |elem| matches!(elem, Elem::F32 | Elem::Bf16 | Elem::F16);
+        let limit = 1 << 40;
+        if self.n == 0 || self.k == 0 {
+            fail("n and k must be positive")
+        } else if self.weight_bytes() >= limit || self.x_stride.max(self.y_stride) >= limit {
+            fail("sizes beyond 2^40")
+        } else if !float(self.weight) || !float(self.output) {
+            fail("weights and outputs must be f32, bf16 or f16")
+        } else if self.x_stride < self.k || self.y_stride < self.n {
+            fail("a row stride is shorter than its row")
+        } else if self.residual.is_some_and(|stride| stride < self.n) {
+            fail("the residual's row stride is shorter than its row")
+        } else if self.panels_per_tile == 0 || (self.gated && self.panels_per_tile % 2 != 0) {
+            fail("panels_per_tile must be positive, and even when gated")
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// Sizes that the target decides: register tile and cache blocks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Plan {
+    /// Rows of a register tile; up to so many rows go the direct way.
+    tile_rows: u64,
+    /// Panels of a register tile in the blocked way.
+    tile_panels: u64,
+    /// Vector registers for sums.
+    accumulators: u64,
+    /// Vector registers of a panel's row.
+    panel_registers: u64,
+    /// Steps of k in a block.
+    k_block: u64,
+    /// Rows in a block.
+    row_block: u64,
+    /// Panels whose sums are in scratch at once.
+    panel_chunk: u64,
+}
+
+impl Plan {
+    fn new(spec: &Matmul, isa: &Isa) -> Self {
+        let panel_registers = u64::from(LANES / isa.vector_lanes).max(1);
+        let accumulators = if isa.vector_registers >= 32 { 24 } else { 12 };
+        let (tile_rows, tile_panels) = if isa.vector_registers >= 32 { (12, 2) } else { (6, 1) };
+        let longest = (isa.l1_bytes * 3 / 4 / (4 * PANEL * tile_panels)).max(64);
+        let k_block = spec.k.div_ceil(spec.k.div_ceil(longest)).next_multiple_of(16);
+        let row_block = (isa.l2_bytes / (4 * k_block)).clamp(48, 384).min(spec.max_rows);
+        let row_block = row_block.max(1).next_multiple_of(tile_rows);
+        let panel_chunk = if k_block >= spec.k { 2 } else { 32 };
+        Self {
+            tile_rows,
+            tile_panels,
+            accumulators,
+            panel_registers,
+            k_block,
+            row_block,
+            panel_chunk,
+        }
+    }
+
+    /// Panels whose sums are in scratch at once in the direct way.
+    const DIRECT_CHUNK: u64 = 32;
+
+    fn sums_bytes(&self) -> u64 {
+        let blocked = self.panel_chunk * self.row_block;
+        blocked.max(Self::DIRECT_CHUNK * self.tile_rows) * PANEL * 4
+    }
+
+    fn weights_bytes(&self) -> u64 {
+        self.tile_panels * self.k_block * PANEL * 4
+    }
+
+    /// Elements between rows of x's copy: a cache line more than a block, against aliasing.
+    const fn copy_stride(&self) -> u64 {
+        self.k_block + 16
+    }
+
+    fn scratch_bytes(&self) -> u64 {
+        self.sums_bytes() + self.weights_bytes() + self.row_block * self.copy_stride() * 4
+    }
+}
+
+/// Emission state of one kernel.
+struct Gen<'a> {
+    e: &'a Emitter,
+    spec: &'a Matmul,
+    plan: Plan,
+    x: Val,
+    w: Val,
+    /// f32 `[panel][row][16]`, the raw sums of a chunk.
+    sums: Val,
+    /// f32 `[tile panel][k][16]`, a block of W.
+    widened: Val,
+    /// f32 `[row][copy_stride]`, a block of x.
+    copied: Val,
+}
+
+/// The part of y that is computed at a time.
+#[derive(Clone, Copy)]
+struct Chunk {
+    first_panel: Val,
+    panels: Val,
+    first_row: Val,
+    rows: Val,
+}
+
+/// Generates the kernel.
+///
+/// # Errors
+/// [`SpecError`] where the specification contradicts itself.
+pub fn matmul(spec: &Matmul, isa: &Isa) -> Result<Kernel, SpecError> {
+    spec.check()?;
+    let plan = Plan::new(spec, isa);
+    let emitter = Emitter::new(&spec.symbol);
+    let e = &emitter;
+    let mut args = vec!["x", "w"];
+    if spec.bias {
+        args.push("bias");
+    }
+    if spec.residual.is_some() {
+        args.push("residual");
+    }
+    args.push("y");
+
+    let bytes = |count: u64| e.at_const(e.scratch(), Elem::I8, size(count));
+    let generator = Gen {
+        e,
+        spec,
+        plan,
+        x: e.arg(0),
+        w: e.arg(1),
+        sums: e.scratch(),
+        widened: bytes(plan.sums_bytes()),
+        copied: bytes(plan.sums_bytes() + plan.weights_bytes()),
+    };
+    let output = epilogue::Output::new(&generator);
+    generator.chunks(|chunk| {
+        let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(plan.tile_rows)));
+        e.either(few, || generator.direct(&output, chunk), || generator.blocked(&output, chunk));
+    });
+    Ok(Kernel {
+        symbol: spec.symbol.clone(),
+        mlir: emitter.finish(),
+        scratch_bytes: plan.scratch_bytes(),
+        args,
+        dims: vec!["m"],
+    })
+}
+
+impl Gen<'_> {
+    /// Rows evenly in blocks, and in each block the call's panels in chunks.
+    fn chunks(&self, body: impl FnOnce(Chunk)) {
+        let (e, plan) = (self.e, self.plan);
+        let per_tile = size(self.spec.panels_per_tile);
+        let begin = e.mul_const(e.tile_begin(), per_tile);
+        let end = e.min(e.mul_const(e.tile_end(), per_tile), e.i64(size(self.spec.panels())));
+        let m = e.dim(0);
+        let blocks = e.max(e.div_ceil_const(m, size(plan.row_block)), e.i64(1));
+        let (rows, longer) = (e.div_unsigned(m, blocks), e.rem_unsigned(m, blocks));
+        e.for_each(e.i64(0), blocks, 1, |block| {
+            let first_row = e.add(e.mul(block, rows), e.min(block, longer));
+            let extra = e.cast(e.cmp(Cmp::Lt, block, longer), Elem::I64);
+            let rows = e.add(rows, extra);
+            let few = e.cmp(Cmp::Le, rows, e.i64(size(plan.tile_rows)));
+            let (direct, blocked) = (size(Plan::DIRECT_CHUNK), size(plan.panel_chunk));
+            let step = e.select(few, e.i64(direct), e.i64(blocked));
+            let count = e.div_unsigned(e.add_const(e.add(e.sub(end, begin), step), -1), step);
+            e.for_each(e.i64(0), count, 1, |index| {
+                let first_panel = e.add(begin, e.mul(index, step));
+                let panels = e.min(step, e.sub(end, first_panel));
+                body(Chunk { first_panel, panels, first_row, rows });
+            });
+        });
+    }
+
+    /// Start of a panel of packed W.
+    fn panel(&self, index: Val) -> Val {
+        let start = self.e.mul_const(index, size(self.spec.k * PANEL));
+        self.e.at(self.w, self.spec.weight, start)
+    }
+
+    /// Start of a row of x.
+    fn x_row(&self, row: Val) -> Val {
+        self.e.at(self.x, Elem::F32, self.e.mul_const(row, size(self.spec.x_stride)))
+    }
+
+    /// Start of a row of a panel's sums.
+    fn sum_row(&self, chunk: Chunk, panel: Val, row: Val) -> Val {
+        let e = self.e;
+        let line = e.add(e.mul(panel, chunk.rows), row);
+        e.at(self.sums, Elem::F32, e.mul_const(line, size(PANEL)))
+    }
+
+    /// One step of k: `sums[p][r] += x[r] * w[p]`, rows of x broadcast.
+    fn step(&self, x: &[Val], w: &[Val], sums: &[Val]) -> Vec<Val> {
+        let e = self.e;
+        let x: Vec<Val> = x.iter().map(|&x| e.splat(x, LANES)).collect();
+        let lanes = w.iter().flat_map(|&w| x.iter().map(move |&x| (x, w)));
+        lanes.zip(sums).map(|((x, w), &sum)| e.fma(x, w, sum)).collect()
+    }
+}
+
+/// 16 f32.
+const SUMS: Ty = Ty::Vector(Elem::F32, LANES);
+
+/// A size as the emitter's i64; sizes are checked to be far below the limit.
+fn size(value: u64) -> i64 {
+    i64::try_from(value).expect("sizes are below 2^63")
+}
+
+#[cfg(test)]
+mod tests;

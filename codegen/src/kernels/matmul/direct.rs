@@ -1,0 +1,99 @@
+//! Few rows: sums of several panels at once, straight from packed W.
+//!
+//! Each panel is one sequential stream from memory. Several streams at once, each prefetched a fixed
+//! distance ahead, keep enough cache lines in flight to saturate the memory bus; the end of a panel
+//! prefetches the beginning of the one that its stream goes on with.
+
+use super::epilogue::Output;
+use super::{Chunk, Elem, Gen, LANES, PANEL, SUMS, Ty, Val, size};
+
+/// Bytes of W in flight over all streams: about the latency of memory times its bandwidth.
+const PREFETCH_BYTES: u64 = 10 << 10;
+
+/// Steps of k in a loop iteration.
+const UNROLL: u64 = 4;
+
+impl Gen<'_> {
+    /// Sums of a chunk of at most `tile_rows` rows.
+    pub(super) fn direct(&self, output: &Output, chunk: Chunk) {
+        let e = self.e;
+        let cases: Vec<i64> = (1..=size(self.plan.tile_rows)).collect();
+        e.switch(chunk.rows, &cases, |rows| {
+            let at_once = self.panels_at_once(rows.cast_unsigned());
+            let grouped = e.sub(chunk.panels, e.rem_unsigned(chunk.panels, e.i64(size(at_once))));
+            e.for_each(e.i64(0), grouped, size(at_once), |panel| {
+                self.direct_panels(chunk, panel, rows, size(at_once));
+            });
+            if at_once > 1 {
+                e.for_each(grouped, chunk.panels, 1, |panel| {
+                    self.direct_panels(chunk, panel, rows, 1);
+                });
+            }
+        });
+        let zero = e.i64(0);
+        self.epilogue(output, chunk, zero..chunk.panels, zero..chunk.rows);
+    }
+
+    /// Panels whose sums fit the registers together, with room for widening W.
+    fn panels_at_once(&self, rows: u64) -> u64 {
+        let sums = self.plan.accumulators * 2 / 3;
+        (sums / (rows * self.plan.panel_registers)).clamp(1, 4)
+    }
+
+    fn direct_panels(&self, chunk: Chunk, panel: Val, rows: i64, panels: i64) {
+        let e = self.e;
+        let x: Vec<Val> =
+            (0..rows).map(|row| self.x_row(e.add_const(chunk.first_row, row))).collect();
+        let first = e.add(chunk.first_panel, panel);
+        let w: Vec<Val> = (0..panels).map(|panel| self.panel(e.add_const(first, panel))).collect();
+
+        let (k, elem) = (self.spec.k, self.spec.weight);
+        let line = PANEL * elem.bytes();
+        let ahead = PREFETCH_BYTES / panels.cast_unsigned() / line;
+        let unrolled = k / UNROLL * UNROLL;
+        let own = k.saturating_sub(ahead) / UNROLL * UNROLL;
+        let next = size(ahead) + size(k) * (panels - 1);
+        let one = |k: Val, sums: &[Val]| {
+            let x: Vec<Val> = x.iter().map(|&x| e.load_at(Ty::Scalar(Elem::F32), x, k)).collect();
+            let w: Vec<Val> = w.iter().map(|&w| self.weights(w, k)).collect();
+            self.step(&x, &w, sums)
+        };
+        let several = |k: Val, sums: &[Val], ahead: i64| {
+            let mut sums = sums.to_vec();
+            for step in 0..UNROLL {
+                if (step * line) % 64 == 0 {
+                    for &w in &w {
+                        let k = e.add_const(k, size(step) + ahead);
+                        e.prefetch(e.at(w, elem, e.mul_const(k, size(PANEL))));
+                    }
+                }
+                sums = one(e.add_const(k, size(step)), &sums);
+            }
+            sums
+        };
+        let mut sums = vec![e.zero(SUMS); x.len() * w.len()];
+        for (from, to, ahead) in [(0, own, size(ahead)), (own, unrolled, next)] {
+            if from < to {
+                let (from, to) = (e.i64(size(from)), e.i64(size(to)));
+                sums = e.for_loop(from, to, size(UNROLL), &sums, |k, sums| several(k, sums, ahead));
+            }
+        }
+        for k in unrolled..k {
+            sums = one(e.i64(size(k)), &sums);
+        }
+        let mut sums = sums.into_iter();
+        for p in 0..panels {
+            for (row, sum) in (0..rows).zip(&mut sums) {
+                let start = self.sum_row(chunk, e.add_const(panel, p), e.i64(row));
+                e.store(sum, start);
+            }
+        }
+    }
+
+    /// Row `k` of a panel, widened to f32.
+    pub(super) fn weights(&self, panel: Val, k: Val) -> Val {
+        let e = self.e;
+        let packed = Ty::Vector(self.spec.weight, LANES);
+        e.cast(e.load_at(packed, panel, e.mul_const(k, size(PANEL))), Elem::F32)
+    }
+}

@@ -1,0 +1,109 @@
+//! From kernel specifications to MLIR: one file a family, one table.
+//!
+//! A family takes a [`KernelSpec`], in which every operand has its layout and sizes may be symbolic,
+//! and emits the kernel that reads and writes exactly these layouts. Constant sizes and strides are
+//! folded into the code; symbolic ones are [`Emitted::dims`], which the kernel reads when it runs.
+//!
+//! What all families keep to: arithmetic in f32 (narrower floats are widened when read and rounded
+//! when stored), results that do not depend on how tiles are split among threads, and reductions in
+//! one order for each row whatever else is in the launch.
+
+mod attention;
+mod cx;
+mod elementwise;
+mod fused;
+mod gather;
+mod kv_write;
+mod linear;
+mod matmul;
+mod pack;
+mod reduce;
+mod rope;
+mod rowwise;
+mod segment;
+mod size_vector;
+mod space;
+mod view;
+
+use ir::{Dim, KernelSpec, Target};
+
+/// A kernel as text, and what a launch of it needs.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Emitted {
+    /// Name of its function, unique to the text: `k_<op>_<hash>`.
+    pub symbol: String,
+    /// The MLIR module.
+    pub mlir: String,
+    /// Sizes that it reads from its array of sizes, in order.
+    pub dims: Vec<Dim>,
+    /// Number of tiles.
+    pub tiles: Dim,
+    /// Scratch memory of a thread.
+    pub scratch_bytes: u64,
+}
+
+/// A specification that no kernel can be generated for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{op}: {reason}")]
+pub struct LowerError {
+    /// The operator.
+    pub op: String,
+    /// What is not supported.
+    pub reason: String,
+}
+
+/// A kernel family.
+pub trait Lower: Sync {
+    /// The operators that it computes, by their names in the table; besides those, `copy` is the
+    /// identity of one operand, of any element type, between any two layouts.
+    fn ops(&self) -> &'static [&'static str];
+
+    /// Whether [`Lower::emit`] takes this specification.
+    ///
+    /// # Errors
+    /// A sentence that says what is not supported.
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String>;
+
+    /// Generates the kernel.
+    ///
+    /// # Errors
+    /// As [`Lower::supports`].
+    fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError>;
+
+    /// Bytes that a launch must read and write: by default every operand and result once.
+    fn bytes(&self, spec: &KernelSpec) -> Dim {
+        let operands = spec.operands.iter().flatten().chain(&spec.results);
+        operands.fold(Dim::from(0), |sum, layout| sum + cx::stored_bytes(layout))
+    }
+
+    /// Floating point operations of a launch.
+    fn flops(&self, spec: &KernelSpec) -> Dim {
+        cx::table_flops(spec)
+    }
+}
+
+/// Every family.
+pub static LOWERINGS: &[&dyn Lower] = &[
+    &attention::Attention,
+    &attention::PagedAttention,
+    &fused::Fused::LOOPS,
+    &fused::Fused::SINGLE,
+    &gather::Gather,
+    &kv_write::KvWrite,
+    &linear::Linear,
+    &matmul::Matmul,
+    &reduce::Reduce,
+    &reduce::Cumsum,
+    &rope::Rope,
+    &rowwise::Rowwise,
+    &segment::Segment,
+    &size_vector::SizeVector,
+];
+
+/// The family that computes an operator.
+pub fn lowering(op: &str) -> Option<&'static dyn Lower> {
+    LOWERINGS.iter().copied().find(|family| family.ops().contains(&op))
+}
+
+#[cfg(test)]
+mod tests;

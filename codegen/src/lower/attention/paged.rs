@@ -1,0 +1,88 @@
+//! Keys and values in blocks: panels are read where they lie.
+
+use ir::Dim;
+
+use super::flash::{Panel, Source};
+use crate::{
+    emit::{Elem, Val},
+    lower::{
+        cx::Cx,
+        view::{View, memory_elem},
+    },
+};
+
+/// One sequence's memory, of one key/value head.
+pub(super) struct Paged<'c> {
+    pub(super) cx: &'c Cx<'c>,
+    pub(super) q: View,
+    pub(super) y: View,
+    /// `[NB, _, D, BS]` and `[NB, _, BS, Dv]`, at the head.
+    pub(super) k: View,
+    pub(super) v: View,
+    /// `[_, MB]`, at the sequence.
+    pub(super) table: View,
+    pub(super) positions: View,
+}
+
+impl Paged<'_> {
+    /// Block and slot of a key.
+    fn slot(&self, key: Val) -> (Val, Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let size = cx.size(&self.k.shape[3]);
+        let entry = cx.scale(e.div_unsigned(key, size), &self.table.strides[1]);
+        (e.cast(self.table.load(cx, entry), Elem::I64), e.rem_unsigned(key, size))
+    }
+}
+
+/// The row of a token and head.
+fn row(cx: &Cx<'_>, view: &View, token: Val, head: Val) -> View {
+    let offset = cx.offset(cx.scale(token, &view.strides[0]), head, &view.strides[1]);
+    view.at(cx, offset)
+}
+
+impl Source for Paged<'_> {
+    fn query(&self, token: Val, head: Val) -> (View, Dim) {
+        (row(self.cx, &self.q, token, head), self.q.strides[2].clone())
+    }
+
+    fn output(&self, token: Val, head: Val) -> View {
+        row(self.cx, &self.y, token, head)
+    }
+
+    fn visible(&self, token: Val) -> (Val, Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let position = self.positions.load(cx, cx.scale(token, &self.positions.strides[0]));
+        let position = e.cast(position, Elem::I64);
+        (after_window(cx, position), e.add_const(position, 1))
+    }
+
+    fn prepare(&self, _: Val, _: Val) {}
+
+    fn panel(&self, key: Val, _: Val) -> Panel {
+        let cx = self.cx;
+        let (block, slot) = self.slot(key);
+        let view = self.k.at(cx, cx.offset(slot, block, &self.k.strides[0]));
+        let elem = memory_elem(view.dtype);
+        Panel { base: view.base, elem, step: cx.size(&self.k.strides[2]) }
+    }
+
+    fn values(&self, key: Val) -> (View, Val) {
+        let cx = self.cx;
+        let (block, slot) = self.slot(key);
+        let offset = cx.offset(cx.scale(block, &self.v.strides[0]), slot, &self.v.strides[2]);
+        (self.v.at(cx, offset), cx.size(&self.v.strides[2]))
+    }
+
+    fn bias(&self, _: Val, _: Val, _: Val, _: Val) -> Option<Val> {
+        None
+    }
+}
+
+/// The first key that a window leaves visible at a position.
+pub(super) fn after_window(cx: &Cx<'_>, position: Val) -> Val {
+    let e = &cx.e;
+    match cx.spec.attrs.int("window") {
+        0 => e.i64(0),
+        window => e.max(e.add_const(position, 1 - window), e.i64(0)),
+    }
+}

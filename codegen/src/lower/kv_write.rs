@@ -1,0 +1,74 @@
+//! `kv_write`: keys and values of tokens into their slots, in place.
+
+use ir::{Dim, KernelSpec, Target};
+
+use super::{
+    Emitted, Lower, LowerError,
+    cx::{Cx, refuse, stored_bytes},
+    view::{View, check_rank},
+};
+use crate::emit::{Cmp, Elem, Val};
+
+/// The family.
+pub(super) struct KvWrite;
+
+impl Lower for KvWrite {
+    fn ops(&self) -> &'static [&'static str] {
+        &["kv_write"]
+    }
+
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        for (i, rank) in [(0, 4), (1, 4), (2, 3), (3, 3), (4, 1)] {
+            check_rank(spec, i, rank)?;
+        }
+        if spec.results.iter().zip(&spec.operands).any(|(r, o)| o.as_ref() != Some(r)) {
+            return Err("the memories are updated in place, so layouts must agree".into());
+        }
+        Ok(())
+    }
+
+    fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::new(spec);
+        let e = &cx.e;
+        let [k, v] = [2, 3].map(|i| cx.operand(i).bits());
+        let slots = cx.operand(4);
+        let [k_cache, v_cache] = [0, 1].map(|i| cx.result(i).bits());
+        let block_size = cx.size(&v_cache.shape[2]);
+        // Along the block, head, element and slot of each memory.
+        let k_axes = [0, 1, 2, 3].map(|a| k_cache.strides[a].clone());
+        let v_axes = [0, 1, 3, 2].map(|a| v_cache.strides[a].clone());
+        let each = k.shape[1].clone() * (k.shape[2].clone() + v.shape[2].clone());
+        let tiles = cx.share_rows(&k.shape[0], &each, |token| {
+            let slot = e.cast(slots.load(&cx, cx.scale(token, &slots.strides[0])), Elem::I64);
+            e.if_then(e.cmp(Cmp::Ge, slot, e.i64(0)), || {
+                let place = (e.div_unsigned(slot, block_size), e.rem_unsigned(slot, block_size));
+                write(&cx, &k, &k_cache, &k_axes, token, place);
+                write(&cx, &v, &v_cache, &v_axes, token, place);
+            });
+        });
+        Ok(cx.finish(tiles, 0))
+    }
+
+    fn bytes(&self, spec: &KernelSpec) -> Dim {
+        let given = spec.operands.iter().skip(2).flatten();
+        given.fold(Dim::from(0), |sum, l| sum + stored_bytes(l) * Dim::from(2))
+    }
+}
+
+/// Copies a token's heads to (block, slot) of a memory.
+fn write(cx: &Cx<'_>, from: &View, to: &View, axes: &[Dim; 4], token: Val, place: (Val, Val)) {
+    let e = &cx.e;
+    let from = from.at(cx, cx.scale(token, &from.strides[0]));
+    let start = cx.offset(cx.scale(place.0, &axes[0]), place.1, &axes[3]);
+    let to = to.at(cx, start);
+    e.for_each(e.i64(0), cx.size(&from.shape[1]), 1, |head| {
+        let from = from.at(cx, cx.scale(head, &from.strides[1]));
+        let to = to.at(cx, cx.scale(head, &axes[1]));
+        cx.strips(e.i64(0), cx.size(&from.shape[2]), |i, lanes| {
+            let step = &from.strides[2];
+            let value = from.load_strip(cx, cx.scale(i, step), step, lanes);
+            to.store_strip(cx, value, cx.scale(i, &axes[2]), &axes[2]);
+        });
+    });
+}

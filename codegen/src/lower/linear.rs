@@ -1,0 +1,113 @@
+//! `linear` and `gated_linear`: products with packed weights, by [`crate::kernels::matmul`].
+
+use ir::{Dim, KernelSpec, Layout, PANEL, Target};
+
+use super::{
+    Emitted, Lower, LowerError,
+    cx::{named, refuse},
+    space::flatten,
+    view::{memory_elem, strides},
+};
+use crate::{
+    compile::isa_of,
+    kernels::matmul::{Activation, Matmul, matmul},
+};
+
+/// The family.
+pub(super) struct Linear;
+
+/// Panels of a tile, at most: enough to keep its sums in registers while weights stream.
+const PANELS_PER_TILE: u64 = 4;
+
+impl Lower for Linear {
+    fn ops(&self) -> &'static [&'static str] {
+        &["linear", "gated_linear"]
+    }
+
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        product(spec).map(|_| ())
+    }
+
+    fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError> {
+        let (product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
+        let kernel = matmul(&product, &isa_of(target)).map_err(|e| refuse(spec, e.to_string()))?;
+        let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
+        let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
+        Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
+    }
+}
+
+/// The product and its number of rows.
+fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
+    let operand = |i: usize| spec.operands.get(i).and_then(Option::as_ref);
+    let (Some(x), Some(w), Some(y)) = (operand(0), operand(1), spec.results.first()) else {
+        return Err("takes x and a packed weight".into());
+    };
+    let size = |dim: &Dim| dim.as_const().and_then(|v| u64::try_from(v).ok());
+    let k = x.ty.shape.last().and_then(size).ok_or("the inner dimension must be constant")?;
+    let n = u64::try_from(spec.attrs.int("n")).map_err(|_| "n is negative")?;
+    if !w.is_contiguous() {
+        return Err("the packed weight must be contiguous".into());
+    }
+    let (x_rows, x_stride) = rows(x, k)?;
+    let (_, y_stride) = rows(y, n)?;
+    let mut product = Matmul::new("product", n, k, memory_elem(w.ty.dtype));
+    product.gated = spec.op == "gated_linear";
+    product.activation = activation(spec.attrs.str("act"))?;
+    product.x_stride = x_stride;
+    product.y_stride = y_stride;
+    product.output = memory_elem(y.ty.dtype);
+    if x.ty.dtype != ir::DType::F32 {
+        return Err(format!("x is {}, not f32", x.ty.dtype));
+    }
+    if let Some(bias) = operand(2) {
+        if bias.ty.dtype != ir::DType::F32 || !bias.is_contiguous() {
+            return Err(format!("bias is {bias}, not contiguous f32"));
+        }
+        product.bias = true;
+    }
+    if let Some(residual) = operand(3) {
+        if residual.ty.dtype != ir::DType::F32 {
+            return Err(format!("residual is {}, not f32", residual.ty.dtype));
+        }
+        product.residual = Some(rows(residual, n)?.1);
+    }
+    let y_position = u32::try_from(spec.operands.len()).unwrap_or(u32::MAX);
+    product.positions = Some([2, 3, y_position]);
+    debug_assert_eq!(crate::kernels::matmul::PANEL, PANEL as u64, "one panel width");
+    product.panels_per_tile = PANELS_PER_TILE;
+    Ok((product, x_rows))
+}
+
+/// Leading axes as one, and the distance between rows of `width` dense elements.
+fn rows(layout: &Layout, width: u64) -> Result<(Dim, u64), String> {
+    let all = strides(layout);
+    let (inner, lead) = all.split_last().ok_or_else(|| format!("{layout} has no axis"))?;
+    if !(inner.is(1) || width == 1) {
+        return Err(format!("{layout}: the last axis must be dense"));
+    }
+    let extents = &layout.ty.shape[..lead.len()];
+    let (rows, stride) = flatten(extents, lead)
+        .ok_or_else(|| format!("{layout}: leading axes must have one row stride"))?;
+    // The stride of a single row does not matter.
+    let stride = if rows.is(1) { Some(width) } else { None }
+        .or_else(|| stride.as_const().and_then(|s| u64::try_from(s).ok()))
+        .filter(|s| *s >= width)
+        .ok_or_else(|| {
+            format!("{layout}: the row stride must be a constant of at least {width}")
+        })?;
+    Ok((rows, stride))
+}
+
+fn activation(name: &str) -> Result<Activation, String> {
+    Ok(match name {
+        "none" => Activation::None,
+        "relu" => Activation::Relu,
+        "gelu" => Activation::GeluErf,
+        "gelu_tanh" => Activation::GeluTanh,
+        "silu" => Activation::Silu,
+        "tanh" => Activation::Tanh,
+        "sigmoid" => Activation::Sigmoid,
+        other => return Err(format!("activation `{other}`")),
+    })
+}

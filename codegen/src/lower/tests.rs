@@ -1,0 +1,7 @@
+//! Every family against the interpreter: the operator table's own samples, then layouts, symbolic
+//! sizes and the bitwise promises.
+
+mod attention;
+mod layouts;
+mod run;
+mod samples;

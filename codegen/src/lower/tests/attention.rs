@@ -1,0 +1,258 @@
+//! Attention: the oracle on lengths that cross every border, and the promise of equal bits.
+
+use std::sync::Arc;
+
+use ir::{Attrs, DType, Dim, Env, KernelSpec, Layout, Tensor, TensorType};
+
+use super::run::{Case, Runner, assert_close, noise, type_of};
+
+const HEADS: usize = 6;
+const KV_HEADS: usize = 2;
+const KEY: usize = 40;
+const VALUE: usize = 28;
+const BLOCK: usize = 32;
+
+/// Sequences of queries, keys and values.
+struct Prompt {
+    lengths: Vec<usize>,
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+}
+
+impl Prompt {
+    fn new(lengths: &[usize]) -> Prompt {
+        let tokens = lengths.iter().sum();
+        Prompt {
+            lengths: lengths.to_vec(),
+            q: noise(DType::F32, &[tokens, HEADS, KEY], 1),
+            k: noise(DType::F32, &[tokens, KV_HEADS, KEY], 2),
+            v: noise(DType::F32, &[tokens, KV_HEADS, VALUE], 3),
+        }
+    }
+
+    fn offsets(lengths: impl Iterator<Item = usize>) -> Tensor {
+        let mut sum = 0;
+        let ends = lengths.map(|n| {
+            sum += n as i64;
+            sum
+        });
+        let all: Vec<i64> = [0].into_iter().chain(ends).collect();
+        Tensor::from_i64s(DType::I32, &[all.len()], all)
+    }
+
+    fn packed(&self, attrs: &Attrs) -> Case {
+        let offsets = Prompt::offsets(self.lengths.iter().copied());
+        Case::new("attention", attrs.clone(), &[&self.q, &self.k, &self.v, &offsets])
+    }
+
+    /// The first token of sequence `s`.
+    fn start(&self, s: usize) -> usize {
+        self.lengths[..s].iter().sum()
+    }
+
+    /// Keys and values of all sequences in blocks that are in no order; other slots hold `other`.
+    fn paged(&self, dtype: DType, other: f64) -> (Tensor, Tensor, Vec<Vec<i64>>) {
+        let blocks: usize = self.lengths.iter().map(|n| n.div_ceil(BLOCK)).sum();
+        let mut k = vec![other; blocks * KV_HEADS * KEY * BLOCK];
+        let mut v = vec![other; blocks * KV_HEADS * VALUE * BLOCK];
+        let (from_k, from_v) = (self.k.to_f64s(), self.v.to_f64s());
+        let mut tables = Vec::new();
+        let mut next = 0;
+        for (s, length) in self.lengths.iter().enumerate() {
+            let table: Vec<usize> =
+                (next..next + length.div_ceil(BLOCK)).map(|b| b * 7 % blocks).collect();
+            next += table.len();
+            for i in 0..*length {
+                let (block, slot, token) = (table[i / BLOCK], i % BLOCK, self.start(s) + i);
+                for h in 0..KV_HEADS {
+                    let (at, row) = (block * KV_HEADS + h, token * KV_HEADS + h);
+                    for e in 0..KEY {
+                        k[(at * KEY + e) * BLOCK + slot] = from_k[row * KEY + e];
+                    }
+                    for e in 0..VALUE {
+                        v[(at * BLOCK + slot) * VALUE + e] = from_v[row * VALUE + e];
+                    }
+                }
+            }
+            tables.push(table.into_iter().map(|b| b as i64).collect());
+        }
+        assert!(blocks % 7 != 0, "the blocks are permuted");
+        (
+            Tensor::from_f64s(dtype, &[blocks, KV_HEADS, KEY, BLOCK], k),
+            Tensor::from_f64s(dtype, &[blocks, KV_HEADS, BLOCK, VALUE], v),
+            tables,
+        )
+    }
+
+    /// Paged attention of some tokens of some sequences: (sequence, first, end).
+    fn call(
+        &self,
+        attrs: &Attrs,
+        cache: &(Tensor, Tensor, Vec<Vec<i64>>),
+        parts: &[(usize, usize, usize)],
+    ) -> Case {
+        let width = cache.2.iter().map(Vec::len).max().unwrap();
+        // Entries beyond a sequence's blocks are never read.
+        let tables = parts.iter().flat_map(|(s, _, _)| {
+            let table = cache.2[*s].iter().copied();
+            table.chain(std::iter::repeat(i64::from(i32::MAX))).take(width).collect::<Vec<_>>()
+        });
+        let tables = Tensor::from_i64s(DType::I32, &[parts.len(), width], tables);
+        let offsets = Prompt::offsets(parts.iter().map(|(_, a, b)| b - a));
+        let positions: Vec<i64> =
+            parts.iter().flat_map(|(_, a, b)| (*a as i64)..(*b as i64)).collect();
+        let q: Vec<f64> = parts
+            .iter()
+            .flat_map(|(s, a, b)| {
+                self.q.slice(0, self.start(*s) + a, b - a, 1).to_f64s()
+            })
+            .collect();
+        let tokens = positions.len();
+        let q = Tensor::from_f64s(DType::F32, &[tokens, HEADS, KEY], q);
+        let positions = Tensor::from_i64s(DType::I32, &[tokens], positions);
+        Case::new(
+            "paged_attention",
+            attrs.clone(),
+            &[&q, &cache.0, &cache.1, &tables, &offsets, &positions],
+        )
+    }
+
+    /// Rows of a result on all tokens that belong to parts.
+    fn rows(&self, all: &Tensor, parts: &[(usize, usize, usize)]) -> Vec<u8> {
+        let rows = |(s, a, b): &(usize, usize, usize)| {
+            all.slice(0, self.start(*s) + a, b - a, 1).to_bytes()
+        };
+        parts.iter().flat_map(rows).collect()
+    }
+}
+
+/// The same specification for any number of tokens, sequences and blocks.
+fn symbolic(mut spec: KernelSpec) -> KernelSpec {
+    let paged = spec.op == "paged_attention";
+    let dim = |name: &str| name.parse::<Dim>().unwrap();
+    let names: &[&[(usize, &str)]] = if paged {
+        &[&[(0, "T")], &[(0, "NB")], &[(0, "NB")], &[(0, "S"), (1, "MB")], &[(0, "S + 1")], &[(0, "T")]]
+    } else {
+        &[&[(0, "T")], &[(0, "T")], &[(0, "T")], &[(0, "S + 1")]]
+    };
+    for (operand, names) in spec.operands.iter_mut().zip(names) {
+        let mut ty: TensorType = operand.as_ref().unwrap().ty.clone();
+        for (axis, name) in *names {
+            ty.shape[*axis] = dim(name);
+        }
+        *operand = Some(Layout::contiguous(&ty));
+    }
+    let mut ty = spec.results[0].ty.clone();
+    ty.shape[0] = dim("T");
+    spec.results[0] = Layout::contiguous(&ty);
+    spec
+}
+
+fn env(case: &Case) -> Env {
+    let shape = |i: usize| case.args[i].as_ref().unwrap().shape().to_vec();
+    let mut env = Env::from([(Arc::from("T"), shape(0)[0] as i64)]);
+    if case.op == "paged_attention" {
+        env.insert("NB".into(), shape(1)[0] as i64);
+        env.insert("S".into(), shape(3)[0] as i64);
+        env.insert("MB".into(), shape(3)[1] as i64);
+    } else {
+        env.insert("S".into(), shape(3)[0] as i64 - 1);
+    }
+    env
+}
+
+#[test]
+fn a_token_has_the_same_bits_in_every_batch_chunk_and_split() {
+    let prompt = Prompt::new(&[70, 1, 150, 64]);
+    let plain = Attrs::none().with("scale", 0.3).with("mask", "causal");
+    let window = plain.clone().with("window", 50i64).with("softcap", 3.0);
+    let cache = prompt.paged(DType::F32, 0.5);
+    let whole = [(0, 0, 70), (1, 0, 1), (2, 0, 150), (3, 0, 64)];
+    for attrs in [plain, window] {
+        let packed = prompt.packed(&attrs);
+        let paged = prompt.call(&attrs, &cache, &whole);
+        let (spec, want) = packed.expected();
+        let (paged_spec, _) = paged.expected();
+        let runner = Runner::new(vec![symbolic(spec), symbolic(paged_spec)]);
+        let all = runner.run(0, &packed.args, &env(&packed), 1).remove(0);
+        assert_close("packed", &all, &want[0], 2e-6);
+        for parts in [2, 3] {
+            assert_eq!(runner.run(0, &packed.args, &env(&packed), parts)[0], all);
+        }
+        let calls: [&[(usize, usize, usize)]; 7] = [
+            &whole,
+            &[(2, 0, 33)],
+            &[(2, 33, 150), (0, 69, 70)],
+            &[(2, 149, 150)],
+            &[(3, 63, 64), (2, 64, 65), (1, 0, 1), (0, 63, 65)],
+            &[(0, 0, 1)],
+            &[(0, 1, 7), (2, 97, 98)],
+        ];
+        for call in calls {
+            let case = prompt.call(&attrs, &cache, call);
+            for parts in [1, 3] {
+                let got = runner.run(1, &case.args, &env(&case), parts).remove(0);
+                assert_eq!(got.to_bytes(), prompt.rows(&all, call), "{call:?} in {parts}");
+            }
+        }
+    }
+}
+
+#[test]
+fn stale_slots_do_not_show() {
+    let prompt = Prompt::new(&[40, 17]);
+    let attrs = Attrs::none().with("scale", 0.3);
+    let call = [(0, 39, 40), (1, 10, 17)];
+    let caches = [0.0, f64::NAN].map(|other| prompt.paged(DType::Bf16, other));
+    let cases = caches.each_ref().map(|cache| prompt.call(&attrs, cache, &call));
+    let (spec, want) = cases[0].expected();
+    let runner = Runner::new(vec![symbolic(spec)]);
+    let results = cases.each_ref().map(|case| runner.run(0, &case.args, &env(case), 1).remove(0));
+    assert_close("bf16 cache", &results[0], &want[0], 2e-6);
+    assert_eq!(results[0], results[1]);
+}
+
+#[test]
+fn every_mask_agrees_with_the_oracle() {
+    let mut cases = Vec::new();
+    for lengths in [&[5, 0, 100, 16][..], &[1], &[129, 63]] {
+        let prompt = Prompt::new(lengths);
+        let full = Attrs::none().with("scale", 0.3);
+        cases.push(prompt.packed(&full));
+        cases.push(prompt.packed(&full.with("window", 20i64)));
+    }
+    let t = |shape: &[usize], seed| noise(DType::F32, shape, seed);
+    for (heads, kv_heads, queries, keys, key, value) in
+        [(4, 4, 70, 70, 64, 64), (8, 1, 3, 90, 16, 33), (3, 3, 20, 131, 7, 8)]
+    {
+        let q = t(&[2, heads, queries, key], 1);
+        let k = t(&[2, kv_heads, keys, key], 2);
+        let v = t(&[2, kv_heads, keys, value], 3);
+        for mask in ["full", "causal"] {
+            let attrs = Attrs::none().with("scale", 0.4).with("mask", mask);
+            cases.push(Case::new("attention", attrs.clone(), &[&q, &k, &v]));
+            for bias in [[2, 1, 1, keys], [1, heads, queries, keys], [1, 1, queries, 1]] {
+                let mut bias = t(&bias, 4).to_f64s();
+                // Padding: of the last entry, no key is left.
+                let n = bias.len();
+                bias[n - 1] = f64::NEG_INFINITY;
+                let shape = [[2, 1, 1, keys], [1, heads, queries, keys], [1, 1, queries, 1]]
+                    .into_iter()
+                    .find(|s| s.iter().product::<usize>() == n)
+                    .unwrap();
+                let bias = Tensor::from_f64s(DType::F32, &shape, bias);
+                let args = [&q, &k, &v].map(|t| Some(t.clone())).into_iter();
+                let args = args.chain([None, Some(bias)]).collect();
+                cases.push(Case { op: "attention", attrs: attrs.clone(), args });
+            }
+        }
+    }
+    let (specs, wanted): (Vec<_>, Vec<_>) = cases.iter().map(Case::expected).unzip();
+    let runner = Runner::new(specs);
+    for (i, (case, want)) in cases.iter().zip(&wanted).enumerate() {
+        let got = runner.run(i, &case.args, &Env::new(), 2);
+        let shapes: Vec<_> = case.args.iter().flatten().map(type_of).collect();
+        assert_close(&format!("{:?} {shapes:?}", case.attrs), &got[0], &want[0], 3e-6);
+    }
+}

@@ -1,0 +1,236 @@
+//! LLVM side of the compiler: module attributes, middle-end passes and machine code.
+
+use llvm_sys::{LLVMAttributeFunctionIndex, prelude::*};
+use llvm_sys::{core::*, target::*, target_machine::*, transforms::pass_builder::*};
+use std::ffi::{CStr, CString, c_char};
+use std::ptr;
+use std::sync::Once;
+
+/// The CPU that code is generated for.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Cpu {
+    /// LLVM's name: `x86-64-v3`, `x86-64-v4`, `znver3`, ..
+    pub name: String,
+    /// LLVM's feature string, `+avx2,-sse4a,..`; empty for what the name implies.
+    pub features: String,
+}
+
+impl Cpu {
+    /// A CPU by LLVM's name, with the features that the name implies.
+    #[must_use]
+    pub fn named(name: &str) -> Self {
+        Self { name: name.to_owned(), features: String::new() }
+    }
+
+    /// The baseline: AVX2, FMA, F16C.
+    #[must_use]
+    pub fn x86_64_v3() -> Self {
+        Self::named("x86-64-v3")
+    }
+
+    /// The machine that this runs on.
+    #[must_use]
+    pub fn native() -> Self {
+        // SAFETY: both return owned NUL-terminated strings.
+        unsafe {
+            Self {
+                name: take_message(LLVMGetHostCPUName()),
+                features: take_message(LLVMGetHostCPUFeatures()),
+            }
+        }
+    }
+}
+
+/// What to emit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Output {
+    Object,
+    Assembly,
+}
+
+/// A translated module in its own LLVM context.
+pub(super) struct Backend {
+    context: LLVMContextRef,
+    module: LLVMModuleRef,
+}
+
+impl Drop for Backend {
+    fn drop(&mut self) {
+        // SAFETY: both are owned by this value, the module by the context.
+        unsafe {
+            LLVMDisposeModule(self.module);
+            LLVMContextDispose(self.context);
+        }
+    }
+}
+
+impl Backend {
+    /// Translates a module of the `llvm` dialect; `None` where MLIR reports an error.
+    ///
+    /// # Safety
+    /// `operation` must be live, its context with the LLVM translations registered.
+    pub(super) unsafe fn translate(operation: mlir_sys::MlirOperation) -> Option<Self> {
+        // SAFETY: mlir-sys and llvm-sys link one LLVM, so its pointers cross freely.
+        unsafe {
+            let context = LLVMContextCreate();
+            let module = mlir_sys::mlirTranslateModuleToLLVMIR(operation, context.cast());
+            if module.is_null() {
+                LLVMContextDispose(context);
+                return None;
+            }
+            Some(Self { context, module: module.cast() })
+        }
+    }
+
+    /// Optimises for `cpu` and emits.
+    pub(super) fn emit(&self, cpu: &Cpu, output: Output) -> Result<Vec<u8>, String> {
+        let machine = Machine::new(cpu)?;
+        // SAFETY: module and machine are live; every string is NUL-terminated and outlives its call.
+        unsafe {
+            LLVMSetTarget(self.module, TRIPLE.as_ptr());
+            let layout = LLVMCreateTargetDataLayout(machine.0);
+            LLVMSetModuleDataLayout(self.module, layout);
+            LLVMDisposeTargetData(layout);
+            self.set_function_attributes(cpu)?;
+            self.optimise(&machine)?;
+            let kind = match output {
+                Output::Object => LLVMCodeGenFileType::LLVMObjectFile,
+                Output::Assembly => LLVMCodeGenFileType::LLVMAssemblyFile,
+            };
+            let mut message = ptr::null_mut();
+            let mut buffer = ptr::null_mut();
+            let failed = LLVMTargetMachineEmitToMemoryBuffer(
+                machine.0,
+                self.module,
+                kind,
+                &raw mut message,
+                &raw mut buffer,
+            );
+            if failed != 0 {
+                return Err(take_message(message));
+            }
+            let start = LLVMGetBufferStart(buffer).cast::<u8>();
+            let bytes = std::slice::from_raw_parts(start, LLVMGetBufferSize(buffer)).to_vec();
+            LLVMDisposeMemoryBuffer(buffer);
+            Ok(bytes)
+        }
+    }
+
+    /// Tells the middle end which CPU it optimises for.
+    ///
+    /// # Safety
+    /// The module must be live.
+    unsafe fn set_function_attributes(&self, cpu: &Cpu) -> Result<(), String> {
+        let name = c_string(&cpu.name)?;
+        let features = c_string(&cpu.features)?;
+        // SAFETY: walks the module's own list of functions; strings outlive the calls.
+        unsafe {
+            let mut function = LLVMGetFirstFunction(self.module);
+            while !function.is_null() {
+                if LLVMCountBasicBlocks(function) > 0 {
+                    for (key, value) in [(c"target-cpu", &name), (c"target-features", &features)] {
+                        let attribute = LLVMCreateStringAttribute(
+                            self.context,
+                            key.as_ptr(),
+                            c_len(key),
+                            value.as_ptr(),
+                            c_len(value),
+                        );
+                        LLVMAddAttributeAtIndex(function, LLVMAttributeFunctionIndex, attribute);
+                    }
+                }
+                function = LLVMGetNextFunction(function);
+            }
+        }
+        Ok(())
+    }
+
+    /// The O3 pipeline without the vectorisers: kernels come vectorised.
+    ///
+    /// # Safety
+    /// The module must be live and laid out for `machine`.
+    unsafe fn optimise(&self, machine: &Machine) -> Result<(), String> {
+        // SAFETY: options live for the one call; the error is consumed once.
+        unsafe {
+            let options = LLVMCreatePassBuilderOptions();
+            LLVMPassBuilderOptionsSetLoopVectorization(options, 0);
+            LLVMPassBuilderOptionsSetLoopInterleaving(options, 0);
+            LLVMPassBuilderOptionsSetSLPVectorization(options, 0);
+            let error = LLVMRunPasses(self.module, c"default<O3>".as_ptr(), machine.0, options);
+            LLVMDisposePassBuilderOptions(options);
+            if error.is_null() {
+                return Ok(());
+            }
+            let text = llvm_sys::error::LLVMGetErrorMessage(error);
+            let message = CStr::from_ptr(text).to_string_lossy().into_owned();
+            llvm_sys::error::LLVMDisposeErrorMessage(text);
+            Err(message)
+        }
+    }
+}
+
+const TRIPLE: &CStr = c"x86_64-unknown-linux-gnu";
+
+struct Machine(LLVMTargetMachineRef);
+
+impl Machine {
+    fn new(cpu: &Cpu) -> Result<Self, String> {
+        static X86: Once = Once::new();
+        // SAFETY: the target is registered once; strings outlive the calls; messages are consumed once.
+        unsafe {
+            X86.call_once(|| {
+                LLVMInitializeX86TargetInfo();
+                LLVMInitializeX86Target();
+                LLVMInitializeX86TargetMC();
+                LLVMInitializeX86AsmPrinter();
+            });
+            let (name, features) = (c_string(&cpu.name)?, c_string(&cpu.features)?);
+            let mut target = ptr::null_mut();
+            let mut message = ptr::null_mut();
+            if LLVMGetTargetFromTriple(TRIPLE.as_ptr(), &raw mut target, &raw mut message) != 0 {
+                return Err(take_message(message));
+            }
+            let machine = LLVMCreateTargetMachine(
+                target,
+                TRIPLE.as_ptr(),
+                name.as_ptr(),
+                features.as_ptr(),
+                LLVMCodeGenOptLevel::LLVMCodeGenLevelAggressive,
+                LLVMRelocMode::LLVMRelocPIC,
+                LLVMCodeModel::LLVMCodeModelSmall,
+            );
+            if machine.is_null() {
+                return Err("no target machine".to_owned());
+            }
+            Ok(Self(machine))
+        }
+    }
+}
+
+impl Drop for Machine {
+    fn drop(&mut self) {
+        // SAFETY: owned by this value.
+        unsafe { LLVMDisposeTargetMachine(self.0) }
+    }
+}
+
+fn c_string(text: &str) -> Result<CString, String> {
+    CString::new(text).map_err(|_| format!("`{}` contains a NUL", text.escape_debug()))
+}
+
+fn c_len(text: &CStr) -> u32 {
+    u32::try_from(text.count_bytes()).unwrap_or(u32::MAX)
+}
+
+/// Copies and frees a message of LLVM's.
+///
+/// # Safety
+/// `message` must be an owned NUL-terminated string.
+unsafe fn take_message(message: *mut c_char) -> String {
+    // SAFETY: by the caller's promise.
+    unsafe {
+        let text = CStr::from_ptr(message).to_string_lossy().into_owned();
+        LLVMDisposeMessage(message);
+        text
+    }
+}

@@ -1,0 +1,44 @@
+use super::*;
+use crate::emit::Emitter;
+use crate::math;
+
+fn kernel(symbol: &str) -> Kernel {
+    let e = Emitter::new(symbol);
+    e.store(math::exp(&e, e.load(Emitter::f32s(8), e.arg(0))), e.arg(1));
+    Kernel {
+        symbol: symbol.to_owned(),
+        mlir: e.finish(),
+        scratch_bytes: 0,
+        args: vec!["x", "y"],
+        dims: vec![],
+    }
+}
+
+#[test]
+fn objects_do_not_depend_on_threads_or_order() {
+    let kernels: Vec<_> = (0..6).map(|i| kernel(&format!("k{i}"))).collect();
+    let cpu = Cpu::x86_64_v3();
+    let parallel: Vec<_> =
+        compile_all(&kernels, &cpu, 3).into_iter().map(|object| object.unwrap()).collect();
+    let alone: Vec<_> = kernels.iter().map(|kernel| compile(kernel, &cpu).unwrap()).collect();
+    assert_eq!(parallel, alone);
+}
+
+#[test]
+fn the_cpu_decides_the_instructions() {
+    let text = assembly(&kernel("k"), &Cpu::x86_64_v3()).unwrap();
+    assert!(text.contains("vfmadd") && text.contains("%ymm") && !text.contains("%zmm"), "{text}");
+    let plain = assembly(&kernel("k"), &Cpu::named("x86-64-v2")).unwrap();
+    assert!(!plain.contains("vfmadd"));
+}
+
+#[test]
+fn errors_carry_the_words_of_mlir() {
+    let mut bad = kernel("bad");
+    bad.mlir =
+        "module { llvm.func @bad() { %0 = arith.addi %1, %1 : i64 llvm.return } }".to_owned();
+    let text = compile(&bad, &Cpu::x86_64_v3()).unwrap_err().to_string();
+    assert!(text.contains("`bad`") && text.contains("undeclared"), "{text}");
+    // The session is usable afterwards.
+    assert!(compile(&kernel("good"), &Cpu::x86_64_v3()).is_ok());
+}

@@ -1,0 +1,95 @@
+//! Reductions, running sums and softmax.
+
+use ir::{Attrs, Dim, OpError, Value};
+
+use super::super::cx::{Cx, Results};
+use super::slice::halves;
+
+/// What is reduced: axes as an attribute in older opsets, as an operand since; all by default.
+fn extent(cx: &Cx<'_, '_>, x: Value) -> Result<(Vec<usize>, bool), OpError> {
+    let keep = cx.attrs.flag("keepdims", true)?;
+    let noop = cx.attrs.flag("noop_with_empty_axes", false)?;
+    let axes = cx.axes(1, cx.rank(x))?.filter(|a| !a.is_empty());
+    Ok((axes.unwrap_or_else(|| if noop { vec![] } else { (0..cx.rank(x)).collect() }), keep))
+}
+
+pub(super) fn reduce(cx: &mut Cx<'_, '_>, op: &str) -> Results {
+    let x = cx.arg(0)?;
+    let (axes, keep) = extent(cx, x)?;
+    // Rules read the last axis as -1.
+    if axes.len() == 1 && axes[0] + 1 == cx.rank(x) {
+        let attrs = Attrs::none().with("axes", vec![-1]).with("keep", keep);
+        return Ok(vec![cx.op(op, attrs, &[x])?]);
+    }
+    Ok(vec![cx.reduce(op, x, &axes, keep)?])
+}
+
+pub(super) fn sum_square(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let (axes, keep) = extent(cx, x)?;
+    let square = cx.plain("mul", &[x, x])?;
+    Ok(vec![cx.reduce("reduce_sum", square, &axes, keep)?])
+}
+
+pub(super) fn l1(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let (axes, keep) = extent(cx, x)?;
+    let size = cx.plain("abs", &[x])?;
+    Ok(vec![cx.reduce("reduce_sum", size, &axes, keep)?])
+}
+
+pub(super) fn l2(cx: &mut Cx<'_, '_>) -> Results {
+    let sum = sum_square(cx)?[0];
+    Ok(vec![cx.plain("sqrt", &[sum])?])
+}
+
+pub(super) fn cumsum(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let axis = super::super::cx::axis(cx.int(1, "the axis")?, cx.rank(x))?;
+    let (exclusive, reverse) =
+        (cx.attrs.flag("exclusive", false)?, cx.attrs.flag("reverse", false)?);
+    let last = cx.shape(x)[axis].clone() - Dim::from(1);
+    let flip = |cx: &mut Cx<'_, '_>, v| match reverse {
+        true => cx.slice(v, axis, &last, &Dim::from(-1), -1),
+        false => Ok(v),
+    };
+    let v = flip(cx, x)?;
+    let attrs = Attrs::none().with("axis", i64::try_from(axis).unwrap_or(i64::MAX));
+    let v = cx.op("cumsum", attrs, &[v])?;
+    let v = flip(cx, v)?;
+    Ok(vec![if exclusive { cx.plain("sub", &[v, x])? } else { v }])
+}
+
+/// Along one axis since opset 13; over all axes from `axis` on before.
+pub(super) fn softmax(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let rank = cx.rank(x);
+    let old = cx.opset < 13;
+    let axis = cx.axis(if old { 1 } else { -1 }, rank)?;
+    if !old || axis + 1 == rank {
+        return Ok(vec![cx.softmax(x, axis)?]);
+    }
+    let shape = cx.shape(x);
+    let flat = cx.reshape(x, halves(&shape, axis).to_vec())?;
+    let y = cx.softmax(flat, 1)?;
+    Ok(vec![cx.reshape(y, shape)?])
+}
+
+/// `x - log Σ exp(x)`, by way of the maximum.
+pub(super) fn log_softmax(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let shape = cx.shape(x);
+    let old = cx.opset < 13;
+    let axis = cx.axis(if old { 1 } else { -1 }, shape.len())?;
+    let (v, axis) = match old && axis + 1 < shape.len() {
+        true => (cx.reshape(x, halves(&shape, axis).to_vec())?, 1),
+        false => (x, axis),
+    };
+    let max = cx.reduce("reduce_max", v, &[axis], true)?;
+    let v = cx.plain("sub", &[v, max])?;
+    let e = cx.plain("exp", &[v])?;
+    let sum = cx.reduce("reduce_sum", e, &[axis], true)?;
+    let log = cx.plain("log", &[sum])?;
+    let y = cx.plain("sub", &[v, log])?;
+    Ok(vec![cx.reshape(y, shape)?])
+}

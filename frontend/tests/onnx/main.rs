@@ -1,0 +1,8 @@
+//! ONNX files: exports of torch.onnx against the outputs of the models that they were made from,
+//! files that are wrong, and single operators.
+
+//mod damage;
+mod exports;
+//mod files;
+mod npy;
+//mod operators;

@@ -1,0 +1,34 @@
+//! The passes of brolly: from a model's graph as it was imported to a planned program.
+//!
+//! [`canonicalize`] and [`optimize`] work on every function by itself; the latter builds one e-graph a
+//! function, applies the tables of [`rule`]s and extracts the cheapest term for the machine.
+//! [`page_kv`] puts keys and values in paged memory, [`prepare`] separates what is computed once,
+//! [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything a place.
+//!
+//! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
+//! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].
+
+mod canonicalize;
+pub mod egraph;
+mod extract;
+mod fuse_loops;
+mod masks;
+mod optimize;
+mod page_kv;
+mod pass;
+mod plan_memory;
+mod prepare;
+mod report;
+pub mod rule;
+mod rules;
+#[cfg(test)]
+mod testing;
+
+pub use canonicalize::{FoldLimits, canonicalize};
+pub use fuse_loops::{expand_composites, fuse_loops};
+pub use optimize::{WeightParams, optimize, weight_params};
+pub use page_kv::{PageOptions, State, page_kv};
+pub use pass::PassError;
+pub use plan_memory::{Plan, plan_memory};
+pub use prepare::{Recipe, prepare};
+pub use report::{Fusion, FusionCount, Report};

@@ -1,0 +1,403 @@
+//! Attention masks by abstract interpretation.
+//!
+//! A tensor that is built from coordinates and sizes is a function of its indices. This module
+//! follows integers as affine functions, conditions as conjunctions of linear inequalities, and
+//! two-valued tensors as a condition with a value on each side, through whatever spelling computes
+//! them: comparisons of ranges, triangular constants, `where`, casts, arithmetic on 0 and 1. A mask
+//! that depends on data has no such form, and stays a bias.
+//!
+//! Axes are counted from the last one, as broadcasting aligns them: of a mask `[.., M, N]`, axis 0
+//! is the key and axis 1 the query.
+
+use std::collections::BTreeMap;
+
+use egg::Id;
+use ir::{Attr, Dim, Fact, Symbols, Tensor, TensorType, normalize_axis};
+
+use crate::egraph::{Data, EGraph, ENode};
+
+/// Nesting of terms that is followed.
+const DEPTH: usize = 64;
+/// Scores that get no weight beside any other, as exporters write them.
+const HIDDEN: f64 = -9_999.0;
+
+/// A mask that attention applies by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct AttentionMask {
+    /// Whether a query sees no later key.
+    pub(crate) causal: bool,
+    /// Keys at this distance or more before the query are hidden; zero: none.
+    pub(crate) window: i64,
+}
+
+/// The mask that adding `bias` to scores of `queries` by `keys` amounts to, if it is one.
+pub(crate) fn attention_mask(
+    egraph: &EGraph,
+    bias: Id,
+    queries: &Dim,
+    keys: &Dim,
+) -> Option<AttentionMask> {
+    let mut reader = Reader { egraph, memo: BTreeMap::new() };
+    let Abstract::Choice { when, yes, no } = reader.read(bias, 0)? else { return None };
+    if yes != 0.0 || no > HIDDEN {
+        return None;
+    }
+    // Query i stands at position i + offset.
+    let offset = keys.clone() - queries.clone();
+    let mut mask = AttentionMask { causal: false, window: 0 };
+    let mut sees_itself = true;
+    for c in when.0 {
+        let [j, i, rest @ ..] = c.coefficients.as_slice() else { return None };
+        if rest.iter().any(|c| *c != 0) {
+            return None;
+        }
+        match (i, j) {
+            (1, -1) if c.constant == offset => mask.causal = true,
+            (-1, 1) => {
+                let width = (c.constant + Dim::from(1i64) + offset.clone()).as_const()?;
+                sees_itself &= width > 0;
+                mask.window = if mask.window == 0 { width } else { mask.window.min(width) };
+            }
+            _ => return None,
+        }
+    }
+    // A row without any key is uniform in the source where hidden scores are finite.
+    let first = offset.bounds(&egraph.analysis.module.symbols).lo >= 0;
+    ((sees_itself && first) || no == f64::NEG_INFINITY).then_some(mask)
+}
+
+/// `Σ coefficient · index + constant`.
+#[derive(Clone, Debug, PartialEq)]
+struct Affine {
+    coefficients: Vec<i64>,
+    constant: Dim,
+}
+
+/// All of these are not negative.
+#[derive(Clone, Debug, PartialEq, Default)]
+struct Condition(Vec<Affine>);
+
+#[derive(Clone, Debug, PartialEq)]
+enum Abstract {
+    Integer(Affine),
+    Bool(Condition),
+    Choice { when: Condition, yes: f64, no: f64 },
+}
+
+struct Reader<'a> {
+    egraph: &'a EGraph,
+    memo: BTreeMap<Id, Option<Abstract>>,
+}
+
+impl Reader<'_> {
+    fn read(&mut self, id: Id, depth: usize) -> Option<Abstract> {
+        let id = self.egraph.find(id);
+        if let Some(known) = self.memo.get(&id) {
+            return known.clone();
+        }
+        self.memo.insert(id, None);
+        let Data::Value(_) = self.egraph[id].data else { return None };
+        let ty = self.egraph[id].data.ty()?.clone();
+        let found = match self.egraph[id].data.fact().and_then(known) {
+            Some(known) => Some(known),
+            None if depth < DEPTH => {
+                let nodes = self.egraph[id].nodes.clone();
+                nodes.iter().find_map(|n| self.node(n, &ty, depth + 1))
+            }
+            None => None,
+        };
+        let found = found.map(|f| simplify(f, &ty, &self.egraph.analysis.module.symbols));
+        self.memo.insert(id, found.clone());
+        found
+    }
+
+    fn node(&mut self, node: &ENode, ty: &TensorType, depth: usize) -> Option<Abstract> {
+        let (op, operands, attr_ids) = node.as_op()?;
+        let egraph = self.egraph;
+        let attrs = crate::egraph::attrs(egraph, op, attr_ids)?;
+        let mut arg = |i: usize| self.read(*operands.get(i)?, depth);
+        let shape = |i: usize| egraph[operands[i]].data.ty().map(|t| t.shape.to_vec());
+        match op.name() {
+            "iota" => {
+                let axis = normalize_axis(attrs.int("axis"), ty.rank())?;
+                let mut coefficients = vec![0; ty.rank()];
+                coefficients[ty.rank() - 1 - axis] = 1;
+                Some(Abstract::Integer(Affine { coefficients, constant: Dim::from(0i64) }))
+            }
+            "broadcast_to" => arg(0),
+            "reshape" => {
+                let from = shape(0)?;
+                let value = arg(0)?;
+                let axes = same_but_for_ones(&from, &ty.shape)?;
+                Some(value.map(|f| f.rearrange(&axes)))
+            }
+            "transpose" => {
+                let n = ty.rank();
+                let axes = (0..n).map(|i| {
+                    let perm = attrs.ints("perm");
+                    // Axis i of the result, from the end, is this axis of the operand, from the end.
+                    usize::try_from(perm[n - 1 - i]).ok().map(|p| Some(n - 1 - p))
+                });
+                let axes: Vec<Option<usize>> = axes.collect::<Option<_>>()?;
+                arg(0).map(|v| v.map(|f| f.rearrange(&axes)))
+            }
+            "slice" if attrs.int("step") == 1 => {
+                let axis = normalize_axis(attrs.int("axis"), ty.rank())?;
+                let start = attrs.dims("range").first()?.clone();
+                arg(0).map(|v| v.map(|f| f.shift(ty.rank() - 1 - axis, &start)))
+            }
+            "cast" => cast(arg(0)?, ty),
+            "add" | "sub" | "mul" => arithmetic(op.name(), arg(0)?, arg(1)?),
+            "less" | "less_equal" | "greater" | "greater_equal" => {
+                if !egraph[operands[0]].data.ty()?.dtype.is_int() {
+                    return None;
+                }
+                compare(op.name(), arg(0)?, arg(1)?)
+            }
+            "and" => match (arg(0)?, arg(1)?) {
+                (Abstract::Bool(a), Abstract::Bool(b)) => Some(Abstract::Bool(a.and(b))),
+                _ => None,
+            },
+            "not" => match arg(0)? {
+                Abstract::Bool(c) => Some(Abstract::Bool(c.negate()?)),
+                _ => None,
+            },
+            "select" => {
+                let Abstract::Bool(when) = arg(0)? else { return None };
+                let side = |v: Abstract| match v {
+                    Abstract::Choice { when, yes, .. } if when.0.is_empty() => Some(yes),
+                    _ => None,
+                };
+                let (yes, no) = (side(arg(1)?)?, side(arg(2)?)?);
+                Some(Abstract::Choice { when, yes, no })
+            }
+            _ => None,
+        }
+    }
+}
+
+impl Abstract {
+    fn map(self, f: impl Fn(Affine) -> Affine) -> Abstract {
+        let all = |c: Condition| Condition(c.0.into_iter().map(&f).collect());
+        match self {
+            Abstract::Integer(a) => Abstract::Integer(f(a)),
+            Abstract::Bool(c) => Abstract::Bool(all(c)),
+            Abstract::Choice { when, yes, no } => Abstract::Choice { when: all(when), yes, no },
+        }
+    }
+}
+
+impl Affine {
+    /// Axis `i` of the result reads axis `axes[i]`.
+    fn rearrange(&self, axes: &[Option<usize>]) -> Affine {
+        let at = |a: &Option<usize>| a.and_then(|a| self.coefficients.get(a)).copied().unwrap_or(0);
+        Affine { coefficients: axes.iter().map(at).collect(), constant: self.constant.clone() }
+    }
+
+    /// The index along an axis starts at `start`.
+    fn shift(self, axis: usize, start: &Dim) -> Affine {
+        let c = self.coefficients.get(axis).copied().unwrap_or(0);
+        Affine { constant: self.constant + Dim::from(c) * start.clone(), ..self }
+    }
+
+    fn combine(&self, other: &Affine, sign: i64) -> Affine {
+        let n = self.coefficients.len().max(other.coefficients.len());
+        let at = |a: &Affine, i: usize| a.coefficients.get(i).copied().unwrap_or(0);
+        let sum = |i| at(self, i).saturating_add(at(other, i).saturating_mul(sign));
+        Affine {
+            coefficients: (0..n).map(sum).collect(),
+            constant: self.constant.clone() + other.constant.clone() * Dim::from(sign),
+        }
+    }
+
+    fn times(&self, factor: i64) -> Affine {
+        Affine {
+            coefficients: self.coefficients.iter().map(|c| c.saturating_mul(factor)).collect(),
+            constant: self.constant.clone() * Dim::from(factor),
+        }
+    }
+
+    fn plus(mut self, constant: i64) -> Affine {
+        self.constant = self.constant + Dim::from(constant);
+        self
+    }
+
+    fn as_const(&self) -> Option<&Dim> {
+        self.coefficients.iter().all(|c| *c == 0).then_some(&self.constant)
+    }
+}
+
+impl Condition {
+    fn and(mut self, other: Condition) -> Condition {
+        for c in other.0 {
+            if !self.0.contains(&c) {
+                self.0.push(c);
+            }
+        }
+        self
+    }
+
+    fn negate(self) -> Option<Condition> {
+        match <[Affine; 1]>::try_from(self.0) {
+            Ok([c]) => Some(Condition(vec![c.times(-1).plus(-1)])),
+            Err(_) => None,
+        }
+    }
+}
+
+/// What a constant, or a symbolic scalar, is.
+fn known(fact: &Fact) -> Option<Abstract> {
+    let rank = fact.ty.rank();
+    let affine = |coefficients, constant| Abstract::Integer(Affine { coefficients, constant });
+    if let (Some([d]), true) = (fact.dims.as_deref(), fact.ty.dtype.is_int()) {
+        return Some(affine(vec![0; rank], d.clone()));
+    }
+    let t = fact.constant.as_ref()?;
+    if t.dtype().is_float() {
+        let v = uniform(t)?;
+        return Some(Abstract::Choice { when: Condition::default(), yes: v, no: v });
+    }
+    let values = t.to_i64s();
+    if t.dtype() == ir::DType::Bool {
+        return boolean(t, &values).map(Abstract::Bool);
+    }
+    let (first, last) = (*values.first()?, t.shape().last().copied().unwrap_or(1));
+    let step = if last > 1 { values[1] - first } else { 0 };
+    let fits = |(k, v): (usize, &i64)| i64::try_from(k % last).is_ok_and(|j| *v == first + j * step);
+    let mut coefficients = vec![0; rank];
+    if let Some(c) = coefficients.first_mut() {
+        *c = step;
+    }
+    values.iter().enumerate().all(fits).then(|| affine(coefficients, Dim::from(first)))
+}
+
+fn uniform(t: &Tensor) -> Option<f64> {
+    let values = t.to_f64s();
+    let first = *values.first()?;
+    values.iter().all(|v| *v == first).then_some(first)
+}
+
+/// A constant condition: always true, or a triangle over the last two axes.
+fn boolean(t: &Tensor, values: &[i64]) -> Option<Condition> {
+    if values.iter().all(|v| *v != 0) {
+        return Some(Condition::default());
+    }
+    let [.., rows, columns] = *t.shape() else { return None };
+    // The diagonal that the first row ends at.
+    let shift = values.iter().take(columns).take_while(|v| **v != 0).count();
+    let lower = |(k, v): (usize, &i64)| {
+        let (i, j) = (k / columns % rows, k % columns);
+        (*v != 0) == (j < i + shift)
+    };
+    let shift_dim = i64::try_from(shift).ok()?;
+    let mut coefficients = vec![0; t.rank()];
+    (coefficients[0], coefficients[1]) = (-1, 1);
+    let triangle = Affine { coefficients, constant: Dim::from(shift_dim - 1) };
+    values.iter().enumerate().all(lower).then(|| Condition(vec![triangle]))
+}
+
+fn cast(value: Abstract, ty: &TensorType) -> Option<Abstract> {
+    Some(match value {
+        Abstract::Bool(when) if ty.dtype == ir::DType::Bool => Abstract::Bool(when),
+        Abstract::Bool(when) => Abstract::Choice { when, yes: 1.0, no: 0.0 },
+        Abstract::Integer(a) if ty.dtype != ir::DType::Bool => Abstract::Integer(a),
+        Abstract::Integer(_) => return None,
+        Abstract::Choice { when, yes, no } if ty.dtype == ir::DType::Bool => {
+            match (yes != 0.0, no != 0.0) {
+                (true, false) => Abstract::Bool(when),
+                (false, true) => Abstract::Bool(when.negate()?),
+                (true, true) => Abstract::Bool(Condition::default()),
+                (false, false) => return None,
+            }
+        }
+        choice @ Abstract::Choice { .. } => choice,
+    })
+}
+
+fn arithmetic(op: &str, a: Abstract, b: Abstract) -> Option<Abstract> {
+    let f: fn(f64, f64) -> f64 = match op {
+        "add" => |x, y| x + y,
+        "sub" => |x, y| x - y,
+        _ => |x, y| x * y,
+    };
+    match (a, b) {
+        (Abstract::Integer(a), Abstract::Integer(b)) => Some(Abstract::Integer(match op {
+            "add" => a.combine(&b, 1),
+            "sub" => a.combine(&b, -1),
+            _ => match (a.as_const().and_then(Dim::as_const), b.as_const().and_then(Dim::as_const)) {
+                (Some(c), _) => b.times(c),
+                (_, Some(c)) => a.times(c),
+                _ => return None,
+            },
+        })),
+        (Abstract::Choice { when, yes, no }, Abstract::Choice { when: other, yes: y, no: n }) => {
+            if other.0.is_empty() {
+                return Some(Abstract::Choice { when, yes: f(yes, y), no: f(no, y) });
+            }
+            if when.0.is_empty() {
+                return Some(Abstract::Choice { when: other, yes: f(yes, y), no: f(yes, n) });
+            }
+            // Two masks that both add nothing where they show.
+            let masks = op == "add" && (yes, y) == (0.0, 0.0) && no <= HIDDEN && n <= HIDDEN;
+            let no = no.max(n);
+            masks.then(|| Abstract::Choice { when: when.and(other), yes, no })
+        }
+        _ => None,
+    }
+}
+
+fn compare(op: &str, a: Abstract, b: Abstract) -> Option<Abstract> {
+    let (Abstract::Integer(a), Abstract::Integer(b)) = (a, b) else { return None };
+    let c = match op {
+        "less" => b.combine(&a, -1).plus(-1),
+        "less_equal" => b.combine(&a, -1),
+        "greater" => a.combine(&b, -1).plus(-1),
+        _ => a.combine(&b, -1),
+    };
+    Some(Abstract::Bool(Condition(vec![c])))
+}
+
+/// Drops coefficients of axes of extent one, and inequalities that always hold.
+fn simplify(value: Abstract, ty: &TensorType, symbols: &Symbols) -> Abstract {
+    let extent = |i: usize| ty.shape.len().checked_sub(i + 1).map(|a| &ty.shape[a]);
+    let value = value.map(|mut a| {
+        a.coefficients.resize(ty.rank(), 0);
+        for (i, c) in a.coefficients.iter_mut().enumerate() {
+            if extent(i).is_none_or(|d| d.is(1)) {
+                *c = 0;
+            }
+        }
+        a
+    });
+    let holds = |a: &Affine| {
+        let falls = a.coefficients.iter().enumerate().filter(|(_, c)| **c < 0);
+        let lowest = falls.fold(a.constant.clone(), |low, (i, c)| {
+            let last = extent(i).cloned().unwrap_or_default() - Dim::from(1i64);
+            low + Dim::from(*c) * last
+        });
+        lowest.bounds(symbols).lo >= 0
+    };
+    let needed = |c: Condition| Condition(c.0.into_iter().filter(|a| !holds(a)).collect());
+    match value {
+        Abstract::Bool(c) => Abstract::Bool(needed(c)),
+        Abstract::Choice { when, yes, no } => Abstract::Choice { when: needed(when), yes, no },
+        integer => integer,
+    }
+}
+
+/// For a reshape that only adds or removes axes of extent one: which axis of the operand each axis
+/// of the result is, both counted from the end.
+fn same_but_for_ones(from: &[Dim], to: &[Dim]) -> Option<Vec<Option<usize>>> {
+    let mut old = from.iter().rev().enumerate().filter(|(_, d)| !d.is(1));
+    let mut axes = Vec::with_capacity(to.len());
+    for d in to.iter().rev() {
+        axes.push(if d.is(1) {
+            None
+        } else {
+            let (i, e) = old.next()?;
+            (e == d).then_some(())?;
+            Some(i)
+        });
+    }
+    old.next().is_none().then_some(axes)
+}

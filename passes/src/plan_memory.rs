@@ -1,0 +1,472 @@
+//! Gives every value of an entry function a place, and lists the launches that compute them.
+//!
+//! Calls are flattened first: sharing, liveness and the arena are about the whole step. Reshapes,
+//! transposes, slices and broadcasts become views of the buffer that they look at; a kernel that
+//! cannot read such a view gets a copy. Buffers live from their first write to their last read and
+//! are put at fixed offsets of one arena, sized by the symbols' upper bounds, largest first. The
+//! arena's size is the exact peak.
+
+mod arena;
+mod flatten;
+#[cfg(test)]
+mod tests;
+mod views;
+
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
+
+use ir::{
+    Attrs, Dim, Graph, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Module, NodeId,
+    Place, Port, Program, Region, Symbols, TensorType, Value,
+};
+
+use self::{
+    arena::{Request, assign},
+    flatten::flatten,
+    views::{reshape_view, view_of},
+};
+use crate::{PassError, page_kv::State};
+
+/// A program whose kernels are specified but not yet generated.
+#[derive(Clone, Debug)]
+pub struct Plan {
+    /// Launches, places and sizes. What code generation decides of a kernel (symbol, offset, tiles,
+    /// scratch memory) is still empty.
+    pub program: Program,
+    /// What each kernel of the program computes.
+    pub specs: Vec<KernelSpec>,
+    /// Names of the weights that [`Region::Weight`] numbers.
+    pub weights: Vec<Arc<str>>,
+}
+
+/// Plans an entry function.
+///
+/// # Errors
+/// Every node that no kernel computes, with the reason; a buffer whose size has no bound.
+pub fn plan_memory(
+    module: &Module,
+    entry: &str,
+    states: &[State],
+    kernels: &dyn Kernels,
+) -> Result<Plan, Vec<PassError>> {
+    let graph = flatten(module, entry).map_err(|e| vec![e])?;
+    let mut planner = Planner::new(module, &graph, states, kernels);
+    planner.place_inputs();
+    for id in graph.topo() {
+        planner.visit(id);
+    }
+    planner.finish(entry)
+}
+
+/// Memory that a value is a view of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Memory {
+    /// A buffer of the arena.
+    Buffer(usize),
+    Weight(u32),
+    State(u32),
+}
+
+/// Where a value's elements are.
+#[derive(Clone, Debug)]
+struct Storage {
+    memory: Memory,
+    /// Element zero, in bytes from the memory's beginning.
+    offset: Dim,
+    layout: Layout,
+}
+
+struct Buffer {
+    name: String,
+    bytes: Dim,
+    first: u32,
+    last: u32,
+}
+
+struct Planner<'a> {
+    module: &'a Module,
+    graph: &'a Graph,
+    kernels: &'a dyn Kernels,
+    symbols: Arc<Symbols>,
+    state_params: Vec<Arc<str>>,
+    state_outputs: HashMap<Arc<str>, usize>,
+    storage: BTreeMap<Value, Storage>,
+    buffers: Vec<Buffer>,
+    weights: Vec<Arc<str>>,
+    states: Vec<Port>,
+    inputs: Vec<(Arc<str>, TensorType, usize)>,
+    specs: Vec<KernelSpec>,
+    spec_numbers: HashMap<SpecKey, u32>,
+    launches: Vec<(u32, Vec<Option<Storage>>, String)>,
+    errors: Vec<PassError>,
+}
+
+type SpecKey = (&'static str, Attrs, Vec<Option<Layout>>, Vec<Layout>);
+
+impl<'a> Planner<'a> {
+    fn new(
+        module: &'a Module,
+        graph: &'a Graph,
+        states: &[State],
+        kernels: &'a dyn Kernels,
+    ) -> Self {
+        let outputs = states.iter().enumerate().map(|(i, s)| (s.output.clone(), i));
+        Planner {
+            module,
+            graph,
+            kernels,
+            symbols: Arc::new(module.symbols.clone()),
+            state_params: states.iter().map(|s| s.param.clone()).collect(),
+            state_outputs: outputs.collect(),
+            storage: BTreeMap::new(),
+            buffers: Vec::new(),
+            weights: Vec::new(),
+            states: Vec::new(),
+            inputs: Vec::new(),
+            specs: Vec::new(),
+            spec_numbers: HashMap::new(),
+            launches: Vec::new(),
+            errors: Vec::new(),
+        }
+    }
+
+    fn place_inputs(&mut self) {
+        for v in self.graph.param_values() {
+            let name: Arc<str> = self.graph.param_name(v.node).into();
+            let ty = self.graph.ty(v).clone();
+            let memory = if self.state_params.contains(&name) {
+                let number = u32::try_from(self.states.len()).expect("few states");
+                let place = Place { region: Region::State(number), offset: Dim::from(0) };
+                self.states.push(Port { name, ty: ty.clone(), place });
+                Memory::State(number)
+            } else {
+                let buffer = self.buffer(&name, &ty);
+                self.inputs.push((name, ty.clone(), buffer));
+                Memory::Buffer(buffer)
+            };
+            let layout = Layout::contiguous(&ty);
+            self.storage.insert(v, Storage { memory, offset: Dim::from(0), layout });
+        }
+    }
+
+    /// A buffer of the arena, written by the next launch.
+    fn buffer(&mut self, name: &str, ty: &TensorType) -> usize {
+        let now = self.now();
+        self.buffers.push(Buffer { name: name.into(), bytes: ty.bytes(), first: now, last: now });
+        self.buffers.len() - 1
+    }
+
+    fn fresh(&mut self, name: &str, ty: &TensorType) -> Storage {
+        let buffer = self.buffer(name, ty);
+        Storage {
+            memory: Memory::Buffer(buffer),
+            offset: Dim::from(0),
+            layout: Layout::contiguous(ty),
+        }
+    }
+
+    fn now(&self) -> u32 {
+        u32::try_from(self.launches.len()).expect("fewer than 2^32 launches")
+    }
+
+    fn fail(&mut self, id: NodeId, why: impl std::fmt::Display) {
+        let node = self.graph.node(id);
+        let loc = if node.loc.is_empty() { String::new() } else { format!(" `{}`", node.loc) };
+        self.errors.push(PassError::new(&self.graph.name, format!("{:?}{loc}: {why}", node.op)));
+    }
+
+    fn visit(&mut self, id: NodeId) {
+        let node = self.graph.node(id);
+        let value = Value { node: id, port: 0 };
+        let inputs: Option<Vec<Option<Storage>>> = node
+            .inputs()
+            .iter()
+            .map(|v| match v {
+                Some(v) => self.storage.get(v).cloned().map(Some),
+                None => Some(None),
+            })
+            .collect();
+        // An operand that failed has been reported.
+        let Some(inputs) = inputs else { return };
+        match node.op.name() {
+            "param" => {}
+            "weight" => {
+                let name: Arc<str> = node.attrs.str("name").into();
+                let known = self.weights.iter().position(|w| *w == name);
+                let number = known.unwrap_or_else(|| {
+                    self.weights.push(name);
+                    self.weights.len() - 1
+                });
+                let memory = Memory::Weight(u32::try_from(number).expect("few weights"));
+                let layout = Layout::contiguous(&node.results()[0].ty);
+                self.storage.insert(value, Storage { memory, offset: Dim::from(0), layout });
+            }
+            "reshape" => {
+                let x = inputs[0].clone().expect("operand");
+                let ty = node.results()[0].ty.clone();
+                let view = match reshape_view(&x.layout, &ty) {
+                    Some(layout) => Storage { layout, ..x },
+                    None => {
+                        let Some(copy) = self.copy(id, &x, None) else { return };
+                        Storage { layout: Layout::contiguous(&ty), ..copy }
+                    }
+                };
+                self.storage.insert(value, view);
+            }
+            "transpose" | "slice" | "broadcast_to" => {
+                let x = inputs[0].clone().expect("operand");
+                let (layout, skip) = view_of(node, &x.layout);
+                let bytes = Dim::from(layout.ty.dtype.size());
+                let offset = x.offset + skip * bytes;
+                self.storage.insert(value, Storage { memory: x.memory, offset, layout });
+            }
+            "concat" => self.concat(id, &inputs),
+            _ => self.kernel(id, inputs),
+        }
+    }
+
+    /// Copies each operand into its part of the result.
+    fn concat(&mut self, id: NodeId, inputs: &[Option<Storage>]) {
+        let node = self.graph.node(id);
+        let whole = self.fresh(&self.label(id), &node.results()[0].ty);
+        let rank = node.results()[0].ty.rank();
+        let axis = ir::normalize_axis(node.attrs.int("axis"), rank).expect("inferred");
+        let mut at = Dim::from(0);
+        for x in inputs.iter().flatten() {
+            let stride = whole.layout.strides[axis].clone();
+            let bytes = Dim::from(x.layout.ty.dtype.size());
+            let part = Storage {
+                memory: whole.memory,
+                offset: at.clone() * stride * bytes,
+                layout: Layout { ty: x.layout.ty.clone(), strides: whole.layout.strides.clone() },
+            };
+            at = at + x.layout.ty.shape[axis].clone();
+            if self.copy(id, x, Some(part)).is_none() {
+                return;
+            }
+        }
+        self.storage.insert(Value { node: id, port: 0 }, whole);
+    }
+
+    /// Launches a copy of `from` into `to`, or into a new buffer.
+    fn copy(&mut self, id: NodeId, from: &Storage, to: Option<Storage>) -> Option<Storage> {
+        let to = match to {
+            Some(to) => to,
+            None => self.fresh(&format!("{}.copy", self.label(id)), &from.layout.ty),
+        };
+        let spec = KernelSpec {
+            op: "copy",
+            attrs: Attrs::none(),
+            operands: vec![Some(from.layout.clone())],
+            results: vec![to.layout.clone()],
+            body: None,
+            symbols: self.symbols.clone(),
+        };
+        if let Err(why) = self.kernels.supports(&spec) {
+            self.fail(id, why);
+            return None;
+        }
+        let label = format!("{} (copy)", self.label(id));
+        self.launch(spec, vec![Some(from.clone()), Some(to.clone())], label);
+        Some(to)
+    }
+
+    fn kernel(&mut self, id: NodeId, mut inputs: Vec<Option<Storage>>) {
+        let node = self.graph.node(id);
+        let in_place = KernelSpec::in_place(node.op.name());
+        let body = match node.op.name() {
+            "fused" => self.module.functions.get(node.attrs.str("callee")).cloned().map(Arc::new),
+            _ => None,
+        };
+        let results: Vec<Layout> =
+            node.results().iter().map(|f| Layout::contiguous(&f.ty)).collect();
+        let mut spec = KernelSpec {
+            op: node.op.name(),
+            attrs: node.attrs.clone(),
+            operands: inputs.iter().map(|s| s.as_ref().map(|s| s.layout.clone())).collect(),
+            results,
+            body,
+            symbols: self.symbols.clone(),
+        };
+        if self.kernels.supports(&spec).is_err() {
+            // A view that this kernel cannot read becomes a copy in row-major order.
+            for i in 0..inputs.len() {
+                let Some(x) = inputs[i].clone() else { continue };
+                if x.layout.is_contiguous() || in_place.iter().any(|(_, o)| *o == i) {
+                    continue;
+                }
+                let Some(copy) = self.copy(id, &x, None) else { return };
+                spec.operands[i] = Some(copy.layout.clone());
+                inputs[i] = Some(copy);
+                if self.kernels.supports(&spec).is_ok() {
+                    break;
+                }
+            }
+            if let Err(why) = self.kernels.supports(&spec) {
+                self.fail(id, why);
+                return;
+            }
+        }
+        let mut args = inputs.clone();
+        for (port, layout) in spec.results.clone().iter().enumerate() {
+            let storage = match in_place.iter().find(|(r, _)| *r == port) {
+                Some((_, operand)) => inputs[*operand].clone().expect("operand"),
+                None => {
+                    let name = match spec.results.len() {
+                        1 => self.label(id),
+                        _ => format!("{}.{port}", self.label(id)),
+                    };
+                    self.fresh(&name, &layout.ty)
+                }
+            };
+            self.storage.insert(Value { node: id, port }, storage.clone());
+            args.push(Some(storage));
+        }
+        let label = self.label(id);
+        self.launch(spec, args, label);
+    }
+
+    fn launch(&mut self, spec: KernelSpec, args: Vec<Option<Storage>>, label: String) {
+        let now = self.now();
+        for s in args.iter().flatten() {
+            if let Memory::Buffer(b) = s.memory {
+                self.buffers[b].last = now;
+            }
+        }
+        let key = (spec.op, spec.attrs.clone(), spec.operands.clone(), spec.results.clone());
+        let next = u32::try_from(self.specs.len()).expect("few kernels");
+        let number = *self.spec_numbers.entry(key).or_insert(next);
+        if number == next {
+            self.specs.push(spec);
+        }
+        self.launches.push((number, args, label));
+    }
+
+    fn label(&self, id: NodeId) -> String {
+        let node = self.graph.node(id);
+        let op = node.op.name();
+        if node.loc.is_empty() { op.into() } else { format!("{} {op}", node.loc) }
+    }
+
+    fn finish(mut self, entry: &str) -> Result<Plan, Vec<PassError>> {
+        let mut outputs = Vec::new();
+        for (name, v) in &self.graph.outputs.clone() {
+            let Some(x) = self.storage.get(v).cloned() else { continue };
+            if let Some(state) = self.state_outputs.get(name) {
+                if x.memory != Memory::State(u32::try_from(*state).expect("few states")) {
+                    let why = format!("output `{name}` is not its state updated in place");
+                    self.errors.push(PassError::new(entry, why));
+                }
+                continue;
+            }
+            // The caller reads outputs in row-major order from the arena.
+            let ready = x.layout.is_contiguous()
+                && matches!(x.memory, Memory::Buffer(_))
+                && !outputs.iter().any(|(_, o): &(_, Storage)| o.memory == x.memory);
+            let x = match ready {
+                true => Some(x),
+                false => self.copy(v.node, &x, None),
+            };
+            outputs.extend(x.map(|x| (name.clone(), x)));
+        }
+        let end = self.now();
+        for (_, s) in &outputs {
+            if let Memory::Buffer(b) = s.memory {
+                self.buffers[b].last = end;
+            }
+        }
+        // Inputs are written before the first launch.
+        for (_, _, b) in &self.inputs {
+            self.buffers[*b].first = 0;
+        }
+        let mut requests = Vec::new();
+        for b in &self.buffers {
+            let bound = b.bytes.bounds(&self.symbols).hi;
+            match u64::try_from(bound) {
+                Ok(bytes) if bound < i64::MAX / 4 => {
+                    requests.push(Request { bytes, first: b.first, last: b.last });
+                }
+                _ => {
+                    let why = format!(
+                        "`{}` takes {} bytes, which has no usable bound; state bounds of its \
+                         dimensions with --bound",
+                        b.name, b.bytes
+                    );
+                    self.errors.push(PassError::new(entry, why));
+                }
+            }
+        }
+        if !self.errors.is_empty() {
+            return Err(self.errors);
+        }
+        let (offsets, arena_bytes) = assign(&requests);
+        let place = |s: &Storage| match s.memory {
+            Memory::Buffer(b) => Place {
+                region: Region::Arena,
+                offset: s.offset.clone() + Dim::from(i64::try_from(offsets[b]).expect("bounded")),
+            },
+            Memory::Weight(w) => Place { region: Region::Weight(w), offset: s.offset.clone() },
+            Memory::State(n) => Place { region: Region::State(n), offset: s.offset.clone() },
+        };
+        let null = Place { region: Region::Null, offset: Dim::from(0) };
+        let launches = self.launches.iter().map(|(kernel, args, label)| Launch {
+            kernel: *kernel,
+            args: args.iter().map(|a| a.as_ref().map_or(null.clone(), &place)).collect(),
+            label: label.clone(),
+        });
+        let intervals = self.buffers.iter().zip(&requests).zip(&offsets);
+        let intervals = intervals.map(|((b, r), offset)| Interval {
+            name: b.name.clone(),
+            offset: *offset,
+            bytes: r.bytes,
+            first: b.first,
+            last: b.last,
+        });
+        let program = Program {
+            name: entry.into(),
+            symbols: self.module.symbols.clone(),
+            inputs: self
+                .inputs
+                .iter()
+                .map(|(name, ty, b)| Port {
+                    name: name.clone(),
+                    ty: ty.clone(),
+                    place: Place {
+                        region: Region::Arena,
+                        offset: Dim::from(i64::try_from(offsets[*b]).expect("bounded")),
+                    },
+                })
+                .collect(),
+            outputs: outputs
+                .iter()
+                .map(|(name, s)| Port {
+                    name: name.clone(),
+                    ty: s.layout.ty.clone(),
+                    place: place(s),
+                })
+                .collect(),
+            states: self.states.clone(),
+            kernels: self.specs.iter().map(empty_kernel).collect(),
+            launches: launches.collect(),
+            arena_bytes,
+            intervals: intervals.collect(),
+        };
+        Ok(Plan { program, specs: self.specs, weights: self.weights })
+    }
+}
+
+/// What is known of a kernel before its code is.
+fn empty_kernel(spec: &KernelSpec) -> Kernel {
+    Kernel {
+        op: spec.op.into(),
+        symbol: String::new(),
+        code_offset: 0,
+        dims: Vec::new(),
+        tiles: Dim::from(0),
+        scratch_bytes: 0,
+        flops: Dim::from(0),
+        bytes: Dim::from(0),
+    }
+}

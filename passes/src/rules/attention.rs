@@ -1,0 +1,420 @@
+//! Attention, built from the bottom up.
+//!
+//! A product of two activations is a `score`, which takes up what surrounds it: factors of query, key
+//! or scores, a softcap, biases and masks. A softmax of a score times values is `attention`; then
+//! repeated key/value heads and masks that are causal by construction are taken off it. No rule
+//! sees the whole, so the order and spelling of the parts do not matter.
+
+use ir::{Attrs, Dim};
+
+use crate::{
+    masks,
+    rule::{Example, Match, Numerics, Rule},
+};
+
+/// Views in one spelling, and factors outside of them.
+pub(super) static VIEWS: &[Rule] = &[
+    Rule {
+        name: "transpose-twice",
+        lhs: "(transpose (transpose ?x ?p) ?q)",
+        rhs: "(transpose ?x ?r)",
+        guard: |m| {
+            let at = |i: &i64| m.ints("?p").get(usize::try_from(*i).ok()?).copied();
+            let perm: Vec<i64> = m.ints("?q").iter().map(at).collect::<Option<_>>()?;
+            m.set_attr("?r", perm);
+            Some(())
+        },
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3,4]"],
+            before: "(transpose (transpose %0 [1,2,0]) [0,2,1])",
+            after: "(transpose %0 [1,0,2])",
+        },
+    },
+    Rule {
+        name: "transpose-nothing",
+        lhs: "(transpose ?x ?p)",
+        rhs: "?x",
+        guard: |m| m.ints("?p").iter().zip(0..).all(|(p, i)| *p == i).then_some(()),
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3]"],
+            before: "(transpose %0 [0,1])",
+            after: "%0",
+        },
+    },
+    Rule {
+        name: "reshape-twice",
+        lhs: "(reshape (reshape ?x ?s) ?t)",
+        rhs: "(reshape ?x ?t)",
+        guard: |_| Some(()),
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3]"],
+            before: "(reshape (reshape %0 <6>) <3,2>)",
+            after: "(reshape %0 <3,2>)",
+        },
+    },
+    Rule {
+        name: "reshape-nothing",
+        lhs: "(reshape ?x ?s)",
+        rhs: "?x",
+        guard: |m| (m.ty("?x")? == m.ty("?root")?).then_some(()),
+        numerics: Numerics::Exact,
+        example: Example { leaves: &["f32[2,3]"], before: "(reshape %0 <2,3>)", after: "%0" },
+    },
+    Rule {
+        name: "transpose-in-merged-batch",
+        lhs: "(reshape (transpose (reshape ?x ?s) [0,2,1]) ?t)",
+        rhs: "(transpose (reshape ?x ?u) ?p)",
+        guard: |m| {
+            let ([batch, r, c], [lead @ .., c2, r2]) = (m.dims("?s"), m.dims("?t")) else {
+                return None;
+            };
+            let product = lead.iter().fold(Dim::from(1i64), |n, d| n * d.clone());
+            if (c, r) != (c2, r2) || *batch != product {
+                return None;
+            }
+            let shape: Vec<Dim> = lead.iter().chain([r, c]).cloned().collect();
+            let rank = shape.len();
+            m.set_attr("?u", shape);
+            m.set_attr("?p", swap_last(rank));
+            Some(())
+        },
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3,4,5]"],
+            before: "(reshape (transpose (reshape %0 <6,4,5>) [0,2,1]) <2,3,5,4>)",
+            after: "(transpose (reshape %0 <2,3,4,5>) [0,1,3,2])",
+        },
+    },
+    Rule {
+        name: "factor-out-of-transpose",
+        lhs: "(transpose (mul* ?x ?c) ?p)",
+        rhs: "(mul (transpose ?x ?p) ?c)",
+        guard: |m| m.scalar("?c").map(|_| ()),
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3]"],
+            before: "(transpose (mul %0 (constant 0.5f32)) [1,0])",
+            after: "(mul (transpose %0 [1,0]) (constant 0.5f32))",
+        },
+    },
+    Rule {
+        name: "divisor-out-of-transpose",
+        lhs: "(transpose (div ?x ?c) ?p)",
+        rhs: "(div (transpose ?x ?p) ?c)",
+        guard: |m| m.scalar("?c").map(|_| ()),
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3]"],
+            before: "(transpose (div %0 (constant 3f32)) [1,0])",
+            after: "(div (transpose %0 [1,0]) (constant 3f32))",
+        },
+    },
+];
+
+/// A factor or divisor of a score, or of one of its operands, joins the scale.
+macro_rules! scale {
+    ($name:literal, $lhs:literal, $rhs:literal, $scale:expr, $before:literal, $after:literal) => {
+        Rule {
+            name: $name,
+            lhs: $lhs,
+            rhs: $rhs,
+            guard: |m| {
+                let f: fn(f64, f64) -> f64 = $scale;
+                let scale = f(m.float("?s"), m.scalar("?c")?);
+                m.set_attr("?t", Some(scale).filter(|s| s.is_finite())?);
+                Some(())
+            },
+            numerics: Numerics::Reassociates,
+            example: Example { leaves: QK, before: $before, after: $after },
+        }
+    };
+}
+
+const QK: &[&str] = &["f32[2,4,3,8]", "f32[2,4,5,8]", "f32[2,1,1,5]", "bool[2,1,1,5]"];
+
+/// From products of activations to scores.
+pub(super) static SCORES: &[Rule] = &[
+    Rule {
+        name: "score",
+        lhs: "(matmul ?q ?k)",
+        rhs: "(score ?q (transpose ?k ?p) none 1.0 0.0)",
+        guard: |m| {
+            let rank = m.ty("?q")?.rank();
+            let activations = !m.weight_only("?q") && !m.weight_only("?k");
+            if !activations || rank < 3 || m.ty("?k")?.rank() != rank {
+                return None;
+            }
+            m.set_attr("?p", swap_last(rank));
+            Some(())
+        },
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,3,8]", "f32[2,8,5]"],
+            before: "(matmul %0 %1)",
+            after: "(score %0 (transpose %1 [0,2,1]) none 1.0 0.0)",
+        },
+    },
+    scale!(
+        "factor-of-score",
+        "(mul* (score ?q ?k none ?s 0.0) ?c)",
+        "(score ?q ?k none ?t 0.0)",
+        |s, c| s * c,
+        "(mul (constant 0.5f32) (score %0 %1 none 0.5 0.0))",
+        "(score %0 %1 none 0.25 0.0)"
+    ),
+    scale!(
+        "divisor-of-score",
+        "(div (score ?q ?k none ?s 0.0) ?c)",
+        "(score ?q ?k none ?t 0.0)",
+        |s, c| s / c,
+        "(div (score %0 %1 none 0.5 0.0) (constant 2f32))",
+        "(score %0 %1 none 0.25 0.0)"
+    ),
+    scale!(
+        "factor-of-query",
+        "(score (mul* ?q ?c) ?k ?b ?s ?cap)",
+        "(score ?q ?k ?b ?t ?cap)",
+        |s, c| s * c,
+        "(score (mul %0 (constant 0.5f32)) %1 %2 0.5 0.0)",
+        "(score %0 %1 %2 0.25 0.0)"
+    ),
+    scale!(
+        "divisor-of-query",
+        "(score (div ?q ?c) ?k ?b ?s ?cap)",
+        "(score ?q ?k ?b ?t ?cap)",
+        |s, c| s / c,
+        "(score (div %0 (constant 2f32)) %1 %2 0.5 0.0)",
+        "(score %0 %1 %2 0.25 0.0)"
+    ),
+    scale!(
+        "factor-of-key",
+        "(score ?q (mul* ?k ?c) ?b ?s ?cap)",
+        "(score ?q ?k ?b ?t ?cap)",
+        |s, c| s * c,
+        "(score %0 (mul %1 (constant 0.5f32)) %2 0.5 0.0)",
+        "(score %0 %1 %2 0.25 0.0)"
+    ),
+    scale!(
+        "divisor-of-key",
+        "(score ?q (div ?k ?c) ?b ?s ?cap)",
+        "(score ?q ?k ?b ?t ?cap)",
+        |s, c| s / c,
+        "(score %0 (div %1 (constant 2f32)) %2 0.5 0.0)",
+        "(score %0 %1 %2 0.25 0.0)"
+    ),
+    Rule {
+        name: "softcap",
+        lhs: "(mul* (tanh (score ?q ?k none ?s 0.0)) ?c)",
+        rhs: "(score ?q ?k none ?t ?cap)",
+        guard: |m| {
+            let cap = m.scalar("?c").filter(|c| *c > 0.0 && c.is_finite())?;
+            m.set_attr("?cap", cap);
+            m.set_attr("?t", m.float("?s") * cap);
+            Some(())
+        },
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: QK,
+            before: "(mul (tanh (score %0 %1 none 0.25 0.0)) (constant 2f32))",
+            after: "(score %0 %1 none 0.5 2.0)",
+        },
+    },
+    Rule {
+        name: "bias",
+        lhs: "(add* (score ?q ?k none ?s ?cap) ?b)",
+        rhs: "(score ?q ?k ?b ?s ?cap)",
+        guard: |m| (m.ty("?b")?.rank() <= m.ty("?root")?.rank()).then_some(()),
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: QK,
+            before: "(add %2 (score %0 %1 none 0.5 0.0))",
+            after: "(score %0 %1 %2 0.5 0.0)",
+        },
+    },
+    Rule {
+        name: "second-bias",
+        lhs: "(add* (score ?q ?k ?b ?s ?cap) ?c)",
+        rhs: "(score ?q ?k (add ?b ?c) ?s ?cap)",
+        guard: |m| (!m.absent("?b")).then_some(()),
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: QK,
+            before: "(add (score %0 %1 %2 0.5 0.0) %2)",
+            after: "(score %0 %1 (add %2 %2) 0.5 0.0)",
+        },
+    },
+    Rule {
+        name: "hide-where-not",
+        lhs: "(select ?m (score ?q ?k ?b ?s ?cap) ?n)",
+        rhs: "(score ?q ?k (select ?m ?c ?n) ?s ?cap)",
+        guard: hidden,
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: QK,
+            before: "(softmax (select %3 (score %0 %1 none 0.5 0.0) (constant -inff32)) 3)",
+            after: "(softmax (score %0 %1 (select %3 (constant 0f32) (constant -inff32)) 0.5 0.0) 3)",
+        },
+    },
+    Rule {
+        name: "hide-where",
+        lhs: "(select ?m ?n (score ?q ?k ?b ?s ?cap))",
+        rhs: "(score ?q ?k (select ?m ?n ?c) ?s ?cap)",
+        guard: hidden,
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: QK,
+            before: "(softmax (select %3 (constant -inff32) (score %0 %1 %2 0.5 0.0)) 3)",
+            after: "(softmax (score %0 %1 (select %3 (constant -inff32) %2) 0.5 0.0) 3)",
+        },
+    },
+];
+
+const QKV: &[&str] = &["f32[2,4,3,8]", "f32[2,4,5,8]", "f32[2,4,5,6]", "f32[2,1,1,5]"];
+
+/// From scores to attention.
+pub(super) static ATTENTION: &[Rule] = &[
+    Rule {
+        name: "attention",
+        lhs: "(matmul (softmax (score ?q ?k ?b ?s ?cap) ?axis) ?v)",
+        rhs: "(attention ?q ?k ?v none ?b ?s :full 0 ?cap)",
+        guard: |m| last_of_four(m),
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: QKV,
+            before: "(matmul (softmax (score %0 %1 %3 0.5 0.0) 3) %2)",
+            after: "(attention %0 %1 %2 none %3 0.5 :full 0 0.0)",
+        },
+    },
+    Rule {
+        name: "attention-of-merged-batch",
+        lhs: "(matmul (softmax (score ?q ?k ?b ?s ?cap) ?axis) ?v)",
+        rhs: "(reshape (attention ?q4 ?k4 ?v4 none ?b4 ?s :full 0 ?cap) ?shape)",
+        guard: merged_batch,
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: &["f32[4,3,8]", "f32[4,5,8]", "f32[4,5,6]", "f32[1,3,5]"],
+            before: "(matmul (softmax (score %0 %1 %3 0.5 0.0) 2) %2)",
+            after: "(reshape (attention (reshape %0 <4,1,3,8>) (reshape %1 <4,1,5,8>) \
+                    (reshape %2 <4,1,5,6>) none (reshape %3 <1,1,3,5>) 0.5 :full 0 0.0) <4,3,6>)",
+        },
+    },
+    Rule {
+        name: "drop-nan-guard",
+        lhs: "(matmul (select (is_nan (softmax (score ?q ?k ?b ?s ?cap) ?axis)) ?zero \
+              (softmax (score ?q ?k ?b ?s ?cap) ?axis)) ?v)",
+        rhs: "(attention ?q ?k ?v none ?b ?s :full 0 ?cap)",
+        guard: |m| {
+            (m.scalar("?zero")? == 0.0).then_some(())?;
+            last_of_four(m)
+        },
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: QKV,
+            before: "(matmul (select (is_nan (softmax (score %0 %1 %3 0.5 0.0) 3)) (constant 0f32) \
+                     (softmax (score %0 %1 %3 0.5 0.0) 3)) %2)",
+            after: "(attention %0 %1 %2 none %3 0.5 :full 0 0.0)",
+        },
+    },
+    Rule {
+        name: "repeated-heads",
+        lhs: "(attention ?q (reshape (broadcast_to ?x ?xb) ?xs) (reshape (broadcast_to ?y ?yb) ?ys) \
+              none ?b ?s ?mask ?w ?cap)",
+        rhs: "(attention ?q ?k ?v none ?b ?s ?mask ?w ?cap)",
+        guard: |m| {
+            repeated_heads(m, "?x", "?xb", "?xs", "?k")?;
+            repeated_heads(m, "?y", "?yb", "?ys", "?v")
+        },
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[2,4,3,8]", "f32[2,2,5,8]", "f32[2,2,5,6]"],
+            before: "(attention %0 \
+                     (reshape (broadcast_to (reshape %1 <2,2,1,5,8>) <2,2,2,5,8>) <2,4,5,8>) \
+                     (reshape (broadcast_to (reshape %2 <2,2,1,5,6>) <2,2,2,5,6>) <2,4,5,6>) \
+                     none none 0.5 :full 0 0.0)",
+            after: "(attention %0 (reshape (reshape %1 <2,2,1,5,8>) <2,2,5,8>) \
+                    (reshape (reshape %2 <2,2,1,5,6>) <2,2,5,6>) none none 0.5 :full 0 0.0)",
+        },
+    },
+    Rule {
+        name: "mask-by-construction",
+        lhs: "(attention ?q ?k ?v none ?b ?s :full 0 ?cap)",
+        rhs: "(attention ?q ?k ?v none none ?s ?mask ?w ?cap)",
+        guard: |m| {
+            let (b, queries, keys) = (m.id("?b"), m.ty("?q")?.clone(), m.ty("?k")?.clone());
+            let [m_, n] = [&queries, &keys].map(|t| t.shape.get(2).cloned());
+            let found = masks::attention_mask(&m.terms.egraph, b, &m_?, &n?)?;
+            m.set_attr("?mask", if found.causal { "causal" } else { "full" });
+            m.set_attr("?w", found.window);
+            Some(())
+        },
+        numerics: Numerics::Approximate,
+        example: Example {
+            leaves: &["f32[2,4,5,8]"],
+            before: "(attention %0 %0 %0 none (select (less_equal (iota <5,5> 1 i64) \
+                     (iota <5,5> 0 i64)) (constant 0f32) (constant -1e38f32)) 0.5 :full 0 0.0)",
+            after: "(attention %0 %0 %0 none none 0.5 :causal 0 0.0)",
+        },
+    },
+];
+
+fn swap_last(rank: usize) -> Vec<i64> {
+    let mut perm: Vec<i64> = (0..).take(rank).collect();
+    perm.swap(rank - 2, rank - 1);
+    perm
+}
+
+/// Scores so low that the softmax gives them no weight beside any other.
+fn is_hidden(v: f64) -> bool {
+    v <= -1e30
+}
+
+/// Binds `?c` to the bias that the other scores keep.
+fn hidden(m: &mut Match<'_>) -> Option<()> {
+    m.scalar("?n").filter(|v| is_hidden(*v))?;
+    if m.absent("?b") {
+        return m.set_scalar("?c", 0.0, "?q");
+    }
+    m.set("?c", m.id("?b"));
+    Some(())
+}
+
+/// The softmax runs over the keys of the batched form.
+fn last_of_four(m: &mut Match<'_>) -> Option<()> {
+    let rank = m.ty("?q")?.rank();
+    (rank == 4 && m.int("?axis") == 3).then_some(())
+}
+
+/// Binds operands of the batched form, one head each, from `[B·H, M, D]`.
+fn merged_batch(m: &mut Match<'_>) -> Option<()> {
+    if m.ty("?q")?.rank() != 3 || m.int("?axis") != 2 {
+        return None;
+    }
+    let shape = m.ty("?root")?.shape.to_vec();
+    m.set_attr("?shape", shape);
+    for (from, to) in [("?q", "?q4"), ("?k", "?k4"), ("?v", "?v4"), ("?b", "?b4")] {
+        if m.absent(from) || m.ty(from)?.rank() < 3 {
+            m.set(to, m.id(from));
+            continue;
+        }
+        let mut shape = m.ty(from)?.shape.to_vec();
+        shape.insert(1, Dim::from(1i64));
+        m.set_op(to, "reshape", &Attrs::none().with("shape", shape), &[m.id(from)])?;
+    }
+    Some(())
+}
+
+/// Binds `to` to the heads that `[B, G, 1, N, D]` repeats: `[B, G, N, D]`.
+fn repeated_heads(m: &mut Match<'_>, x: &str, wide: &str, merged: &str, to: &str) -> Option<()> {
+    let [b, g, one, n, d] = m.ty(x)?.shape.as_slice() else { return None };
+    let [b2, g2, r, n2, d2] = m.dims(wide) else { return None };
+    let [b3, h, n3, d3] = m.dims(merged) else { return None };
+    let same = (b, n, d) == (b2, n2, d2) && (b, n, d) == (b3, n3, d3) && g == g2;
+    if !same || !one.is(1) || *h != g.clone() * r.clone() {
+        return None;
+    }
+    let shape = vec![b.clone(), g.clone(), n.clone(), d.clone()];
+    m.set_op(to, "reshape", &Attrs::none().with("shape", shape), &[m.id(x)])
+}

@@ -1,0 +1,423 @@
+//! The command line as clap reads it. Values are checked here as far as they can be without a model.
+
+mod values;
+
+use std::{num::NonZeroUsize, path::PathBuf};
+
+use clap::{Args, Parser, Subcommand};
+use ir::DType;
+
+pub(crate) use values::{Bound, Input, TargetCpu, Tokens};
+use values::{at_least_zero, dtype, non_empty, probability, share, target};
+
+/// Compiles neural networks ahead of time and runs them.
+///
+/// A model is a folder as Hugging Face lays it out (config.json, safetensors, tokenizer.json) or an
+/// .onnx file. `compile` makes one file of it, the artifact, that every other command runs. Where a
+/// command is given a model instead, it is compiled into the user's cache first.
+///
+/// Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 the input is at fault,
+/// 2 the flags are, 70 a bug in brolly.
+#[derive(Debug, Parser)]
+#[command(name = "brolly", version, arg_required_else_help = true, after_help = "\
+Examples:
+  brolly compile ./Llama-3.2-1B -o llama.brolly
+  brolly generate llama.brolly --prompt \"The sea was\"
+
+An artifact is executable code: treat one from a stranger like a program from a stranger.")]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// Flags of every command.
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Threads to run on [default: the cores that affinity and control group allow]
+    ///
+    /// Results do not depend on it, bit for bit.
+    #[arg(long, global = true, value_name = "N", value_parser = values::threads)]
+    pub(crate) threads: Option<NonZeroUsize>,
+
+    /// Write a timeline of compile stages, runs and kernels, for Perfetto or chrome://tracing
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) trace: Option<PathBuf>,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    Compile(Compile),
+    Check(Check),
+    Generate(Generate),
+    Score(Score),
+    Embed(Embed),
+    Exec(Exec),
+    Inspect(Inspect),
+    Bench(Bench),
+    Opt(Opt),
+}
+
+/// Build an artifact from a model.
+///
+/// Prints the time of each stage, what was fused and what not and why, and the peak of memory, which
+/// the artifact will never exceed.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly compile ./Llama-3.2-1B -o llama.brolly --max-seq-len 4096
+  brolly compile model.onnx -o model.brolly --bound batch=1..8 --bound sequence=1..512")]
+pub(crate) struct Compile {
+    /// A folder with config.json and safetensors, or an .onnx file
+    pub(crate) model: PathBuf,
+
+    /// The artifact to write; replaced whole or not at all
+    #[arg(short, long, value_name = "FILE")]
+    pub(crate) output: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Choices of a compile.
+#[derive(Clone, Debug, Default, Args)]
+#[command(next_help_heading = "Compile options (for a MODEL that is not compiled yet)")]
+pub(crate) struct CompileOptions {
+    /// What to compile for: `cpu` [default: cpu]
+    #[arg(long, value_name = "TARGET", value_parser = target)]
+    pub(crate) target: Option<String>,
+
+    /// The processor: `x86-64-v3`, or `native` for all that this machine has [default: x86-64-v3]
+    #[arg(long, value_name = "CPU")]
+    pub(crate) target_cpu: Option<TargetCpu>,
+
+    /// Storage of matrices: f32, bf16 or f16 [default: as the model stores them]
+    #[arg(long, value_name = "TYPE", value_parser = dtype)]
+    pub(crate) dtype: Option<DType>,
+
+    /// Longest sequence, prompt and answer together [default: the model's own, at most 4096]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) max_seq_len: Option<u64>,
+
+    /// Most tokens of one step [default: 512]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) max_batch_tokens: Option<u64>,
+
+    /// Most sequences of one step [default: 64]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) max_sequences: Option<u64>,
+
+    /// Range of a symbolic dimension of an ONNX graph; may be repeated
+    #[arg(long = "bound", value_name = "NAME=LO..HI")]
+    pub(crate) bounds: Vec<Bound>,
+}
+
+/// Find everything that would stop a compile, all at once.
+///
+/// Writes nothing. Exit code 1 if there is any problem.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brolly check ./Llama-3.2-1B")]
+pub(crate) struct Check {
+    /// A folder with config.json and safetensors, or an .onnx file
+    pub(crate) model: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// An artifact, or a model to compile into the cache.
+#[derive(Debug, Args)]
+pub(crate) struct Source {
+    /// An artifact; or a model, which is compiled into the user's cache first
+    #[arg(value_name = "ARTIFACT|MODEL")]
+    pub(crate) path: PathBuf,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
+}
+
+/// Continue a text.
+///
+/// Streams the new text; with --json prints `{"tokens":[..],"text":"..","logprobs":[..]}` of the new
+/// tokens, each with its log-probability under the unscaled distribution. Ends after an
+/// end-of-sequence token, before a stop string, or after exactly --max-tokens tokens.
+///
+/// Sampling follows the model's generation_config.json if that says to sample, flag by flag; else it is
+/// greedy unless a sampling flag is given.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly generate llama.brolly --prompt \"The sea was\" --max-tokens 100
+  brolly generate llama.brolly --chat \"Name three rivers.\" --temperature 0.8 --top-p 0.95 --seed 7
+  brolly generate llama.brolly --tokens 1,306,626 --max-tokens 8 --json")]
+pub(crate) struct Generate {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    #[command(flatten)]
+    pub(crate) prompt: ChatOrPrompt,
+
+    #[command(flatten)]
+    pub(crate) sampling: Sampling,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// What to continue.
+#[derive(Debug, Args)]
+pub(crate) struct ChatOrPrompt {
+    /// A text to continue
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(required_unless_present_any = ["tokens", "chat"], conflicts_with_all = ["tokens", "chat"])]
+    pub(crate) prompt: Option<String>,
+
+    /// Token ids to continue: 1,2,3
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true, conflicts_with = "chat")]
+    pub(crate) tokens: Option<Tokens>,
+
+    /// A message to answer, through the model's chat template; repeated, user and assistant take turns
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    pub(crate) chat: Vec<String>,
+
+    /// The system message before --chat
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, requires = "chat")]
+    pub(crate) system: Option<String>,
+}
+
+/// How to choose tokens, and when to stop.
+#[derive(Debug, Args)]
+pub(crate) struct Sampling {
+    /// Most new tokens [default: the model's max_new_tokens, or 256; never beyond the compiled bound]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) max_tokens: Option<u64>,
+
+    /// Divides the logits; 0 always takes the likeliest token [default: the model's if it samples; 1
+    /// with --top-k, --top-p or --min-p; else 0]
+    #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = at_least_zero)]
+    pub(crate) temperature: Option<f64>,
+
+    /// Choose among the K likeliest tokens; 0 is all
+    #[arg(long, value_name = "K", allow_negative_numbers = true)]
+    pub(crate) top_k: Option<u32>,
+
+    /// Choose among the likeliest tokens that reach probability P together
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = share)]
+    pub(crate) top_p: Option<f64>,
+
+    /// Choose among tokens at least P times as likely as the likeliest
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    pub(crate) min_p: Option<f64>,
+
+    /// Seed of the random choices; the same seed gives the same text [default: a new one each time]
+    #[arg(long, value_name = "S", allow_negative_numbers = true)]
+    pub(crate) seed: Option<u64>,
+
+    /// End before this text; may be repeated
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, value_parser = non_empty)]
+    pub(crate) stop: Vec<String>,
+
+    /// Go on after end-of-sequence tokens
+    #[arg(long)]
+    pub(crate) ignore_eos: bool,
+}
+
+/// Log-probability of each token of a text given those before it.
+///
+/// With --json prints `{"tokens":[..],"logprobs":[null,-1.2,..]}`: nothing comes before the first.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brolly score llama.brolly --prompt \"Once upon a time\" --json")]
+pub(crate) struct Score {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// A text
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(required_unless_present = "tokens", conflicts_with = "tokens")]
+    pub(crate) prompt: Option<String>,
+
+    /// Token ids: 1,2,3
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true)]
+    pub(crate) tokens: Option<Tokens>,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Turn texts into vectors.
+///
+/// Prints a line of numbers per text; with --json `{"embeddings":[[..],..]}`. A text is cut to the
+/// length that the model was made for; its embedding is the same alone and among others.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  brolly embed minilm.brolly --text \"A cat sleeps.\" --text \"A kitten naps.\" --json")]
+pub(crate) struct Embed {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// A text, which may be empty; may be repeated
+    #[arg(long = "text", value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(required_unless_present = "tokens", conflicts_with = "tokens")]
+    pub(crate) texts: Vec<String>,
+
+    /// Token ids of a text, special ones included: 101,2023,102; may be repeated
+    #[arg(long, value_name = "IDS", allow_hyphen_values = true)]
+    pub(crate) tokens: Vec<Tokens>,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run a graph once on arrays.
+///
+/// Takes one .npy file per graph input and writes one per output, NAME.npy, with characters outside
+/// `[A-Za-z0-9._-]` replaced by `_`. Nothing is cast: bf16 travels as uint16, f8 as uint8, 4-bit
+/// integers one value a byte.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Example:
+  brolly exec model.brolly --input input_ids=ids.npy --input attention_mask=mask.npy --output-dir out")]
+pub(crate) struct Exec {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// An input of the graph and its file; once per input
+    #[arg(long = "input", value_name = "NAME=FILE.npy")]
+    pub(crate) inputs: Vec<Input>,
+
+    /// Folder for the outputs, made if it is not there
+    #[arg(long, value_name = "DIR")]
+    pub(crate) output_dir: PathBuf,
+
+    /// Print one JSON document: files, types and shapes of the outputs
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Look inside an artifact.
+///
+/// Prints a summary; --json has everything; --html writes one page with the graph by function, the
+/// kernels with their cost, and the memory timeline.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly inspect llama.brolly
+  brolly inspect llama.brolly --html llama.html")]
+pub(crate) struct Inspect {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// Print one JSON document
+    #[arg(long, conflicts_with = "html")]
+    pub(crate) json: bool,
+
+    /// Write one self-contained page
+    #[arg(long, value_name = "FILE")]
+    pub(crate) html: Option<PathBuf>,
+}
+
+/// Measure speed and memory, against what this machine can do.
+///
+/// Checks the artifact first: every weight against its digest, and batched results against single ones,
+/// bit for bit. Then measures read bandwidth and FMA peak, and times prefill and decode between them;
+/// rates are totals over the streams. An encoder, or --gen-tokens 0, has no decode.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128")]
+pub(crate) struct Bench {
+    #[command(flatten)]
+    pub(crate) source: Source,
+
+    /// Tokens of each prompt [default: 256, or half of what fits]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    #[arg(allow_negative_numbers = true)]
+    pub(crate) prompt_tokens: Option<u64>,
+
+    /// New tokens of each stream [default: 64, or what fits]
+    #[arg(long, value_name = "N", allow_negative_numbers = true)]
+    pub(crate) gen_tokens: Option<u64>,
+
+    /// Streams at once
+    #[arg(long, value_name = "B", default_value_t = 1, allow_negative_numbers = true)]
+    #[arg(value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) batch: u64,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// Run one compiler pass on IR text and print the module.
+#[derive(Debug, Args)]
+#[command(after_help = "Example:\n  brolly opt --pass optimize graph.ir")]
+pub(crate) struct Opt {
+    /// The pass; an unknown name lists them
+    #[arg(long, value_name = "NAME")]
+    pub(crate) pass: String,
+
+    /// The module; `-` for stdin
+    pub(crate) file: PathBuf,
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn senseless_values_are_refused_by_name() {
+        let parse = |args: &str| Cli::try_parse_from(args.split(' '));
+        let generate = "brolly generate m --prompt x";
+        assert!(parse(generate).is_ok());
+        for (flags, why) in [
+            ("--temperature -1", "--temperature"),
+            ("--temperature NaN", "--temperature"),
+            ("--temperature inf", "--temperature"),
+            ("--max-tokens -1", "--max-tokens"),
+            ("--top-p 0", "--top-p"),
+            ("--top-p 1.5", "--top-p"),
+            ("--min-p -0.1", "--min-p"),
+            ("--top-k -3", "--top-k"),
+            ("--threads 0", "--threads"),
+            ("--threads 99999999", "--threads"),
+            ("--target cuda:sm_90a", "not there yet"),
+            ("--target tpu", "`cpu`"),
+            ("--dtype i8", "f32, bf16, f16"),
+            ("--max-seq-len 0", "--max-seq-len"),
+            ("--max-seq-len -5", "--max-seq-len"),
+            ("--bound batch", "NAME=LO..HI"),
+            ("--bound batch=4..1", "below"),
+            ("--tokens 1", "--tokens"),
+            ("--system x", "--chat"),
+        ] {
+            let error = parse(&format!("{generate} {flags}")).unwrap_err();
+            assert_eq!(error.exit_code(), 2, "{flags}");
+            assert!(error.to_string().contains(why), "{flags}: {error}");
+        }
+        let error = parse("brolly generate m --tokens 1,-2").unwrap_err();
+        assert!(error.to_string().contains("`-2`"), "{error}");
+        assert!(parse("brolly generate m").is_err());
+        assert!(parse("brolly embed m --text").is_err());
+    }
+}

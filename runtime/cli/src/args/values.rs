@@ -1,0 +1,157 @@
+//! Values of flags that clap does not know by itself.
+
+use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
+
+use clap::ValueEnum;
+use ir::DType;
+
+/// More threads than any machine has are a slip of the keyboard.
+const MAX_THREADS: usize = 4096;
+
+/// Token ids, perhaps none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Tokens(pub(crate) Vec<u32>);
+
+impl FromStr for Tokens {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Tokens, String> {
+        if text.trim().is_empty() {
+            return Ok(Tokens(Vec::new()));
+        }
+        let id = |part: &str| {
+            let wrong = |_| format!("`{}` is no token id; write ids like 1,2,3", part.trim());
+            part.trim().parse().map_err(wrong)
+        };
+        Ok(Tokens(text.split(',').map(id).collect::<Result<_, _>>()?))
+    }
+}
+
+/// Bounds of a named dimension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bound {
+    /// The dimension.
+    pub(crate) name: String,
+    /// Smallest value.
+    pub(crate) lo: u64,
+    /// Largest value.
+    pub(crate) hi: u64,
+}
+
+impl FromStr for Bound {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Bound, String> {
+        let parts = text.rsplit_once('=').filter(|(name, _)| !name.is_empty());
+        let bound = parts.and_then(|(name, range)| {
+            let (lo, hi) = range.split_once("..").unwrap_or((range, range));
+            let hi = hi.strip_prefix('=').unwrap_or(hi);
+            Some(Bound { name: name.into(), lo: lo.parse().ok()?, hi: hi.parse().ok()? })
+        });
+        match bound {
+            None => Err("write NAME=LO..HI, both included, or NAME=SIZE".into()),
+            Some(b) if b.hi < b.lo => Err(format!("{} is below {}", b.hi, b.lo)),
+            Some(b) if i64::try_from(b.hi).is_err() => Err(format!("{} is too large", b.hi)),
+            Some(b) => Ok(b),
+        }
+    }
+}
+
+/// A file for a named input.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Input {
+    /// The input.
+    pub(crate) name: String,
+    /// Its file.
+    pub(crate) file: PathBuf,
+}
+
+impl FromStr for Input {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Input, String> {
+        let parts = text.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty());
+        let (name, file) = parts.ok_or("write NAME=FILE.npy")?;
+        Ok(Input { name: name.into(), file: file.into() })
+    }
+}
+
+/// A processor to compile for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum TargetCpu {
+    /// AVX2 and FMA: most x86 processors since 2013
+    #[value(name = "x86-64-v3")]
+    X86_64V3,
+    /// All that this machine has
+    Native,
+}
+
+pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
+    let threads: Option<NonZeroUsize> = text.parse().ok();
+    threads
+        .filter(|n| n.get() <= MAX_THREADS)
+        .ok_or_else(|| format!("write a number from 1 to {MAX_THREADS}"))
+}
+
+pub(super) fn target(text: &str) -> Result<String, String> {
+    match text {
+        "cpu" => Ok(text.into()),
+        t if t == "cuda" || t.starts_with("cuda:") => {
+            Err("CUDA is not there yet; compile for `cpu`".into())
+        }
+        _ => Err("the only target is `cpu`".into()),
+    }
+}
+
+pub(super) fn dtype(text: &str) -> Result<DType, String> {
+    text.parse()
+        .ok()
+        .filter(|d| matches!(d, DType::F32 | DType::Bf16 | DType::F16))
+        .ok_or_else(|| "weights are stored as one of f32, bf16, f16".into())
+}
+
+pub(super) fn at_least_zero(text: &str) -> Result<f64, String> {
+    number(text, |v| v >= 0.0).ok_or_else(|| "write a finite number of at least 0".into())
+}
+
+pub(super) fn share(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0 && v <= 1.0).ok_or_else(|| "write a number above 0, up to 1".into())
+}
+
+pub(super) fn probability(text: &str) -> Result<f64, String> {
+    number(text, |v| (0.0..=1.0).contains(&v)).ok_or_else(|| "write a number from 0 to 1".into())
+}
+
+pub(super) fn non_empty(text: &str) -> Result<String, String> {
+    if text.is_empty() { Err("an empty text is everywhere".into()) } else { Ok(text.into()) }
+}
+
+fn number(text: &str, is_good: impl Fn(f64) -> bool) -> Option<f64> {
+    text.parse().ok().filter(|v: &f64| v.is_finite() && is_good(*v))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn values_are_read() {
+        assert_eq!("1, 2,3".parse(), Ok(Tokens(vec![1, 2, 3])));
+        assert_eq!("".parse(), Ok(Tokens(vec![])));
+        for wrong in ["1,,2", "1,", "x", "-1", "4294967296"] {
+            assert!(wrong.parse::<Tokens>().is_err(), "{wrong}");
+        }
+        let bound = |lo, hi| Ok(Bound { name: "batch".into(), lo, hi });
+        assert_eq!("batch=1..8".parse(), bound(1, 8));
+        assert_eq!("batch=4".parse(), bound(4, 4));
+        assert_eq!("batch=1..=8".parse(), bound(1, 8));
+        for wrong in ["=1..2", "batch=", "batch=1..", "batch=..2", "batch=2..1", "1..2"] {
+            assert!(wrong.parse::<Bound>().is_err(), "{wrong}");
+        }
+        let input = "x=a=b.npy".parse();
+        assert_eq!(input, Ok(Input { name: "x".into(), file: "a=b.npy".into() }));
+        assert!("x".parse::<Input>().is_err());
+        assert_eq!(at_least_zero("-0"), Ok(-0.0));
+        assert!(at_least_zero("nan").is_err() && share("0").is_err() && probability("1").is_ok());
+    }
+}

@@ -1,0 +1,22 @@
+//! The commands, one file each.
+
+mod bench;
+mod embed;
+mod exec;
+mod generate;
+mod inspect;
+mod score;
+
+#[cfg(feature = "compiler")]
+mod compiler;
+#[cfg(not(feature = "compiler"))]
+#[path = "commands/no_compiler.rs"]
+mod compiler;
+
+pub(crate) use bench::bench;
+pub(crate) use compiler::{cached_artifact, check, compile, opt};
+pub(crate) use embed::embed;
+pub(crate) use exec::exec;
+pub(crate) use generate::generate;
+pub(crate) use inspect::inspect;
+pub(crate) use score::score;

@@ -1,0 +1,65 @@
+//! `brolly compile`: a model to an artifact, and what became of it.
+
+use driver::Compiled;
+use ir::artifact::Artifact;
+use serde::Serialize;
+
+use super::{Shown, options::Prepared};
+use crate::{
+    args::Compile,
+    context::Context,
+    failure::{Failure, Result},
+    inspect::{FusionCount, Report, Summary, counts, fusion_table},
+    output,
+    table::{self, Table},
+};
+
+#[derive(Serialize)]
+struct Document<'a> {
+    artifact: String,
+    bytes: u64,
+    seconds: f64,
+    stages: &'a [driver::StageTime],
+    fusions: Vec<FusionCount>,
+    #[serde(flatten)]
+    summary: Summary,
+}
+
+pub(crate) fn compile(args: &Compile, cx: &Context) -> Result<()> {
+    let model = &args.model;
+    let options = Prepared::new(model, &args.options)?.checked(model)?;
+    let progress = Shown::new(model, cx);
+    let compiled = driver::compile(model, &args.output, &options, &progress)
+        .map_err(|e| super::failure(model, &e, Vec::new()))?;
+    drop(progress);
+    let artifact = Artifact::open_foreign(&args.output).map_err(Failure::input)?;
+    let report: Report = artifact.report().map_err(Failure::input)?;
+    let document = Document {
+        artifact: args.output.display().to_string(),
+        bytes: artifact.file().metadata().map_or(0, |m| m.len()),
+        seconds: compiled.stages.iter().map(|s| s.seconds).sum(),
+        stages: &compiled.stages,
+        fusions: counts(&report.fusions),
+        summary: Summary::of(artifact.manifest(), cx.threads().get())?,
+    };
+    if args.json {
+        return output::json(&document);
+    }
+    output::print(&render(&compiled, &document))
+}
+
+fn render(compiled: &Compiled, document: &Document<'_>) -> String {
+    let mut stages = Table::new(&["stage", ">time"]);
+    for stage in &compiled.stages {
+        stages.row([stage.stage.clone(), table::seconds(stage.seconds)]);
+    }
+    stages.row(["total".into(), table::seconds(document.seconds)]);
+    format!(
+        "{}: {}\n\n{}\n{}\n{}",
+        document.artifact,
+        table::bytes(document.bytes),
+        stages.render(),
+        fusion_table(&document.fusions),
+        document.summary.table()
+    )
+}

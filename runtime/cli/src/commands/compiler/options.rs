@@ -1,0 +1,65 @@
+//! From flags to the driver's options.
+
+use std::path::Path;
+
+use driver::CompileOptions;
+use ir::Target;
+use text::TextBundle;
+
+use crate::{
+    args::{self, TargetCpu},
+    failure::{Failure, Result},
+};
+
+/// Options, and problems of the files that they carry along.
+pub(super) struct Prepared {
+    pub(super) options: CompileOptions,
+    /// What is wrong with the tokenizer's files.
+    pub(super) problems: Vec<String>,
+}
+
+impl Prepared {
+    /// Reads the text files beside a model.
+    pub(super) fn new(model: &Path, flags: &args::CompileOptions) -> Result<Prepared> {
+        if model.extension().is_some_and(|e| e == "toml") {
+            return Err(Failure::input(format!(
+                "{}: training is not there yet; give a model folder or an .onnx file",
+                model.display()
+            )));
+        }
+        let target = match flags.target_cpu {
+            None | Some(TargetCpu::X86_64V3) => Target::x86_64_v3(),
+            Some(TargetCpu::Native) => driver::native_target(),
+        };
+        let mut problems = Vec::new();
+        let mut bundle = TextBundle::default();
+        if model.is_dir() {
+            match TextBundle::load(model) {
+                Ok(loaded) => bundle = loaded,
+                Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
+            }
+        }
+        let text = serde_json::to_value(&bundle).map_err(|e| Failure::Bug(e.to_string()))?;
+        let mut options = CompileOptions { import: Default::default(), target, text };
+        let import = &mut options.import;
+        import.dtype = flags.dtype;
+        import.max_seq_len = flags.max_seq_len;
+        import.max_batch_tokens = flags.max_batch_tokens.unwrap_or(import.max_batch_tokens);
+        import.max_sequences = flags.max_sequences.unwrap_or(import.max_sequences);
+        Ok(Prepared { options, problems })
+    }
+
+    /// The options, if nothing is wrong; otherwise all that is, of the model too.
+    pub(super) fn checked(self, model: &Path) -> Result<CompileOptions> {
+        if self.problems.is_empty() {
+            return Ok(self.options);
+        }
+        Err(match driver::check(model, &self.options) {
+            Err(error) => super::failure(model, &error, self.problems),
+            Ok(_) => {
+                let headline = format!("{}: {} problems", model.display(), self.problems.len());
+                Failure::inputs(headline, self.problems)
+            }
+        })
+    }
+}

@@ -1,0 +1,43 @@
+//! What the runtime-only binary says where a compiler would be needed.
+
+use std::path::Path;
+
+use ir::artifact::{Artifact, ArtifactError};
+
+use crate::{
+    args::{Check, Compile, CompileOptions, Opt},
+    context::Context,
+    failure::{Failure, Result},
+};
+
+pub(crate) fn cached_artifact(
+    model: &Path,
+    _: &CompileOptions,
+    _: &Context,
+    _: fn(&Path) -> Result<Artifact, ArtifactError>,
+) -> Result<Artifact> {
+    let model = model.display();
+    Err(Failure::input(format!(
+        "{model}: is a model, and this brolly is the runtime alone; compile it with the full brolly, \
+         `brolly compile {model} -o FILE`, and give FILE here"
+    )))
+}
+
+pub(crate) fn compile(_: &Compile, _: &Context) -> Result<()> {
+    Err(no_compiler("compile"))
+}
+
+pub(crate) fn check(_: &Check, _: &Context) -> Result<()> {
+    Err(no_compiler("check"))
+}
+
+pub(crate) fn opt(_: &Opt, _: &Context) -> Result<()> {
+    Err(no_compiler("opt"))
+}
+
+fn no_compiler(command: &str) -> Failure {
+    Failure::Usage(format!(
+        "`{command}` needs the compiler, and this brolly is the runtime alone (built with \
+         --no-default-features); use the full brolly"
+    ))
+}

@@ -1,0 +1,190 @@
+//! Why a command ends without success, and how that is told.
+//!
+//! Exit codes: 1 where the input is at fault, 2 for flags that make no sense (clap's own errors too),
+//! 70 where brolly is (`EX_SOFTWARE` of BSD's `sysexits.h`). Every one comes with a message on stderr.
+//! A closed stdout is no failure: whoever reads has enough.
+
+use std::{fmt, io::IsTerminal};
+
+use miette::{
+    Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode,
+};
+
+/// Why a command ends without success.
+#[derive(Debug)]
+pub(crate) enum Failure {
+    /// The input is at fault.
+    Input(Problems),
+    /// The flags are.
+    Usage(String),
+    /// Brolly is.
+    Bug(String),
+    /// Nobody reads what is written to stdout.
+    Closed,
+}
+
+/// What a command returns.
+pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
+
+impl Failure {
+    /// One problem of the input.
+    pub(crate) fn input(problem: impl fmt::Display) -> Failure {
+        Failure::Input(Problems::new(problem.to_string(), Vec::new()))
+    }
+
+    /// Several problems of the input under one headline; a single one speaks for itself.
+    pub(crate) fn inputs(headline: impl Into<String>, mut problems: Vec<String>) -> Failure {
+        Failure::Input(match problems.len() {
+            1 => Problems::new(problems.remove(0), Vec::new()),
+            _ => Problems::new(headline.into(), problems),
+        })
+    }
+
+    /// The exit code.
+    pub(crate) fn code(&self) -> u8 {
+        match self {
+            Failure::Input(_) => 1,
+            Failure::Usage(_) => 2,
+            Failure::Bug(_) => 70,
+            Failure::Closed => 0,
+        }
+    }
+
+    /// Says on stderr what happened.
+    pub(crate) fn report(&self) {
+        let problems = match self {
+            Failure::Input(problems) => problems,
+            Failure::Usage(text) => {
+                &Problems::new(text.clone(), Vec::new()).help("see `brolly --help`")
+            }
+            Failure::Bug(text) => &Problems::new(format!("this is a bug in brolly: {text}"), vec![])
+                .help("please report it, with the command and what it was given; RUST_BACKTRACE=1 shows where"),
+            Failure::Closed => return,
+        };
+        eprint!("{}", problems.render(std::io::stderr().is_terminal()));
+    }
+}
+
+/// One or more problems, told at once.
+#[derive(Debug)]
+pub(crate) struct Problems {
+    headline: String,
+    each: Vec<Problems>,
+    help: Option<String>,
+    place: Option<(NamedSource<String>, LabeledSpan)>,
+}
+
+impl Problems {
+    /// A headline and what stands under it.
+    pub(crate) fn new(headline: String, each: Vec<String>) -> Problems {
+        let each = each.into_iter().map(|p| Problems::new(p, Vec::new())).collect();
+        Problems { headline, each, help: None, place: None }
+    }
+
+    /// The problems one by one.
+    pub(crate) fn each(&self) -> Vec<&str> {
+        match self.each.as_slice() {
+            [] => vec![&self.headline],
+            each => each.iter().map(|p| p.headline.as_str()).collect(),
+        }
+    }
+
+    /// Adds what to do.
+    pub(crate) fn help(self, help: impl Into<String>) -> Problems {
+        Problems { help: Some(help.into()), ..self }
+    }
+
+    /// Adds the place in a text file, as line and column from 1.
+    pub(crate) fn at(self, file: &str, text: &str, line: usize, column: usize) -> Problems {
+        let before: usize = text.split_inclusive('\n').take(line - 1).map(str::len).sum();
+        let in_line: usize =
+            text[before..].chars().take(column.saturating_sub(1)).map(char::len_utf8).sum();
+        let span = LabeledSpan::new(Some("here".into()), before + in_line, 1);
+        Problems { place: Some((NamedSource::new(file, text.to_owned()), span)), ..self }
+    }
+
+    fn render(&self, is_terminal: bool) -> String {
+        if !is_terminal {
+            return self.plain();
+        }
+        let mut out = String::new();
+        let handler = GraphicalReportHandler::new_themed(GraphicalTheme::unicode());
+        match handler.render_report(&mut out, self) {
+            Ok(()) => out,
+            Err(_) => self.plain(),
+        }
+    }
+
+    /// For files and programs: a line a problem.
+    fn plain(&self) -> String {
+        let mut out = format!("error: {}\n", self.headline);
+        for problem in &self.each {
+            out += &format!("  - {}\n", problem.headline.replace('\n', "\n    "));
+        }
+        if let Some(help) = &self.help {
+            out += &format!("help: {help}\n");
+        }
+        out
+    }
+}
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.headline)
+    }
+}
+
+impl std::error::Error for Problems {}
+
+impl Diagnostic for Problems {
+    fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
+        self.help.as_ref().map(|h| Box::new(h) as Box<dyn fmt::Display>)
+    }
+
+    fn source_code(&self) -> Option<&dyn SourceCode> {
+        self.place.as_ref().map(|(source, _)| source as &dyn SourceCode)
+    }
+
+    fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
+        let (_, span) = self.place.as_ref()?;
+        Some(Box::new(std::iter::once(span.clone())))
+    }
+
+    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
+        if self.each.is_empty() {
+            return None;
+        }
+        Some(Box::new(self.each.iter().map(|p| p as &dyn Diagnostic)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_problem_is_told() {
+        let problems = vec!["a.json: is empty".to_owned(), "b.json: is missing".to_owned()];
+        let Failure::Input(both) = Failure::inputs("the model has 2 problems", problems) else {
+            panic!("input")
+        };
+        assert_eq!(
+            both.render(false),
+            "error: the model has 2 problems\n  - a.json: is empty\n  - b.json: is missing\n"
+        );
+        let shown = both.render(true);
+        assert!(shown.contains("a.json: is empty") && shown.contains("b.json"), "{shown}");
+        let Failure::Input(one) = Failure::inputs("x", vec!["a.json: is empty".into()]) else {
+            panic!("input")
+        };
+        assert_eq!(one.help("write it").render(false), "error: a.json: is empty\nhelp: write it\n");
+    }
+
+    #[test]
+    fn a_place_in_text_is_shown() {
+        let text = "module \"é\"\nfn main( {\n";
+        let problem = Problems::new("`x` expected".into(), vec![]).at("a.ir", text, 2, 9);
+        let shown = problem.render(true);
+        assert!(shown.contains("a.ir:2:9") && shown.contains("fn main("), "{shown}");
+    }
+}

@@ -1,0 +1,23 @@
+//! The compile pipeline end to end: from a model folder or an ONNX file to an artifact.
+//!
+//! [`compile`] runs the stages of one table in order and times each; [`check`] runs those that find
+//! problems and writes nothing. [`Cache`] compiles a model once for commands that are given a model
+//! where they need an artifact.
+//!
+//! The driver is where the crates of floor 1 meet: frontends hand it a graph, passes rewrite it,
+//! code generation turns kernel specifications into an image, and the artifact format takes it all.
+//! It knows nothing of text: tokenizer files travel through as JSON.
+
+mod cache;
+mod compile;
+mod error;
+mod fold;
+mod pipeline;
+mod progress;
+
+pub use cache::Cache;
+pub use codegen::native_target;
+pub use compile::{CompileOptions, Compiled, StageTime, check, compile};
+pub use error::CompileError;
+pub use pipeline::run_pass;
+pub use progress::{Progress, Silent};

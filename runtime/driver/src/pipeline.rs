@@ -1,0 +1,201 @@
+//! The passes in order, as one table.
+
+use std::sync::Arc;
+
+use ir::{Bounds, Env, KernelSpec, Kernels, Layout, Module, ModelKind, Symbols};
+use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
+
+/// What passes learn and later stages need.
+pub(crate) struct Context<'a> {
+    pub(crate) kernels: &'a dyn Kernels,
+    pub(crate) kind: ModelKind,
+    pub(crate) max_seq_len: u64,
+    pub(crate) report: Report,
+    pub(crate) states: Vec<State>,
+    pub(crate) recipes: Vec<Recipe>,
+    pub(crate) plans: Vec<Plan>,
+}
+
+/// One pass: its name, what it does, and the function.
+pub(crate) struct Pass {
+    pub(crate) name: &'static str,
+    run: fn(&mut Module, &mut Context<'_>) -> Result<(), Vec<PassError>>,
+}
+
+/// The pipeline. Inexact rewrites all happen in `optimize`, before the serving form is made.
+pub(crate) static PASSES: &[Pass] = &[
+    Pass { name: "optimize", run: optimize },
+    Pass { name: "page-kv", run: page_kv },
+    Pass { name: "expand", run: expand },
+    Pass { name: "prepare", run: prepare },
+    Pass { name: "fuse-loops", run: fuse_loops },
+    Pass { name: "plan-memory", run: plan_memory },
+];
+
+impl Pass {
+    /// Runs the pass and, in debug builds, the verifier.
+    pub(crate) fn run(
+        &self,
+        module: &mut Module,
+        cx: &mut Context<'_>,
+    ) -> Result<(), crate::CompileError> {
+        let _span = tracing::info_span!("pass", name = self.name).entered();
+        (self.run)(module, cx).map_err(crate::CompileError::Pass)?;
+        dump(self.name, module);
+        if cfg!(debug_assertions) {
+            ir::verify(module)
+                .map_err(|problems| crate::CompileError::Internal { stage: self.name, problems })?;
+        }
+        Ok(())
+    }
+}
+
+/// Writes the module to stderr where `BROLLY_DUMP=after:PASS` asks for it.
+fn dump(pass: &str, module: &Module) {
+    let wanted = std::env::var("BROLLY_DUMP").unwrap_or_default();
+    if wanted.split(',').any(|w| w == format!("after:{pass}")) {
+        eprintln!("// after {pass}\n{module}");
+    }
+}
+
+/// Block size of paged key/value memory, in tokens.
+const BLOCK_SIZE: i64 = 16;
+
+/// Most blocks of key/value memory that a runtime may supply.
+const MAX_BLOCKS: i64 = 1 << 24;
+
+fn optimize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    let env = representative(&module.symbols);
+    passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
+    let weights = passes::weight_params(module);
+    cx.report = passes::optimize(module, &weights, cx.kernels, &env).map_err(|e| vec![e])?;
+    Ok(())
+}
+
+fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    if cx.kind != ModelKind::Decoder {
+        return Ok(());
+    }
+    let options = PageOptions {
+        block_size: BLOCK_SIZE,
+        dtype: ir::DType::F32,
+        max_seq_len: i64::try_from(cx.max_seq_len).unwrap_or(i64::MAX / 4),
+        max_blocks: MAX_BLOCKS,
+    };
+    cx.states = passes::page_kv(module, "forward", options)?;
+    module.entries = vec!["step".into()];
+    keep_reachable(module);
+    Ok(())
+}
+
+fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    keep_reachable(module);
+    let symbols = Arc::new(module.symbols.clone());
+    let kernels = cx.kernels;
+    let has_kernel = |graph: &ir::Graph, id: ir::NodeId| {
+        let node = graph.node(id);
+        let layout = |v: &ir::Value| Layout::contiguous(graph.ty(*v));
+        let spec = KernelSpec {
+            op: node.op.0.name(),
+            attrs: node.attrs.clone(),
+            operands: node.inputs().iter().map(|v| v.as_ref().map(layout)).collect(),
+            results: node.results().iter().map(|f| Layout::contiguous(&f.ty)).collect(),
+            body: None,
+            symbols: symbols.clone(),
+        };
+        kernels.supports(&spec).is_ok()
+    };
+    passes::expand_composites(module, &has_kernel).map_err(|e| vec![e])
+}
+
+fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    for entry in module.entries.clone() {
+        cx.recipes.extend(passes::prepare(module, &entry).map_err(|e| vec![e])?);
+    }
+    keep_reachable(module);
+    Ok(())
+}
+
+fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    passes::fuse_loops(module).map_err(|e| vec![e])
+}
+
+fn plan_memory(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    for entry in module.entries.clone() {
+        cx.plans.push(passes::plan_memory(module, &entry, &cx.states, cx.kernels)?);
+    }
+    Ok(())
+}
+
+/// Drops functions that no entry calls, directly or not.
+fn keep_reachable(module: &mut Module) {
+    let mut live: Vec<Arc<str>> = module.entries.clone();
+    let mut next = 0;
+    while let Some(name) = live.get(next).cloned() {
+        next += 1;
+        let Some(graph) = module.function(&name) else { continue };
+        for id in graph.topo() {
+            if let Some(ir::Attr::Str(callee)) = graph.node(id).attrs.get("callee") {
+                if !live.contains(callee) {
+                    live.push(callee.clone());
+                }
+            }
+        }
+    }
+    module.functions.retain(|name, _| live.contains(name));
+}
+
+/// Values between the bounds, geometrically, at which costs are compared.
+pub(crate) fn representative(symbols: &Symbols) -> Env {
+    let middle = |b: &Bounds| {
+        let (mut lo, mut hi) = (b.lo.max(1), b.hi.max(1));
+        while lo < hi {
+            lo = lo.saturating_mul(2).min(hi);
+            hi = (hi / 2).max(lo);
+        }
+        lo
+    };
+    symbols.iter().map(|(name, b)| (name.clone(), middle(b))).collect()
+}
+
+/// Runs one pass on a module, for `brolly opt`.
+///
+/// # Errors
+/// The pass's problems, or that there is no pass of that name.
+pub fn run_pass(
+    name: &str,
+    module: &mut Module,
+    kernels: &dyn Kernels,
+) -> Result<(), crate::CompileError> {
+    if name == "canonicalize" {
+        return passes::canonicalize(module, FoldLimits::default())
+            .map_err(|e| crate::CompileError::Pass(vec![e]));
+    }
+    let Some(pass) = PASSES.iter().find(|p| p.name == name) else {
+        let names: Vec<&str> = PASSES.iter().map(|p| p.name).collect();
+        let why = format!("no such pass; there are canonicalize, {}", names.join(", "));
+        return Err(crate::CompileError::Pass(vec![PassError::new(name, why)]));
+    };
+    let entry = module.entries.first().map_or("", |e| e);
+    let kind = match entry {
+        "forward" => ModelKind::Decoder,
+        "embed" => ModelKind::Encoder,
+        _ => ModelKind::Graph,
+    };
+    let mut cx = Context::new(kernels, kind, 4096);
+    pass.run(module, &mut cx)
+}
+
+impl<'a> Context<'a> {
+    pub(crate) fn new(kernels: &'a dyn Kernels, kind: ModelKind, max_seq_len: u64) -> Self {
+        Context {
+            kernels,
+            kind,
+            max_seq_len,
+            report: Report::default(),
+            states: Vec::new(),
+            recipes: Vec::new(),
+            plans: Vec::new(),
+        }
+    }
+}

@@ -1,0 +1,66 @@
+//! What can go wrong when a program is loaded or run.
+
+use std::{io, path::PathBuf};
+
+use ir::artifact::ArtifactError;
+
+/// Why a program cannot be loaded or run.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ExecError {
+    /// The artifact is at fault.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// The code cannot be made executable.
+    #[error(
+        "{}: its code cannot be mapped as executable: {source}; if the file system is mounted with \
+         `noexec`, copy the file to another one",
+        path.display()
+    )]
+    Code {
+        /// The artifact.
+        path: PathBuf,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Threads cannot be started.
+    #[error("cannot start {threads} threads: {source}; ask for fewer with `--threads N`")]
+    Threads {
+        /// How many were wanted.
+        threads: usize,
+        /// What the operating system said.
+        source: io::Error,
+    },
+    /// Memory cannot be had.
+    #[error("{what} needs {bytes} bytes, and {reason}")]
+    Memory {
+        /// What for.
+        what: String,
+        /// How much.
+        bytes: u64,
+        /// Why not, and what to do.
+        reason: String,
+    },
+    /// A symbol has no value, a value out of its bounds, or does not exist.
+    #[error("entry `{entry}`: symbol `{symbol}` {reason}")]
+    Symbol {
+        /// The entry point.
+        entry: String,
+        /// The symbol.
+        symbol: String,
+        /// What is wrong with its value.
+        reason: String,
+    },
+    /// An input, output or state is missing, unknown or of the wrong type or size.
+    #[error("entry `{entry}`: {role} `{name}` {reason}")]
+    Port {
+        /// The entry point.
+        entry: String,
+        /// `input`, `output` or `state`.
+        role: &'static str,
+        /// Its name.
+        name: String,
+        /// What is wrong.
+        reason: String,
+    },
+}

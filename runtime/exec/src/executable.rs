@@ -1,0 +1,467 @@
+//! An entry point that is ready to run.
+//!
+//! Loading resolves every place to a pointer where it is constant and collects the distinct sizes
+//! that depend on symbols. A run evaluates those, patches the few pointers that depend on them, and
+//! walks the launches.
+
+#![allow(unsafe_code, reason = "lends memory to generated code")]
+
+use std::{
+    collections::HashMap,
+    ops::Range,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ir::{CompiledDim, Dim, Place, Port, Program, Region, Tensor};
+
+use crate::{
+    Arena, ExecError, Model, States, Trace,
+    bind::{Symbolic, Values},
+    launch::{LaunchList, Scratch},
+};
+
+/// A loaded entry point with an arena of its own.
+#[derive(Debug)]
+pub struct Executable {
+    model: Arc<Model>,
+    /// Number of the program in the manifest.
+    index: usize,
+    /// Symbols that were bound when loading.
+    bound: Values,
+    sizes: Sizes,
+    /// Where each of the kernels' sizes comes from, and each one's number of tiles.
+    dims: Vec<usize>,
+    tiles: Vec<usize>,
+    /// Pointers that differ from run to run.
+    patches: Vec<Patch>,
+    inputs: Vec<Slot>,
+    outputs: Vec<Slot>,
+    states: Vec<Slot>,
+    launches: LaunchList,
+    arena: Arena,
+    scratch: Arena,
+    scratch_stride: usize,
+    times: Option<Vec<Duration>>,
+    trace: Option<Trace>,
+}
+
+/// How long a launch took.
+#[derive(Clone, Copy, Debug)]
+pub struct LaunchTime<'a> {
+    /// What it computes.
+    pub label: &'a str,
+    /// Its kernel.
+    pub kernel: &'a ir::Kernel,
+    /// From the barrier before it to the barrier after it.
+    pub time: Duration,
+    /// Floating point operations, for the symbols of this run.
+    pub flops: u64,
+    /// Bytes that it must read and write, for the symbols of this run.
+    pub bytes: u64,
+}
+
+/// Distinct sizes, and their values in the current run.
+#[derive(Debug, Default)]
+struct Sizes {
+    exprs: Vec<CompiledDim>,
+    values: Vec<i64>,
+    symbols: Vec<i64>,
+}
+
+/// A port with its sizes by number.
+#[derive(Debug)]
+struct Slot {
+    element_bytes: usize,
+    shape: Vec<usize>,
+    region: Region,
+    offset: usize,
+}
+
+#[derive(Debug)]
+struct Patch {
+    arg: usize,
+    base: Base,
+    offset: usize,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Base {
+    Fixed(*mut u8),
+    State(usize),
+}
+
+// SAFETY: the pointers lead into the arena and the mapped file, both owned here and used by `run`
+// alone, which takes `&mut self`.
+unsafe impl Send for Executable {}
+
+impl Executable {
+    /// Loads an entry point of a model. Symbols in `bound` keep their value for all runs; those in the
+    /// types of states must be among them.
+    ///
+    /// # Errors
+    /// [`ExecError::Artifact`] if there is no such entry, [`ExecError::Symbol`], [`ExecError::Memory`].
+    pub fn load(
+        model: &Arc<Model>,
+        entry: &str,
+        bound: &[(&str, i64)],
+    ) -> Result<Executable, ExecError> {
+        let artifact = model.artifact();
+        let program = artifact.program(entry)?;
+        let programs = &artifact.manifest().programs;
+        let index = programs.iter().position(|p| p.name == entry).unwrap_or_default();
+        let symbolic = Symbolic::new(program);
+        let bound = symbolic.values(bound)?;
+        let reserve = |what: &str, bytes: u64| {
+            Arena::new(bytes).map_err(|e| ExecError::Memory {
+                what: format!("entry `{entry}`: {what}"),
+                bytes,
+                reason: format!("the system has no room for it: {e}"),
+            })
+        };
+        let stride = program.scratch_bytes().next_multiple_of(4096);
+        let threads = model.device().pool().threads() as u64;
+        let mut exe = Executable {
+            model: model.clone(),
+            index,
+            bound,
+            sizes: Sizes::default(),
+            dims: Vec::new(),
+            tiles: Vec::new(),
+            patches: Vec::new(),
+            inputs: Vec::new(),
+            outputs: Vec::new(),
+            states: Vec::new(),
+            launches: LaunchList::default(),
+            arena: reserve("the arena", program.arena_bytes)?,
+            scratch: reserve("scratch memory", stride.saturating_mul(threads))?,
+            scratch_stride: usize::try_from(stride).unwrap_or(usize::MAX),
+            times: None,
+            trace: None,
+        };
+        exe.resolve(program)?;
+        Ok(exe)
+    }
+
+    /// The program that it runs.
+    pub fn program(&self) -> &Program {
+        &self.model.artifact().manifest().programs[self.index]
+    }
+
+    /// The model that it belongs to.
+    pub fn model(&self) -> &Arc<Model> {
+        &self.model
+    }
+
+    /// Its arena.
+    pub fn arena(&self) -> &Arena {
+        &self.arena
+    }
+
+    /// Scratch memory of all threads.
+    pub fn scratch(&self) -> &Arena {
+        &self.scratch
+    }
+
+    /// Runs the program once.
+    ///
+    /// `symbols` has a value for every symbol that is not bound, `inputs` the elements of every input in
+    /// row-major order.
+    ///
+    /// # Errors
+    /// [`ExecError::Symbol`] and [`ExecError::Port`] for values, inputs and states that do not fit;
+    /// nothing has run then.
+    pub fn run(
+        &mut self,
+        states: &mut States,
+        symbols: &[(&str, i64)],
+        inputs: &[(&str, &[u8])],
+    ) -> Result<(), ExecError> {
+        let mut values = Symbolic::new(self.program()).values(symbols)?;
+        for (value, bound) in values.iter_mut().zip(&self.bound) {
+            *value = bound.or(*value);
+        }
+        let values = Symbolic::new(self.program()).complete(&values)?;
+        self.run_with(values, states, inputs)
+    }
+
+    /// Runs a program without states on tensors, whose shapes fix the symbols; inputs come in any
+    /// order, outputs in that of the program.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run); an input of another element type is an error too.
+    pub fn run_tensors(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+    ) -> Result<Vec<(Arc<str>, Tensor)>, ExecError> {
+        let program = self.program();
+        let symbolic = Symbolic::new(program);
+        let mut shapes = Vec::new();
+        for port in &program.inputs {
+            let Some((_, tensor)) = inputs.iter().find(|(name, _)| **name == *port.name) else {
+                let reason = format!("of type {} is missing", port.ty);
+                return Err(symbolic.port("input", &port.name, reason));
+            };
+            let (is, wanted) = (tensor.dtype(), port.ty.dtype);
+            if is != wanted {
+                let reason = format!("has elements of type {is}, not {wanted}");
+                return Err(symbolic.port("input", &port.name, reason));
+            }
+            shapes.push((port, tensor.shape()));
+        }
+        let values = symbolic.solve(shapes, &self.bound)?;
+        let bytes: Vec<_> = inputs.iter().map(|(name, t)| (*name, t.to_bytes())).collect();
+        let bytes: Vec<_> = bytes.iter().map(|(name, b)| (*name, b.as_slice())).collect();
+        self.run_with(values, &mut States::none(), &bytes)?;
+        let ports = self.program().outputs.clone();
+        let tensor = |(i, port): (usize, Port)| {
+            let slot = &self.outputs[i];
+            let extent = |size: &usize| usize::try_from(self.sizes.values[*size]).unwrap_or(0);
+            let shape: Vec<usize> = slot.shape.iter().map(extent).collect();
+            let bytes = self.output_bytes(i)?.to_vec();
+            Ok((port.name, Tensor::from_bytes(port.ty.dtype, &shape, bytes)))
+        };
+        ports.into_iter().enumerate().map(tensor).collect()
+    }
+
+    /// An output of the last run, in row-major order, as elements of its type.
+    ///
+    /// # Errors
+    /// [`ExecError::Port`] if there is no such output or `T` is no type for its elements.
+    pub fn output<T: bytemuck::AnyBitPattern>(&self, name: &str) -> Result<&[T], ExecError> {
+        let symbolic = Symbolic::new(self.program());
+        let ports = &self.program().outputs;
+        let Some(index) = ports.iter().position(|port| *port.name == *name) else {
+            let known: Vec<_> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
+            let reason = format!("does not exist; there are {}", known.join(", "));
+            return Err(symbolic.port("output", name, reason));
+        };
+        let element_bytes = ports[index].ty.dtype.size();
+        let elements = bytemuck::try_cast_slice(self.output_bytes(index)?).ok();
+        elements.filter(|_| [1, element_bytes].contains(&size_of::<T>())).ok_or_else(|| {
+            let reason = format!("has elements of type {}", ports[index].ty.dtype);
+            symbolic.port("output", name, reason)
+        })
+    }
+
+    /// Whether to measure each launch from now on, which costs some ten nanoseconds a launch.
+    pub fn set_profiling(&mut self, on: bool) {
+        self.times = on.then(Vec::new);
+    }
+
+    /// Records every run and launch from now on; `None` ends that.
+    pub fn set_trace(&mut self, trace: Option<Trace>) {
+        self.set_profiling(trace.is_some());
+        self.trace = trace;
+    }
+
+    /// The launches of the last run in order; none unless [`set_profiling`](Self::set_profiling).
+    pub fn launch_times(&self) -> impl Iterator<Item = LaunchTime<'_>> {
+        let program = self.program();
+        let symbols = &self.sizes.symbols;
+        let eval = move |dim: &Dim| {
+            let value = dim.compile(&program.symbols).ok().and_then(|d| d.eval(symbols));
+            value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
+        };
+        let times = self.times.as_deref().unwrap_or_default();
+        program.launches.iter().zip(times).map(move |(launch, time)| {
+            let kernel = &program.kernels[launch.kernel as usize];
+            let (flops, bytes) = (eval(&kernel.flops), eval(&kernel.bytes));
+            LaunchTime { label: &launch.label, kernel, time: *time, flops, bytes }
+        })
+    }
+
+    fn resolve(&mut self, program: &Program) -> Result<(), ExecError> {
+        let model = self.model.clone();
+        let mut interned = HashMap::new();
+        let symbolic = Symbolic::new(program);
+        let mut size = |sizes: &mut Sizes, dim: &Dim| -> Result<usize, ExecError> {
+            if let Some(index) = interned.get(dim) {
+                return Ok(*index);
+            }
+            let compiled = dim.compile(&program.symbols);
+            sizes.exprs.push(compiled.map_err(|e| symbolic.symbol("?", e.to_string()))?);
+            interned.insert(dim.clone(), sizes.exprs.len() - 1);
+            Ok(sizes.exprs.len() - 1)
+        };
+        for kernel in &program.kernels {
+            // The artifact has been checked: an offset outside of the code is a bug of ours.
+            let entry = model.code().kernel(kernel.code_offset).expect("a checked code offset");
+            self.launches.add_kernel(entry, kernel.dims.len());
+            for dim in &kernel.dims {
+                self.dims.push(size(&mut self.sizes, dim)?);
+            }
+            self.tiles.push(size(&mut self.sizes, &kernel.tiles)?);
+        }
+        let arena = self.arena.as_mut_ptr();
+        for launch in &program.launches {
+            let first = self.launches.add_launch(launch.kernel as usize, launch.args.len());
+            for (i, Place { region, offset }) in launch.args.iter().enumerate() {
+                let base = match region {
+                    Region::Null => continue,
+                    Region::Arena => Base::Fixed(arena),
+                    // Kernels do not write to weights.
+                    Region::Weight(w) => {
+                        Base::Fixed(model.artifact().weight(*w as usize).as_ptr().cast_mut())
+                    }
+                    Region::State(s) => Base::State(*s as usize),
+                };
+                match (base, offset.as_const().and_then(|v| usize::try_from(v).ok())) {
+                    (Base::Fixed(base), Some(offset)) => {
+                        self.launches.set_arg(first + i, base.wrapping_add(offset));
+                    }
+                    _ => {
+                        let offset = size(&mut self.sizes, offset)?;
+                        self.patches.push(Patch { arg: first + i, base, offset });
+                    }
+                }
+            }
+        }
+        let ports = [
+            (&program.inputs, &mut self.inputs),
+            (&program.outputs, &mut self.outputs),
+            (&program.states, &mut self.states),
+        ];
+        for (ports, slots) in ports {
+            for Port { ty, place, .. } in ports {
+                let shape: Result<_, ExecError> =
+                    ty.shape.iter().map(|dim| size(&mut self.sizes, dim)).collect();
+                slots.push(Slot {
+                    element_bytes: ty.dtype.size(),
+                    shape: shape?,
+                    region: place.region,
+                    offset: size(&mut self.sizes, &place.offset)?,
+                });
+            }
+        }
+        Ok(())
+    }
+
+    fn run_with(
+        &mut self,
+        symbols: Vec<i64>,
+        states: &mut States,
+        inputs: &[(&str, &[u8])],
+    ) -> Result<(), ExecError> {
+        let _span = tracing::debug_span!("run", entry = %self.program().name).entered();
+        let start = Instant::now();
+        self.sizes
+            .evaluate(symbols)
+            .ok_or_else(|| Symbolic::new(self.program()).symbol("?", "makes a size overflow"))?;
+        for (slot, dim) in self.launches.dims_mut().iter_mut().zip(&self.dims) {
+            *slot = self.sizes.values[*dim];
+        }
+        for (kernel, tiles) in self.tiles.iter().enumerate() {
+            self.launches.set_tiles(kernel, self.sizes.values[*tiles]);
+        }
+        let bases = self.state_bases(states)?;
+        for patch in &self.patches {
+            let base = match patch.base {
+                Base::Fixed(base) => base,
+                Base::State(state) => bases[state],
+            };
+            let offset = usize::try_from(self.sizes.values[patch.offset]).unwrap_or(usize::MAX);
+            self.launches.set_arg(patch.arg, base.wrapping_add(offset));
+        }
+        self.write_inputs(inputs)?;
+        let scratch = Scratch { base: self.scratch.as_mut_ptr(), stride: self.scratch_stride };
+        let pool = self.model.device().pool();
+        // SAFETY: the artifact is trusted code whose kernels have this signature (see
+        // `ir::artifact`), and its places were checked to lie in the arena, the weights and the
+        // states at the bounds that the symbols were just compared with. `&mut self` and `&mut
+        // States` keep everybody else away from what kernels write to.
+        unsafe { self.launches.run(pool, scratch, self.times.as_mut()) };
+        if let Some(trace) = &self.trace {
+            let program = self.program();
+            let labels = program.launches.iter().map(|launch| launch.label.as_str());
+            let times = self.times.iter().flatten().copied();
+            trace.record_run(&program.name, start, labels.zip(times));
+        }
+        Ok(())
+    }
+
+    /// The address of each state, all large enough for the current sizes.
+    fn state_bases(&self, states: &mut States) -> Result<Vec<*mut u8>, ExecError> {
+        let program = self.program();
+        let base = |(port, slot): (&Port, &Slot)| {
+            let fail = |reason: String| Symbolic::new(program).port("state", &port.name, reason);
+            let bytes = self.sizes.range(slot).map_or(u64::MAX, |r| r.end as u64);
+            let arena = states.get_mut(&port.name).ok_or_else(|| fail("is missing".into()))?;
+            if arena.bytes() < bytes {
+                return Err(fail(format!("has {} bytes instead of {bytes}", arena.bytes())));
+            }
+            Ok(arena.as_mut_ptr())
+        };
+        program.states.iter().zip(&self.states).map(base).collect()
+    }
+
+    fn write_inputs(&mut self, inputs: &[(&str, &[u8])]) -> Result<(), ExecError> {
+        let program = self.program();
+        let symbolic = Symbolic::new(program);
+        let mut ranges = Vec::with_capacity(program.inputs.len());
+        for (port, slot) in program.inputs.iter().zip(&self.inputs) {
+            let fail = |reason: String| symbolic.port("input", &port.name, reason);
+            let mut given = inputs.iter().filter(|(name, _)| **name == *port.name);
+            let Some((_, bytes)) = given.next() else {
+                return Err(fail(format!("of type {} is missing", port.ty)));
+            };
+            if given.next().is_some() {
+                return Err(fail("is given twice".into()));
+            }
+            let range = self.sizes.range(slot).filter(|_| slot.region == Region::Arena);
+            let range = range.filter(|r| r.end as u64 <= self.arena.bytes());
+            let Some(range) = range.filter(|r| r.len() == bytes.len()) else {
+                return Err(fail(format!("has {} bytes, which is not {}", bytes.len(), port.ty)));
+            };
+            ranges.push((range, *bytes));
+        }
+        let is_known = |name: &str| program.inputs.iter().any(|port| *port.name == *name);
+        if let Some((name, _)) = inputs.iter().find(|(name, _)| !is_known(name)) {
+            let known: Vec<_> = program.inputs.iter().map(|p| format!("`{}`", p.name)).collect();
+            let reason = format!("does not exist; there are {}", known.join(", "));
+            return Err(symbolic.port("input", name, reason));
+        }
+        for (range, bytes) in ranges {
+            self.arena.as_mut_slice()[range].copy_from_slice(bytes);
+        }
+        Ok(())
+    }
+
+    fn output_bytes(&self, index: usize) -> Result<&[u8], ExecError> {
+        let slot = &self.outputs[index];
+        let memory = match slot.region {
+            Region::Arena => self.arena.as_slice(),
+            Region::Weight(w) => self.model.artifact().weight(w as usize),
+            Region::State(_) | Region::Null => &[],
+        };
+        let bytes = self.sizes.range(slot).and_then(|range| memory.get(range));
+        bytes.ok_or_else(|| {
+            let name = &self.program().outputs[index].name;
+            let reason = "cannot be read: nothing has run, or it is a state";
+            Symbolic::new(self.program()).port("output", name, reason)
+        })
+    }
+}
+
+impl Sizes {
+    fn evaluate(&mut self, symbols: Vec<i64>) -> Option<()> {
+        self.values.clear();
+        for expr in &self.exprs {
+            self.values.push(expr.eval(&symbols)?);
+        }
+        self.symbols = symbols;
+        Some(())
+    }
+
+    /// Where a port lies in its memory in the current run.
+    fn range(&self, slot: &Slot) -> Option<Range<usize>> {
+        let value = |size: &usize| usize::try_from(*self.values.get(*size)?).ok();
+        let start = value(&slot.offset)?;
+        let bytes =
+            slot.shape.iter().try_fold(slot.element_bytes, |n, d| n.checked_mul(value(d)?))?;
+        Some(start..start.checked_add(bytes)?)
+    }
+}
+
+#[cfg(test)]
+mod tests;

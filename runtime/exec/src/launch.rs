@@ -1,0 +1,123 @@
+//! The launches of a program with every pointer resolved, and the loop that walks them.
+
+#![allow(unsafe_code, reason = "calls generated code")]
+
+use std::{
+    ptr,
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use crate::{code::KernelFn, pool::Pool};
+
+/// Launches in order.
+#[derive(Debug, Default)]
+pub(crate) struct LaunchList {
+    kernels: Vec<Kernel>,
+    launches: Vec<Launch>,
+    args: Vec<*mut u8>,
+    dims: Vec<i64>,
+}
+
+#[derive(Debug)]
+struct Kernel {
+    entry: KernelFn,
+    first_dim: usize,
+    tiles: i64,
+}
+
+#[derive(Debug)]
+struct Launch {
+    kernel: usize,
+    first_arg: usize,
+}
+
+/// Scratch memory of all threads.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scratch {
+    /// That of thread 0, aligned to 64 bytes.
+    pub(crate) base: *mut u8,
+    /// From one thread's to the next one's.
+    pub(crate) stride: usize,
+}
+
+// SAFETY: the pointers are plain values here; what they point to is used by `run` alone, whose caller
+// vouches for it.
+unsafe impl Send for LaunchList {}
+// SAFETY: as above.
+unsafe impl Sync for LaunchList {}
+// SAFETY: every thread uses its own part.
+unsafe impl Sync for Scratch {}
+
+impl LaunchList {
+    /// Adds a kernel with so many sizes; returns its number.
+    pub(crate) fn add_kernel(&mut self, entry: KernelFn, dims: usize) -> usize {
+        self.kernels.push(Kernel { entry, first_dim: self.dims.len(), tiles: 0 });
+        self.dims.resize(self.dims.len() + dims, 0);
+        self.kernels.len() - 1
+    }
+
+    /// Adds a launch of a kernel with so many arguments; returns the number of the first one.
+    pub(crate) fn add_launch(&mut self, kernel: usize, args: usize) -> usize {
+        let first_arg = self.args.len();
+        self.launches.push(Launch { kernel, first_arg });
+        self.args.resize(first_arg + args, ptr::null_mut());
+        first_arg
+    }
+
+    /// Sizes that the kernels read, all in a row in the order of [`add_kernel`](Self::add_kernel).
+    pub(crate) fn dims_mut(&mut self) -> &mut [i64] {
+        &mut self.dims
+    }
+
+    pub(crate) fn set_tiles(&mut self, kernel: usize, tiles: i64) {
+        self.kernels[kernel].tiles = tiles;
+    }
+
+    pub(crate) fn set_arg(&mut self, index: usize, pointer: *mut u8) {
+        self.args[index] = pointer;
+    }
+
+    /// Runs every launch on all threads of the pool; `times` receives how long each one took.
+    ///
+    /// # Safety
+    /// The kernels have the signature of [`KernelFn`]; for its sizes each one reads and writes only
+    /// memory that its arguments and `scratch.stride` bytes of scratch memory of its thread cover, all
+    /// of it alive and used by nobody else meanwhile; and tiles of one launch are independent.
+    pub(crate) unsafe fn run(
+        &self,
+        pool: &Pool,
+        scratch: Scratch,
+        times: Option<&mut Vec<Duration>>,
+    ) {
+        let times = times.map(|times| {
+            times.clear();
+            Mutex::new(times)
+        });
+        let scratch = &scratch;
+        pool.run(|worker| {
+            let mut times =
+                times.as_ref().filter(|_| worker.index() == 0).and_then(|t| t.lock().ok());
+            let mut start = times.as_ref().map(|_| Instant::now());
+            let scratch = scratch.base.wrapping_add(worker.index() * scratch.stride);
+            for (i, launch) in self.launches.iter().enumerate() {
+                if i > 0 && worker.threads() > 1 {
+                    worker.barrier();
+                }
+                let kernel = &self.kernels[launch.kernel];
+                let share = worker.share(kernel.tiles);
+                if !share.is_empty() {
+                    let args = self.args[launch.first_arg..].as_ptr();
+                    let dims = self.dims[kernel.first_dim..].as_ptr();
+                    // SAFETY: the caller's promise; `args` and `dims` begin at this launch's.
+                    unsafe { (kernel.entry)(args, dims, scratch, share.start, share.end) };
+                }
+                if let Some((times, start)) = times.as_mut().zip(start.as_mut()) {
+                    let end = Instant::now();
+                    times.push(end - *start);
+                    *start = end;
+                }
+            }
+        });
+    }
+}

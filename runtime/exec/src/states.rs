@@ -1,0 +1,54 @@
+//! Memory that outlives a run, such as keys and values.
+
+use std::sync::Arc;
+
+use ir::Program;
+
+use crate::{Arena, ExecError, bind::Symbolic};
+
+/// The states of one program, each an arena of its own, zero at first.
+///
+/// Programs that name their states alike can share them.
+#[derive(Debug)]
+pub struct States(Vec<(Arc<str>, Arena)>);
+
+impl States {
+    /// No states, for programs that have none.
+    pub fn none() -> States {
+        States(Vec::new())
+    }
+
+    /// Reserves memory for the states of a program; `symbols` has a value for every symbol in their
+    /// types.
+    ///
+    /// # Errors
+    /// [`ExecError::Symbol`] for values that are missing or out of bounds, [`ExecError::Memory`].
+    pub fn new(program: &Program, symbols: &[(&str, i64)]) -> Result<States, ExecError> {
+        let symbolic = Symbolic::new(program);
+        let values = symbolic.values(symbols)?;
+        let state = |port: &ir::Port| {
+            let bytes = symbolic.port_bytes("state", port, &values)?;
+            let arena = Arena::new(bytes).map_err(|e| ExecError::Memory {
+                what: format!("state `{}`", port.name),
+                bytes,
+                reason: format!("the system has no room for it: {e}; ask for a shorter context"),
+            })?;
+            Ok((port.name.clone(), arena))
+        };
+        Ok(States(program.states.iter().map(state).collect::<Result<_, ExecError>>()?))
+    }
+
+    /// Reserved bytes.
+    pub fn bytes(&self) -> u64 {
+        self.0.iter().map(|(_, arena)| arena.bytes()).sum()
+    }
+
+    /// Bytes that have been written.
+    pub fn resident_bytes(&self) -> u64 {
+        self.0.iter().map(|(_, arena)| arena.resident_bytes()).sum()
+    }
+
+    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Arena> {
+        self.0.iter_mut().find(|(n, _)| **n == *name).map(|(_, arena)| arena)
+    }
+}

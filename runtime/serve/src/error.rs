@@ -1,0 +1,59 @@
+//! What can go wrong between a request and its answer.
+
+use exec::ExecError;
+use ir::artifact::ArtifactError;
+use text::TextError;
+
+/// Why a model cannot be opened or a request not be answered.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum ServeError {
+    /// The artifact is at fault.
+    #[error(transparent)]
+    Artifact(#[from] ArtifactError),
+    /// Loading or running is at fault.
+    #[error(transparent)]
+    Exec(#[from] ExecError),
+    /// Tokenizer, template or conversation is at fault.
+    #[error(transparent)]
+    Text(#[from] TextError),
+    /// The request is at fault.
+    #[error("{field}: {reason}")]
+    Request {
+        /// The part of the request, such as `temperature`.
+        field: &'static str,
+        /// What is wrong with it and what would be right.
+        reason: String,
+    },
+    /// The model is of another kind than the request needs.
+    #[error("the model ({architecture}) {reason}")]
+    Kind {
+        /// Its architecture.
+        architecture: String,
+        /// What it cannot do and what it is for.
+        reason: String,
+    },
+    /// The artifact's entry point is not as this runtime expects.
+    #[error("entry `{entry}` is not as this runtime expects: {reason}; compile the model again")]
+    Entry {
+        /// The entry point.
+        entry: &'static str,
+        /// What differs.
+        reason: String,
+    },
+    /// The model computes something that is no number.
+    #[error(
+        "the model's logits after position {position} hold NaN: its weights are broken, or overflow in \
+         the precision that it was compiled for"
+    )]
+    NotANumber {
+        /// Position of the last token that the model has seen.
+        position: usize,
+    },
+}
+
+impl ServeError {
+    pub(crate) fn request(field: &'static str, reason: impl Into<String>) -> ServeError {
+        ServeError::Request { field, reason: reason.into() }
+    }
+}

@@ -1,0 +1,51 @@
+//! Compiling fixtures.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::{Mutex, OnceLock},
+};
+
+use driver::{CompileOptions, Compiled, Silent, compile};
+use frontend::ImportOptions;
+use ir::Target;
+
+/// A file or folder under `tests/data`.
+pub(crate) fn data(path: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(path)
+}
+
+/// A directory for artifacts, emptied by the system.
+pub(crate) fn scratch() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = std::env::temp_dir().join(format!("brolly-e2e-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        dir
+    })
+}
+
+/// Options for the baseline target and no text.
+pub(crate) fn options(import: ImportOptions) -> CompileOptions {
+    CompileOptions { import, target: Target::x86_64_v3(), text: serde_json::Value::Null }
+}
+
+/// Compiles a model to a fresh file, or explains every problem.
+pub(crate) fn compile_to(name: &str, model: &Path, options: &CompileOptions) -> (PathBuf, Compiled) {
+    static NUMBER: Mutex<u32> = Mutex::new(0);
+    let number = {
+        let mut n = NUMBER.lock().unwrap();
+        *n += 1;
+        *n
+    };
+    let out = scratch().join(format!("{name}-{number}.brolly"));
+    let compiled = compile(model, &out, options, &Silent)
+        .unwrap_or_else(|e| panic!("{}: {}", model.display(), e.problems().join("\n")));
+    (out, compiled)
+}
+
+#[test]
+fn try_one() {
+    let import = ImportOptions { max_seq_len: Some(512), ..ImportOptions::default() };
+    let (path, compiled) = compile_to("x", &data("families/llama-gqa3"), &options(import));
+    println!("{} {compiled:#?}", path.display());
+}
