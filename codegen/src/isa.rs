@@ -25,6 +25,6 @@ impl Isa {
     /// AVX-512: 32 registers of 16 lanes.
     #[must_use]
     pub const fn x86_64_v4() -> Self {
-        Self { vector_lanes: 16, vector_registers: 32, l1_bytes: 32 << 10, l2_bytes: 1 << 20 }
+        Self { vector_lanes: 16, vector_registers: 32, l1_bytes: 48 << 10, l2_bytes: 1 << 20 }
     }
 }

@@ -20,6 +20,9 @@ const INDEX: &str = "model.safetensors.index.json";
 /// Problems of one kind that are listed one by one; the rest is counted.
 const LISTED: usize = 100;
 
+/// The weights of a module, views of the mapped files.
+pub(crate) type ModelTensors = IndexMap<Arc<str>, Tensor>;
+
 /// The tensors of a folder.
 pub(crate) struct Checkpoint {
     /// What lists the tensors: the file, or the index of shards.
@@ -42,7 +45,7 @@ impl Checkpoint {
             return Ok(Checkpoint { file: single.clone(), shards: vec![single], tensors });
         }
         if index.exists() {
-            return open_shards(folder, index);
+            return open_shards(folder, &index);
         }
         let reason = format!("holds neither {SINGLE} nor {INDEX}; weights are read from these");
         Err(vec![FrontendError::file(folder, reason)])
@@ -78,7 +81,7 @@ impl Checkpoint {
         slots: &[Slot],
         alias: impl Fn(&str) -> Option<String>,
         ignored: impl Fn(&str) -> bool,
-    ) -> Result<IndexMap<Arc<str>, Tensor>, Vec<FrontendError>> {
+    ) -> Result<ModelTensors, Vec<FrontendError>> {
         let mut out = IndexMap::with_capacity(slots.len());
         let mut used = BTreeSet::new();
         let (mut missing, mut unfit, mut extra) = (Vec::new(), Vec::new(), Vec::new());
@@ -126,11 +129,11 @@ impl Checkpoint {
 }
 
 /// Reads the shards that an index lists, and checks that both agree on what is where.
-fn open_shards(folder: &Path, index: PathBuf) -> Result<Checkpoint, Vec<FrontendError>> {
-    let map = json::read_object(&index)?;
+fn open_shards(folder: &Path, index: &Path) -> Result<Checkpoint, Vec<FrontendError>> {
+    let map = json::read_object(index)?;
     let Some(map) = map.get("weight_map").and_then(Value::as_object) else {
         let reason = "is missing or no object, expected the shard of each tensor";
-        return Err(vec![FrontendError::field(&index, "weight_map", reason)]);
+        return Err(vec![FrontendError::field(index, "weight_map", reason)]);
     };
     let mut errors = Vec::new();
     // Tensors by shard, as the index has it.
@@ -140,16 +143,16 @@ fn open_shards(folder: &Path, index: PathBuf) -> Result<Checkpoint, Vec<Frontend
             Some(shard) => {
                 listed.entry(shard).or_default().insert(tensor);
             }
-            None => errors.push(FrontendError::tensor(&index, tensor, "is not in a named file")),
+            None => errors.push(FrontendError::tensor(index, tensor, "is not in a named file")),
         }
     }
     let mut checkpoint =
-        Checkpoint { file: index.clone(), shards: Vec::new(), tensors: IndexMap::new() };
+        Checkpoint { file: index.into(), shards: Vec::new(), tensors: IndexMap::new() };
     for (shard, names) in listed {
         let file = match folder::within(folder, shard) {
             Ok(file) => file,
             Err(reason) => {
-                errors.push(FrontendError::field(&index, "weight_map", reason));
+                errors.push(FrontendError::field(index, "weight_map", reason));
                 continue;
             }
         };

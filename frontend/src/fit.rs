@@ -50,6 +50,9 @@ mod tests {
         assert!(oversized_up_to(1 << 22).is_empty());
         let found = oversized_up_to(1 << 40);
         assert_eq!(found.len(), 2);
-        assert!(found[1].starts_with("function `f`, `the input`: f32[N, N] takes up to"), "{found:?}");
+        assert!(
+            found[1].starts_with("function `f`, `the input`: f32[N, N] takes up to"),
+            "{found:?}"
+        );
     }
 }

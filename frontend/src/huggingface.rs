@@ -6,12 +6,12 @@ use std::{
 };
 
 use indexmap::IndexMap;
-use ir::{DType, Module, ModelInfo, ModelKind, Tensor, TensorType};
+use ir::{DType, ModelInfo, ModelKind, Module, Tensor, TensorType};
 
 use crate::{
     FrontendError, ImportOptions, Imported,
     blocks::{signed, size},
-    checkpoint::Checkpoint,
+    checkpoint::{Checkpoint, ModelTensors},
     config::{Errors, Fields},
     decoder::HEAD,
     fit, json,
@@ -90,7 +90,7 @@ impl Description {
     fn select(
         &mut self,
         checkpoint: &Checkpoint,
-    ) -> Result<(&'static str, IndexMap<Arc<str>, Tensor>), Vec<FrontendError>> {
+    ) -> Result<(&'static str, ModelTensors), Vec<FrontendError>> {
         let family = self.family;
         let prefix = checkpoint.prefix(self.prefixes(), |p| self.model.slots(p));
         let head = format!("{HEAD}.weight");

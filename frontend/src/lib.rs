@@ -30,7 +30,7 @@ mod stack;
 
 use std::path::Path;
 
-use ir::{DType, Module, ModelInfo, Symbols, Weights};
+use ir::{DType, ModelInfo, Module, Symbols, Weights};
 
 pub use error::FrontendError;
 pub use huggingface::Description;

@@ -104,7 +104,14 @@ impl Rope {
                 let stretch = (factor * len / max) - (factor - 1.0);
                 plain(self.inverse(self.theta * stretch.powf(d / (d - 2.0))))
             }
-            Scaling::Yarn { factor, original, attention_factor, beta_fast, beta_slow, truncate } => {
+            Scaling::Yarn {
+                factor,
+                original,
+                attention_factor,
+                beta_fast,
+                beta_slow,
+                truncate,
+            } => {
                 let [low, high] = self.yarn_range(*original, [*beta_fast, *beta_slow], *truncate);
                 let planes = self.powers(self.theta).into_iter().enumerate();
                 let inv_freq = planes.map(|(i, power)| {
@@ -152,9 +159,8 @@ impl Rope {
     /// The planes between which yarn blends: those that turn `betas` times over the original length.
     fn yarn_range(&self, original: u64, betas: [f64; 2], truncate: bool) -> [f64; 2] {
         let d = self.head_dim as f64;
-        let [low, high] = betas.map(|turns| {
-            d * (original as f64 / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln())
-        });
+        let [low, high] = betas
+            .map(|turns| d * (original as f64 / (turns * 2.0 * PI)).ln() / (2.0 * self.theta.ln()));
         let (low, high) = if truncate { (low.floor(), high.ceil()) } else { (low, high) };
         let (low, high) = (low.max(0.0), high.min(d - 1.0));
         // A range without width would divide zero by zero.
@@ -164,11 +170,7 @@ impl Rope {
 
 impl Scaling {
     /// Reads theta and scaling.
-    fn read(
-        c: &Fields<'_>,
-        head_dim: Option<u64>,
-        max_position: u64,
-    ) -> Option<(f64, Scaling)> {
+    fn read(c: &Fields<'_>, head_dim: Option<u64>, max_position: u64) -> Option<(f64, Scaling)> {
         let theta_of = |f: &Fields<'_>, default| {
             let partial = f.number("partial_rotary_factor", 0.0..=1.0);
             let whole = f.only(partial, &1.0, "rotating a part of each head is not supported");
@@ -197,9 +199,7 @@ impl Scaling {
             "dynamic" => factor(block).map(|factor| Scaling::Dynamic { factor, max_position }),
             "yarn" => yarn(block, original(c, block, max_position), max_position),
             "llama3" => llama3(block, original(c, block, max_position)),
-            "longrope" => {
-                longrope(block, original(c, block, max_position), head_dim, max_position)
-            }
+            "longrope" => longrope(block, original(c, block, max_position), head_dim, max_position),
             _ => Some(Scaling::Default),
         };
         Some((theta?, scaling?))
@@ -243,8 +243,7 @@ fn yarn(block: &Fields<'_>, original: Option<u64>, max_position: u64) -> Option<
 
 fn llama3(block: &Fields<'_>, original: Option<u64>) -> Option<Scaling> {
     let read = |name| block.number(name, 1e-6..=MAX_FACTOR).required();
-    let (factor, low, high) =
-        (read("factor"), read("low_freq_factor"), read("high_freq_factor"));
+    let (factor, low, high) = (read("factor"), read("low_freq_factor"), read("high_freq_factor"));
     let (factor, low, high) = (factor?, low?, high?);
     if high <= low {
         block.refuse("high_freq_factor", format!("is {high}, not above low_freq_factor ({low})"));
@@ -343,7 +342,9 @@ mod tests {
             "c: field `rope_scaling.rope_type` is \"su\", expected one of default, linear, \
              dynamic, yarn, llama3, longrope"
         );
-        assert!(of(r#"{"rope_scaling": {"type": "linear"}}"#).contains("`rope_scaling.factor` is m"));
+        assert!(
+            of(r#"{"rope_scaling": {"type": "linear"}}"#).contains("`rope_scaling.factor` is m")
+        );
         let bad = of(r#"{"rope_theta": 0, "rope_scaling": {"rope_type": "llama3", "factor": "8",
             "low_freq_factor": 4, "high_freq_factor": -1}}"#);
         assert_eq!(bad.lines().count(), 3, "{bad}");

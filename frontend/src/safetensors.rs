@@ -50,19 +50,20 @@ const DTYPES: &[(&str, DType)] = &[
 pub fn open(file: &Path) -> Result<Tensors, Vec<FrontendError>> {
     let mapped = ir::map_file(file)
         .map_err(|e| vec![FrontendError::file(file, format!("cannot be read: {e}"))])?;
-    parse(file, Arc::new(mapped))
+    let bytes: Arc<dyn Bytes> = Arc::new(mapped);
+    parse(file, &bytes)
 }
 
 /// Reads the header of a file's bytes.
 ///
 /// # Errors
 /// As [`open`].
-pub fn parse(file: &Path, bytes: Arc<dyn Bytes>) -> Result<Tensors, Vec<FrontendError>> {
-    let header = header(&(*bytes).as_ref()[..])
-        .map_err(|reason| vec![FrontendError::file(file, reason)])?;
+pub fn parse(file: &Path, bytes: &Arc<dyn Bytes>) -> Result<Tensors, Vec<FrontendError>> {
+    let header =
+        header((**bytes).as_ref()).map_err(|reason| vec![FrontendError::file(file, reason)])?;
     let mut errors = Vec::new();
     let data = header.len() + 8;
-    let len = ((*bytes).as_ref().len() - data) as u64;
+    let len = ((**bytes).as_ref().len() - data) as u64;
 
     let entries = entries(file, header, &mut errors);
     if errors.is_empty() {
@@ -240,9 +241,7 @@ fn declared(value: &Value) -> Result<Declared, Vec<String>> {
     let extents: Option<Vec<usize>> = shape.iter().map(|d| usize::try_from(*d).ok()).collect();
     match extents {
         Some(shape) if bytes == end - begin => Ok(Declared { dtype, shape, begin, end }),
-        _ => {
-            Err(vec![format!("has {} bytes, but {dtype}{shape:?} takes {bytes}", end - begin)])
-        }
+        _ => Err(vec![format!("has {} bytes, but {dtype}{shape:?} takes {bytes}", end - begin)]),
     }
 }
 
@@ -297,8 +296,13 @@ mod tests {
         bytes
     }
 
+    fn read(bytes: Vec<u8>) -> Result<Tensors, Vec<FrontendError>> {
+        let bytes: Arc<dyn Bytes> = Arc::new(bytes);
+        parse(Path::new("m.safetensors"), &bytes)
+    }
+
     fn problems(bytes: Vec<u8>) -> Vec<String> {
-        match parse(Path::new("m.safetensors"), Arc::new(bytes)) {
+        match read(bytes) {
             Ok(_) => Vec::new(),
             Err(errors) => errors.iter().map(ToString::to_string).collect(),
         }
@@ -306,7 +310,7 @@ mod tests {
 
     #[test]
     fn tensors_are_views_in_the_order_of_the_header() {
-        let tensors = parse(Path::new("m"), Arc::new(file(GOOD, 20))).unwrap();
+        let tensors = read(file(GOOD, 20)).unwrap();
         let names: Vec<_> = tensors.keys().map(String::as_str).collect();
         assert_eq!(names, ["b", "a", "e"]);
         assert_eq!(tensors["b"].shape(), [3, 2]);
@@ -317,7 +321,7 @@ mod tests {
 
     #[test]
     fn an_empty_header_is_an_empty_file_of_tensors() {
-        assert!(parse(Path::new("m"), Arc::new(file("{}", 0))).unwrap().is_empty());
+        assert!(read(file("{}", 0)).unwrap().is_empty());
     }
 
     #[test]
@@ -326,7 +330,7 @@ mod tests {
             let end = dtype.size() * 3;
             let header =
                 format!(r#"{{"x":{{"dtype":"{name}","shape":[3],"data_offsets":[0,{end}]}}}}"#);
-            let tensors = parse(Path::new("m"), Arc::new(file(&header, end))).unwrap();
+            let tensors = read(file(&header, end)).unwrap();
             assert_eq!(tensors["x"].dtype(), *dtype);
         }
     }
@@ -401,7 +405,7 @@ mod tests {
 
         #[test]
         fn noise_is_refused_without_a_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
-            prop_assert!(parse(Path::new("m"), Arc::new(bytes)).is_err());
+            prop_assert!(read(bytes).is_err());
         }
 
         #[test]
@@ -414,7 +418,7 @@ mod tests {
                 let n = bytes.len();
                 bytes[at % n] = byte;
             }
-            if let Ok(tensors) = parse(Path::new("m"), Arc::new(bytes)) {
+            if let Ok(tensors) = read(bytes) {
                 let total: usize = tensors.values().map(|t| t.as_bytes().unwrap().len()).sum();
                 prop_assert_eq!(total, data);
             }

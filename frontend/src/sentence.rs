@@ -44,9 +44,7 @@ pub(crate) fn read(folder: &Path) -> Result<(Pooling, Option<u64>), Vec<Frontend
     let (pooling, length) = (read_pooling(folder), read_length(folder));
     match (pooling, length) {
         (Ok(pooling), Ok(length)) => Ok((pooling, length)),
-        (pooling, length) => {
-            Err(pooling.err().into_iter().chain(length.err()).flatten().collect())
-        }
+        (pooling, length) => Err(pooling.err().into_iter().chain(length.err()).flatten().collect()),
     }
 }
 
@@ -57,8 +55,7 @@ fn read_length(folder: &Path) -> Result<Option<u64>, Vec<FrontendError>> {
     }
     let map = json::read_object(&file)?;
     let errors = Errors::default();
-    let length =
-        Fields::new(&file, &map, &errors).count("max_seq_length", 1..=1 << 30).optional();
+    let length = Fields::new(&file, &map, &errors).count("max_seq_length", 1..=1 << 30).optional();
     length.ok_or_else(|| errors.into_inner())
 }
 

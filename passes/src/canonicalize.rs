@@ -10,11 +10,11 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use indexmap::IndexMap;
 use ir::{
-    Attr, Attrs, Body, Builder, DType, Dim, Env, Fact, Graph, Interpreter, Module, OpError, OpRef,
+    Attrs, Body, Builder, DType, Env, Fact, Graph, Interpreter, Module, OpError, OpRef,
     Precision, Tensor, TensorType, Value,
 };
 
-use crate::{PassError, egraph::count_axes_from_front};
+use crate::{PassError, egraph::count_axes_from_front, fuse_loops::is_elementwise};
 
 /// Limits of constant folding.
 #[derive(Clone, Copy, Debug)]
@@ -244,7 +244,8 @@ impl Canonical<'_> {
         })
     }
 
-    /// An operator that broadcasts by itself, over operands before they were broadcast.
+    /// An elementwise operator over operands before they were broadcast, itself broadcast where
+    /// that makes a difference.
     fn unbroadcast(
         &mut self,
         op: OpRef,
@@ -252,54 +253,27 @@ impl Canonical<'_> {
         inputs: &[Option<Value>],
         fact: &Fact,
     ) -> Result<Option<Value>, OpError> {
-        if !broadcasts(op) {
+        if !is_elementwise(op) {
             return Ok(None);
         }
-        for (i, v) in inputs.iter().enumerate() {
-            let Some(v) = v else { continue };
-            let node = self.b.graph().node(v.node);
-            if node.op.name() != "broadcast_to" {
-                continue;
-            }
-            let mut without = inputs.to_vec();
-            without[i] = node.inputs()[0];
-            match self.b.infer(op, attrs, &without) {
-                Ok((_, facts)) if facts[0].ty == fact.ty => {
-                    return Ok(self.add(op, attrs, without)?.first().copied());
-                }
-                _ => {}
-            }
+        let narrow = |v: &Option<Value>| {
+            let node = self.b.graph().node((*v)?.node);
+            if node.op.name() == "broadcast_to" { node.inputs()[0] } else { *v }
+        };
+        let without: Vec<_> = inputs.iter().map(narrow).collect();
+        if without == inputs || self.b.infer(op, attrs, &without).is_err() {
+            return Ok(None);
         }
-        Ok(None)
+        let small = self.add(op, attrs, without)?;
+        let shape = fact.ty.shape.to_vec();
+        let attrs = Attrs::none().with("shape", shape);
+        let wide = self.add(OpRef::named("broadcast_to"), &attrs, small.into_iter().map(Some).collect())?;
+        Ok(wide.first().copied())
     }
 }
 
 fn variadic(op: OpRef) -> bool {
     op.signature().operands.last().is_some_and(|o| o.arity == ir::Arity::Variadic)
-}
-
-/// Operators over operands of different shapes, element by element.
-fn broadcasts(op: OpRef) -> bool {
-    matches!(
-        op.name(),
-        "add"
-            | "sub"
-            | "mul"
-            | "div"
-            | "rem"
-            | "pow"
-            | "maximum"
-            | "minimum"
-            | "equal"
-            | "less"
-            | "less_equal"
-            | "greater"
-            | "greater_equal"
-            | "and"
-            | "or"
-            | "xor"
-            | "select"
-    )
 }
 
 /// Whether every value of the first type is one of the second.
@@ -316,6 +290,8 @@ fn widens(from: &TensorType, to: &TensorType) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use ir::{Attr, Dim};
+
     use super::*;
 
     fn run(build: impl FnOnce(&mut Builder<'_>)) -> Graph {
@@ -371,6 +347,22 @@ mod tests {
         assert_eq!(ops(&g), ["exp", "add"]);
         let add = g.node(g.outputs[0].1.node);
         assert_eq!(add.input(0), add.input(1));
+    }
+
+    #[test]
+    fn broadcasts_move_behind_arithmetic() {
+        let g = run(|b| {
+            let m = b.param("m", TensorType::new(DType::Bool, [2i64, 1, 5])).unwrap();
+            let shape: Vec<Dim> = vec![2.into(), 4.into(), 5.into()];
+            let all = b.constant(Tensor::from_i64s(DType::Bool, &[], [1])).unwrap();
+            let wide = Attrs::none().with("shape", shape);
+            let all = b.op1("broadcast_to", wide, &[all]).unwrap();
+            let m = b.op1("and", Attrs::none(), &[all, m]).unwrap();
+            let (zero, low) = (b.scalar(DType::F32, 0.0).unwrap(), b.scalar(DType::F32, -1e38).unwrap());
+            let bias = b.select(m, zero, low).unwrap();
+            b.output("y", bias);
+        });
+        assert_eq!(ops(&g), ["constant", "constant", "select", "broadcast_to"]);
     }
 
     #[test]

@@ -12,7 +12,7 @@
 use std::collections::BTreeMap;
 
 use egg::Id;
-use ir::{Attr, Dim, Fact, Symbols, Tensor, TensorType, normalize_axis};
+use ir::{Dim, Fact, Symbols, Tensor, TensorType, normalize_axis};
 
 use crate::egraph::{Data, EGraph, ENode};
 
@@ -400,4 +400,58 @@ fn same_but_for_ones(from: &[Dim], to: &[Dim]) -> Option<Vec<Option<usize>>> {
         });
     }
     old.next().is_none().then_some(axes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::rules::tests::terms_of;
+
+    /// The mask of a bias over five queries and `keys` keys.
+    fn mask(leaves: &[&str], bias: &str, keys: i64) -> Option<(bool, i64)> {
+        let (terms, ids) = terms_of(leaves, &[bias]);
+        let found = attention_mask(&terms.egraph, ids[0], &Dim::from(5i64), &Dim::from(keys))?;
+        Some((found.causal, found.window))
+    }
+
+    const I: &str = "(reshape (iota <5> 0 i64) <1,1,5,1>)";
+    const J: &str = "(iota <5> 0 i64)";
+    const LOW: &str = "(constant 0f32) (constant -3e38f32)";
+
+    #[test]
+    fn comparisons_of_positions_are_causal_masks_and_windows() {
+        let causal = format!("(select (less_equal {J} {I}) {LOW})");
+        assert_eq!(mask(&[], &causal, 5), Some((true, 0)));
+        let strict = format!("(select (not (greater {J} {I})) {LOW})");
+        assert_eq!(mask(&[], &strict, 5), Some((true, 0)));
+        let near = format!("(less (sub {I} {J}) (reshape (iota <1> 0 i64) <>))");
+        assert_eq!(mask(&[], &format!("(select {near} {LOW})"), 5), None, "no key is left");
+        let near = format!("(less_equal (sub {I} {J}) (reshape (iota <1> 0 i64) <>))");
+        let window = format!("(select (and (less_equal {J} {I}) {near}) {LOW})");
+        assert_eq!(mask(&[], &window, 5), Some((true, 1)));
+    }
+
+    #[test]
+    fn arithmetic_on_zero_and_one_is_followed() {
+        let seen = format!("(cast (less_equal {J} {I}) f32)");
+        let bias = format!("(mul (sub (constant 1f32) {seen}) (constant -1e9f32))");
+        assert_eq!(mask(&[], &bias, 5), Some((true, 0)));
+        let shown = format!("(mul {seen} (constant -1e9f32))");
+        assert_eq!(mask(&[], &shown, 5), None, "hides what it should show");
+    }
+
+    #[test]
+    fn what_always_holds_is_no_mask() {
+        let all = format!("(select (greater_equal {J} (reshape (iota <1> 0 i64) <>)) {LOW})");
+        assert_eq!(mask(&[], &all, 5), Some((false, 0)));
+    }
+
+    #[test]
+    fn masks_of_data_and_of_other_offsets_stay_biases() {
+        let data = format!("(select (and (less_equal {J} {I}) %0) {LOW})");
+        assert_eq!(mask(&["bool[1,1,1,5]"], &data, 5), None);
+        let keys = "(iota <7> 0 i64)";
+        let causal = format!("(select (less_equal {keys} {I}) {LOW})");
+        assert_eq!(mask(&[], &causal, 7), None, "the last query must see the last key");
+    }
 }

@@ -318,6 +318,7 @@ pub struct Limits {
 
 /// Applies rules until nothing changes or a limit is reached.
 pub fn saturate(terms: &mut Terms, rules: &[Compiled], limits: Limits) {
+    terms.egraph.rebuild();
     for round in 0..limits.rounds {
         if terms.egraph.total_size() > limits.nodes {
             tracing::debug!(round, "the limit of nodes ends a phase");

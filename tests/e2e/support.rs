@@ -1,6 +1,7 @@
 //! Compiling fixtures.
 
 use std::{
+    num::NonZeroUsize,
     path::{Path, PathBuf},
     sync::{Mutex, OnceLock},
 };
@@ -8,6 +9,8 @@ use std::{
 use driver::{CompileOptions, Compiled, Silent, compile};
 use frontend::ImportOptions;
 use ir::Target;
+use serve::{Session, SessionOptions};
+use text::TextBundle;
 
 /// A file or folder under `tests/data`.
 pub(crate) fn data(path: &str) -> PathBuf {
@@ -24,9 +27,19 @@ pub(crate) fn scratch() -> &'static Path {
     })
 }
 
+fn text(bundle: &TextBundle) -> serde_json::Value {
+    serde_json::to_value(bundle).unwrap()
+}
+
 /// Options for the baseline target and no text.
 pub(crate) fn options(import: ImportOptions) -> CompileOptions {
-    CompileOptions { import, target: Target::x86_64_v3(), text: serde_json::Value::Null }
+    CompileOptions { import, target: Target::x86_64_v3(), text: text(&TextBundle::default()) }
+}
+
+/// A session on an artifact.
+pub(crate) fn open(path: &Path, threads: usize) -> Session {
+    let options = SessionOptions { threads: NonZeroUsize::new(threads), ..Default::default() };
+    Session::open(path, options).unwrap_or_else(|e| panic!("{}: {e}", path.display()))
 }
 
 /// Compiles a model to a fresh file, or explains every problem.
@@ -41,11 +54,4 @@ pub(crate) fn compile_to(name: &str, model: &Path, options: &CompileOptions) -> 
     let compiled = compile(model, &out, options, &Silent)
         .unwrap_or_else(|e| panic!("{}: {}", model.display(), e.problems().join("\n")));
     (out, compiled)
-}
-
-#[test]
-fn try_one() {
-    let import = ImportOptions { max_seq_len: Some(512), ..ImportOptions::default() };
-    let (path, compiled) = compile_to("x", &data("families/llama-gqa3"), &options(import));
-    println!("{} {compiled:#?}", path.display());
 }

@@ -325,12 +325,18 @@ impl Gen<'_> {
         e.at(self.sums, Elem::F32, e.mul_const(line, size(PANEL)))
     }
 
-    /// One step of k: `sums[p][r] += x[r] * w[p]`, rows of x broadcast.
-    fn step(&self, x: &[Val], w: &[Val], sums: &[Val]) -> Vec<Val> {
+    /// One step of k, `sums[p][r] += x[r][k] * w[p]`: each x is broadcast once and used at once, so
+    /// that one register is enough for all of them.
+    fn step(&self, x: &[Val], k: Val, w: &[Val], sums: &[Val]) -> Vec<Val> {
         let e = self.e;
-        let x: Vec<Val> = x.iter().map(|&x| e.splat(x, LANES)).collect();
-        let lanes = w.iter().flat_map(|&w| x.iter().map(move |&x| (x, w)));
-        lanes.zip(sums).map(|((x, w), &sum)| e.fma(x, w, sum)).collect()
+        let mut next = sums.to_vec();
+        for (row, &x) in x.iter().enumerate() {
+            let x = e.splat(e.load_at(Ty::Scalar(Elem::F32), x, k), LANES);
+            for (sum, &w) in next.iter_mut().skip(row).step_by(sums.len() / w.len()).zip(w) {
+                *sum = e.fma(x, w, *sum);
+            }
+        }
+        next
     }
 }
 

@@ -76,6 +76,7 @@ fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
     product.positions = Some([2, 3, y_position]);
     debug_assert_eq!(crate::kernels::matmul::PANEL, PANEL as u64, "one panel width");
     product.panels_per_tile = PANELS_PER_TILE;
+    product.max_rows = u64::try_from(x_rows.bounds(&spec.symbols).hi).unwrap_or(u64::MAX).max(1);
     Ok((product, x_rows))
 }
 

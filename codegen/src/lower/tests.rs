@@ -5,3 +5,4 @@ mod attention;
 mod layouts;
 mod run;
 mod samples;
+mod speed;

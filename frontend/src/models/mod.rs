@@ -73,9 +73,7 @@ impl Model {
     /// Positions that the model was made for, and whether it has no others.
     pub(crate) fn positions(&self) -> (u64, bool) {
         match self {
-            Model::Decoder(m) => {
-                (m.max_positions, matches!(m.positions, Positions::Learned(_)))
-            }
+            Model::Decoder(m) => (m.max_positions, matches!(m.positions, Positions::Learned(_))),
             Model::Encoder(m) => (m.max_positions, true),
         }
     }
@@ -108,7 +106,8 @@ pub(crate) fn find_family(c: &Fields<'_>) -> Option<(&'static Family, String)> {
         };
         let family = FAMILIES.iter().find(|f| f.architectures.contains(name));
         if family.is_none() {
-            let why = format!("has `{name}`, which is not supported; supported are {}", supported());
+            let why =
+                format!("has `{name}`, which is not supported; supported are {}", supported());
             c.refuse("architectures", why);
         }
         return family.map(|f| (*f, (*name).to_owned()));

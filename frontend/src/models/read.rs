@@ -51,7 +51,7 @@ pub(super) fn linear(path: &'static str, inputs: u64, outputs: u64, bias: bool) 
 
 /// The size of each of `heads` heads that make up the hidden state.
 pub(super) fn split_heads(c: &Fields<'_>, name: &str, hidden: u64, heads: u64) -> Option<u64> {
-    if hidden % heads != 0 {
+    if !hidden.is_multiple_of(heads) {
         c.refuse(name, format!("is {heads}, which does not divide the hidden size {hidden}"));
         return None;
     }
@@ -100,7 +100,7 @@ pub(super) fn llama_like(
         (Some(heads), Some(kv_heads)) => {
             let absent = traits.kv_heads.filter(|_| !c.has("num_key_value_heads"));
             let kv_heads = kv_heads.or(absent).unwrap_or(heads);
-            if heads % kv_heads != 0 {
+            if !heads.is_multiple_of(kv_heads) {
                 let why = format!("is {kv_heads}, which does not divide the {heads} query heads");
                 c.refuse("num_key_value_heads", why);
             }

@@ -89,6 +89,10 @@ fn sized(
 /// Elements that follow from known operands and the symbols' bounds.
 fn decide(graph: &Graph, sizes: &Sizes, v: Value) -> Option<Vec<Dim>> {
     let node = graph.node(v.node);
+    let op = node.op.name();
+    if !matches!(op, "select" | "maximum" | "minimum") && !COMPARISONS.contains(&op) {
+        return None;
+    }
     let args: Vec<Vec<Dim>> =
         node.inputs().iter().map(|v| elements(graph, (*v)?)).collect::<Option<_>>()?;
     let n = args.iter().map(Vec::len).max()?;
@@ -98,20 +102,23 @@ fn decide(graph: &Graph, sizes: &Sizes, v: Value) -> Option<Vec<Dim>> {
     let at = |a: usize, i: usize| &args[a][if args[a].len() == 1 { 0 } else { i }];
     let truth = |t: bool| Dim::from(i64::from(t));
     (0..n)
-        .map(|i| match node.op.name() {
+        .map(|i| match op {
             "select" => match at(0, i).as_const()? {
                 0 => Some(at(2, i).clone()),
                 _ => Some(at(1, i).clone()),
             },
             "maximum" => Some(sizes.maximum(at(0, i), at(1, i))),
             "minimum" => Some(sizes.minimum(at(0, i), at(1, i))),
-            op => {
+            _ => {
                 let range = (at(0, i).clone() - at(1, i).clone()).bounds(&sizes.symbols);
                 compare(op, range.lo, range.hi).map(truth)
             }
         })
         .collect()
 }
+
+/// Operators that [`compare`] decides.
+const COMPARISONS: &[&str] = &["equal", "less", "less_equal", "greater", "greater_equal"];
 
 /// The outcome of comparing two values whose difference lies in `lo..=hi`.
 fn compare(op: &str, lo: i64, hi: i64) -> Option<bool> {
@@ -134,10 +141,7 @@ fn compare_forms(
     v: Value,
 ) -> Option<bool> {
     let node = graph.node(v.node);
-    if !matches!(
-        node.op.name(),
-        "equal" | "less" | "less_equal" | "greater" | "greater_equal"
-    ) {
+    if !COMPARISONS.contains(&node.op.name()) {
         return None;
     }
     let shape = &graph.ty(v).shape;
@@ -179,27 +183,28 @@ fn evaluate(graph: &Graph, v: Value) -> Option<Tensor> {
 }
 
 /// Looks through operators that do nothing for their operands.
-fn identity(b: &Builder<'_>, v: Value) -> Result<Value, OpError> {
-    let node = b.graph().node(v.node);
-    let splat = |v: Value| truth(b.graph(), v);
-    let keeps = |x: Value| (b.ty(x) == b.ty(v)).then_some(x);
-    let same = match node.op.name() {
-        "reshape" | "broadcast_to" | "cast" => keeps(node.input(0)),
-        "concat" if node.inputs().len() == 1 => keeps(node.input(0)),
-        "transpose" if node.attrs.ints("perm").is_sorted() => keeps(node.input(0)),
-        "and" => match (splat(node.input(0)), splat(node.input(1))) {
-            (Some(true), _) => keeps(node.input(1)),
-            (_, Some(true)) => keeps(node.input(0)),
-            _ => None,
-        },
-        "or" => match (splat(node.input(0)), splat(node.input(1))) {
-            (Some(false), _) => keeps(node.input(1)),
-            (_, Some(false)) => keeps(node.input(0)),
-            _ => None,
-        },
-        _ => None,
+fn identity(b: &mut Builder<'_>, v: Value) -> Result<Value, OpError> {
+    let graph = b.graph();
+    let node = graph.node(v.node);
+    let x = match (node.op.name(), node.inputs()) {
+        ("reshape" | "broadcast_to" | "cast", [Some(x)]) => *x,
+        ("concat", [Some(x)]) => *x,
+        ("transpose", [Some(x)]) if node.attrs.ints("perm").is_sorted() => *x,
+        (op @ ("and" | "or"), [Some(x), Some(y)]) => {
+            let neutral = Some(op == "and");
+            let other = if truth(graph, *x) == neutral { *y } else { *x };
+            if truth(graph, *x) != neutral && truth(graph, *y) != neutral {
+                return Ok(v);
+            }
+            if graph.ty(other) != graph.ty(v) {
+                let shape = Attrs::none().with("shape", graph.ty(v).shape.to_vec());
+                return b.op1("broadcast_to", shape, &[other]);
+            }
+            other
+        }
+        _ => return Ok(v),
     };
-    Ok(same.unwrap_or(v))
+    Ok(if graph.ty(x) == graph.ty(v) { x } else { v })
 }
 
 /// The truth of a boolean that is the same everywhere.

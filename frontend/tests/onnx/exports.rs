@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 
-use frontend::{ImportOptions, Imported, import};
+use brolly_frontend::{ImportOptions, Imported, import};
 use ir::{Env, Interpreter, ModelKind, Precision, verify};
 
 use crate::npy;
@@ -80,7 +80,7 @@ exports! {
 fn position_tables_bound_the_sequence() {
     let bert = load(&folder().join("bert-dynamo-eager/model.onnx"));
     assert_eq!(bert.module.symbols["sequence"].hi, 40);
-    assert_eq!(bert.module.symbols["batch"].hi, frontend::onnx::DEFAULT_BOUND);
+    assert_eq!(bert.module.symbols["batch"].hi, brolly_frontend::onnx::DEFAULT_BOUND);
 }
 
 #[test]

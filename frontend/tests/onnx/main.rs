@@ -1,8 +1,10 @@
 //! ONNX files: exports of torch.onnx against the outputs of the models that they were made from,
 //! files that are wrong, and single operators.
 
-//mod damage;
+mod damage;
 mod exports;
-//mod files;
+mod files;
+mod model;
 mod npy;
-//mod operators;
+mod operators;
+mod standard;

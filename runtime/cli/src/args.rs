@@ -194,7 +194,8 @@ pub(crate) struct ChatOrPrompt {
     pub(crate) chat: Vec<String>,
 
     /// The system message before --chat
-    #[arg(long, value_name = "TEXT", allow_hyphen_values = true, requires = "chat")]
+    #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
+    #[arg(requires = "chat", conflicts_with_all = ["prompt", "tokens"])]
     pub(crate) system: Option<String>,
 }
 
@@ -409,7 +410,7 @@ mod tests {
             ("--bound batch", "NAME=LO..HI"),
             ("--bound batch=4..1", "below"),
             ("--tokens 1", "--tokens"),
-            ("--system x", "--chat"),
+            ("--system x", "--system"),
         ] {
             let error = parse(&format!("{generate} {flags}")).unwrap_err();
             assert_eq!(error.exit_code(), 2, "{flags}");

@@ -82,6 +82,7 @@ impl Problems {
     }
 
     /// The problems one by one.
+    #[cfg_attr(not(feature = "compiler"), allow(dead_code, reason = "only `check` needs it"))]
     pub(crate) fn each(&self) -> Vec<&str> {
         match self.each.as_slice() {
             [] => vec![&self.headline],
@@ -95,6 +96,7 @@ impl Problems {
     }
 
     /// Adds the place in a text file, as line and column from 1.
+    #[cfg_attr(not(feature = "compiler"), allow(dead_code, reason = "only `opt` needs it"))]
     pub(crate) fn at(self, file: &str, text: &str, line: usize, column: usize) -> Problems {
         let before: usize = text.split_inclusive('\n').take(line - 1).map(str::len).sum();
         let in_line: usize =

@@ -13,6 +13,7 @@ mod inspect;
 mod npy;
 mod output;
 mod panics;
+mod session;
 mod source;
 mod table;
 

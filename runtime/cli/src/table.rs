@@ -55,13 +55,10 @@ pub(crate) fn bytes(n: u64) -> String {
     scaled(n as f64, 1024.0, &["B", "KiB", "MiB", "GiB", "TiB", "PiB", "EiB"])
 }
 
-/// A count in decimal units: `1.50 G`, with a unit appended.
+/// A count in decimal units: `1.50 GFLOP`.
 pub(crate) fn count(n: f64, unit: &str) -> String {
-    let text = scaled(n, 1000.0, &["", "k", "M", "G", "T", "P", "E"]);
-    format!("{text}{}{unit}", if text.ends_with(' ') { "" } else { " " })
-        .replace("  ", " ")
-        .trim_end()
-        .to_owned()
+    let text = scaled(n, 1000.0, &["", "k", "M", "G", "T", "P", "E"]) + unit;
+    text.trim_end().to_owned()
 }
 
 /// A time in a fitting unit: `1.50 ms`.

@@ -263,7 +263,14 @@ mod tests {
         let weights: Vec<f64> = order.iter().map(|i| f64::from(logits[*i]).exp()).collect();
         let total: f64 = weights.iter().sum();
         let mut sum = 0.0;
-        let size = weights.iter().take_while(|w| { sum += **w; sum < 0.9 * total }).count() + 1;
+        let size = weights
+            .iter()
+            .take_while(|w| {
+                sum += **w;
+                sum < 0.9 * total
+            })
+            .count()
+            + 1;
         let mut sampler = sampler(SamplingParams { top_p: 0.9, ..hot() });
         sampler.sample(&logits, 0, &[]).unwrap();
         assert_eq!(sampler.candidates.len(), size);
@@ -316,7 +323,9 @@ mod tests {
     fn values_out_of_range_are_refused() {
         let refused = |params: SamplingParams| params.check().unwrap_err().to_string();
         for temperature in [-0.1, f64::NAN, f64::INFINITY] {
-            assert!(refused(SamplingParams { temperature, ..hot() }).starts_with("temperature: is"));
+            assert!(
+                refused(SamplingParams { temperature, ..hot() }).starts_with("temperature: is")
+            );
         }
         for top_p in [0.0, 1.01, f64::NAN] {
             assert!(refused(SamplingParams { top_p, ..hot() }).starts_with("top_p: is"));

@@ -157,7 +157,9 @@ impl Gen<'_> {
     /// The register tile: `rows` rows times the panels, over the block.
     fn tile(&self, chunk: Chunk, block: Block, tile: &Tile<'_>, rows: i64) {
         let e = self.e;
-        let x = self.copied_row(tile.row);
+        let first = self.copied_row(tile.row);
+        let stride = size(self.plan.copy_stride());
+        let x: Vec<Val> = (0..rows).map(|r| e.at_const(first, Elem::F32, r * stride)).collect();
         let places: Vec<Val> = (0..)
             .zip(tile.w)
             .flat_map(|(p, _)| (0..rows).map(move |r| (p, r)))
@@ -181,11 +183,7 @@ impl Gen<'_> {
             }
             let w: Vec<Val> =
                 tile.w.iter().map(|&w| e.load_at(SUMS, w, e.mul_const(k, size(PANEL)))).collect();
-            let stride = size(self.plan.copy_stride());
-            let x: Vec<Val> = (0..rows)
-                .map(|r| e.load_at(Ty::Scalar(Elem::F32), x, e.add_const(k, r * stride)))
-                .collect();
-            self.step(&x, &w, sums)
+            self.step(&x, k, &w, sums)
         });
         for (sum, place) in sums.into_iter().zip(places) {
             e.store(sum, place);

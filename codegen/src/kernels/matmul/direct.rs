@@ -54,9 +54,8 @@ impl Gen<'_> {
         let own = k.saturating_sub(ahead) / UNROLL * UNROLL;
         let next = size(ahead) + size(k) * (panels - 1);
         let one = |k: Val, sums: &[Val]| {
-            let x: Vec<Val> = x.iter().map(|&x| e.load_at(Ty::Scalar(Elem::F32), x, k)).collect();
             let w: Vec<Val> = w.iter().map(|&w| self.weights(w, k)).collect();
-            self.step(&x, &w, sums)
+            self.step(&x, k, &w, sums)
         };
         let several = |k: Val, sums: &[Val], ahead: i64| {
             let mut sums = sums.to_vec();

@@ -235,8 +235,9 @@ fn epilogues_in_wide_buffers() {
         Activation::Sigmoid,
     ];
     for (index, act) in all.into_iter().enumerate() {
-        for (gated, residual) in [(false, None), (false, Some(41)), (true, Some(40)), (true, None)]
-        {
+        // Each activation plain and gated; residuals of y's stride and of another, biases, by turns.
+        for gated in [false, true] {
+            let residual = [None, Some(41), Some(40)][(index + usize::from(gated)) % 3];
             let spec = Matmul {
                 x_stride: 23,
                 y_stride: 41,

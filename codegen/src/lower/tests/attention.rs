@@ -215,43 +215,43 @@ fn stale_slots_do_not_show() {
 
 #[test]
 fn every_mask_agrees_with_the_oracle() {
-    let mut cases = Vec::new();
-    for lengths in [&[5, 0, 100, 16][..], &[1], &[129, 63]] {
+    let mut specs: Vec<KernelSpec> = Vec::new();
+    let mut runs = Vec::new();
+    for (i, lengths) in [&[5, 0, 100, 16][..], &[1], &[129, 63]].into_iter().enumerate() {
         let prompt = Prompt::new(lengths);
-        let full = Attrs::none().with("scale", 0.3);
-        cases.push(prompt.packed(&full));
-        cases.push(prompt.packed(&full.with("window", 20i64)));
-    }
-    let t = |shape: &[usize], seed| noise(DType::F32, shape, seed);
-    for (heads, kv_heads, queries, keys, key, value) in
-        [(4, 4, 70, 70, 64, 64), (8, 1, 3, 90, 16, 33), (3, 3, 20, 131, 7, 8)]
-    {
-        let q = t(&[2, heads, queries, key], 1);
-        let k = t(&[2, kv_heads, keys, key], 2);
-        let v = t(&[2, kv_heads, keys, value], 3);
-        for mask in ["full", "causal"] {
-            let attrs = Attrs::none().with("scale", 0.4).with("mask", mask);
-            cases.push(Case::new("attention", attrs.clone(), &[&q, &k, &v]));
-            for bias in [[2, 1, 1, keys], [1, heads, queries, keys], [1, 1, queries, 1]] {
-                let mut bias = t(&bias, 4).to_f64s();
-                // Padding: of the last entry, no key is left.
-                let n = bias.len();
-                bias[n - 1] = f64::NEG_INFINITY;
-                let shape = [[2, 1, 1, keys], [1, heads, queries, keys], [1, 1, queries, 1]]
-                    .into_iter()
-                    .find(|s| s.iter().product::<usize>() == n)
-                    .unwrap();
-                let bias = Tensor::from_f64s(DType::F32, &shape, bias);
-                let args = [&q, &k, &v].map(|t| Some(t.clone())).into_iter();
-                let args = args.chain([None, Some(bias)]).collect();
-                cases.push(Case { op: "attention", attrs: attrs.clone(), args });
+        for (kernel, window) in [(0, 0i64), (1, 20)] {
+            let attrs = Attrs::none().with("scale", 0.3).with("window", window);
+            let case = prompt.packed(&attrs);
+            let (spec, want) = case.expected();
+            if i == 0 {
+                specs.push(symbolic(spec));
             }
+            runs.push((kernel, env(&case), case, want));
         }
     }
-    let (specs, wanted): (Vec<_>, Vec<_>) = cases.iter().map(Case::expected).unzip();
+    let shapes = [(4, 4, 70, 70, 64, 64), (8, 1, 3, 90, 16, 33), (3, 3, 20, 131, 7, 8)];
+    for (i, (heads, kv_heads, queries, keys, key, value)) in shapes.into_iter().enumerate() {
+        let q = noise(DType::F32, &[2, heads, queries, key], 1);
+        let k = noise(DType::F32, &[2, kv_heads, keys, key], 2);
+        let v = noise(DType::F32, &[2, kv_heads, keys, value], 3);
+        // The last bias hides what it is added to: a key, an entry of the mask, or a whole query.
+        let bias = [[2, 1, 1, keys], [1, heads, queries, keys], [1, 1, queries, 1]][i];
+        let mut values = noise(DType::F32, &bias, 4).to_f64s();
+        *values.last_mut().unwrap() = f64::NEG_INFINITY;
+        let bias = Tensor::from_f64s(DType::F32, &bias, values);
+        for (mask, bias) in [("causal", None), ("full", Some(bias))] {
+            let args = [&q, &k, &v].map(|t| Some(t.clone())).into_iter();
+            let attrs = Attrs::none().with("scale", 0.4).with("mask", mask);
+            let args = args.chain([None, bias]).collect();
+            let case = Case { op: "attention", attrs, args };
+            let (spec, want) = case.expected();
+            runs.push((specs.len(), Env::new(), case, want));
+            specs.push(spec);
+        }
+    }
     let runner = Runner::new(specs);
-    for (i, (case, want)) in cases.iter().zip(&wanted).enumerate() {
-        let got = runner.run(i, &case.args, &Env::new(), 2);
+    for (kernel, env, case, want) in &runs {
+        let got = runner.run(*kernel, &case.args, env, 2);
         let shapes: Vec<_> = case.args.iter().flatten().map(type_of).collect();
         assert_close(&format!("{:?} {shapes:?}", case.attrs), &got[0], &want[0], 3e-6);
     }

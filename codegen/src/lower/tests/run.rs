@@ -30,6 +30,17 @@ impl Case {
         Case { op, attrs, args: args.iter().map(|t| Some((*t).clone())).collect() }
     }
 
+    // TEMP
+    pub(super) fn spec(&self) -> KernelSpec {
+        let module = Module::new("test");
+        let mut b = module.builder("f");
+        let args: Vec<Option<Value>> = self.args.iter().enumerate().map(|(i, arg)| Some(b.param(&i.to_string(), type_of(arg.as_ref()?)).unwrap())).collect();
+        let results = b.op(self.op, self.attrs.clone(), &args).unwrap();
+        let layout = |t: &Tensor| Layout::contiguous(&type_of(t));
+        KernelSpec { op: OpRef::named(self.op).0.name(), attrs: b.graph().node(results[0].node).attrs.clone(), operands: self.args.iter().map(|a| a.as_ref().map(layout)).collect(), results: results.iter().map(|v| Layout::contiguous(b.ty(*v))).collect(), body: None, symbols: Arc::default() }
+    }
+    // END
+
     /// The interpreter's results, in f64.
     pub(super) fn expected(&self) -> (KernelSpec, Vec<Tensor>) {
         let module = Module::new("test");
@@ -87,6 +98,28 @@ impl Runner {
         let loaded = Loaded::new(&compiled.image, &symbols);
         Runner { loaded, kernels: compiled.kernels, specs }
     }
+
+    // TEMP
+    pub(super) fn time(&self, index: usize, args: &[Option<Tensor>], env: &Env, clock: fn() -> f64) -> f64 {
+        let (spec, kernel) = (&self.specs[index], &self.kernels[index]);
+        let mut buffers: Vec<Buffer> = Vec::new();
+        for (layout, arg) in spec.operands.iter().zip(args) {
+            buffers.push(match (layout, arg) { (Some(l), Some(a)) => Buffer::of(l, a, env), _ => Buffer::default() });
+        }
+        for layout in &spec.results { buffers.push(Buffer::new(layout, env)); }
+        let addresses: Vec<*mut u8> = buffers.iter_mut().map(Buffer::address).collect();
+        let dims: Vec<i64> = kernel.dims.iter().map(|d| d.eval(env).unwrap()).collect();
+        let tiles = kernel.tiles.eval(env).unwrap();
+        let mut scratch = Scratch::new(kernel.scratch_bytes);
+        let mut best = f64::MAX;
+        for _ in 0..7 {
+            let t = clock();
+            self.loaded.call(&kernel.symbol, &addresses, &dims, &mut scratch, 0..tiles);
+            best = best.min(clock() - t);
+        }
+        best
+    }
+    // END
 
     /// Runs kernel `index` with its tiles in `parts` calls.
     pub(super) fn run(
@@ -161,10 +194,13 @@ impl Buffer {
     fn of(layout: &Layout, tensor: &Tensor, env: &Env) -> Buffer {
         let mut buffer = Buffer::new(layout, env);
         let (size, values) = (layout.ty.dtype.size(), tensor.to_bytes());
+        let mut raw = buffer.raw();
         for (at, value) in offsets(layout, env).into_iter().zip(values.chunks_exact(size)) {
             let at = buffer.place(at);
-            buffer.raw_mut()[at..at + size].copy_from_slice(value);
+            raw[at..at + size].copy_from_slice(value);
         }
+        let words = raw.chunks_exact(8).map(|c| u64::from_ne_bytes(c.try_into().unwrap()));
+        buffer.bytes = words.collect();
         buffer
     }
 
@@ -174,10 +210,6 @@ impl Buffer {
 
     fn raw(&self) -> Vec<u8> {
         self.bytes.iter().flat_map(|w| w.to_ne_bytes()).collect()
-    }
-
-    fn raw_mut(&mut self) -> Writer<'_> {
-        Writer { bytes: self.raw(), words: &mut self.bytes }
     }
 
     fn address(&mut self) -> *mut u8 {
@@ -205,33 +237,6 @@ impl Buffer {
             self.start
         );
         Tensor::from_bytes(layout.ty.dtype, &layout.ty.extents(env).unwrap(), values)
-    }
-}
-
-/// Bytes that are written back when dropped.
-struct Writer<'a> {
-    bytes: Vec<u8>,
-    words: &'a mut Vec<u64>,
-}
-
-impl std::ops::Deref for Writer<'_> {
-    type Target = [u8];
-    fn deref(&self) -> &[u8] {
-        &self.bytes
-    }
-}
-
-impl std::ops::DerefMut for Writer<'_> {
-    fn deref_mut(&mut self) -> &mut [u8] {
-        &mut self.bytes
-    }
-}
-
-impl Drop for Writer<'_> {
-    fn drop(&mut self) {
-        for (word, bytes) in self.words.iter_mut().zip(self.bytes.chunks_exact(8)) {
-            *word = u64::from_ne_bytes(bytes.try_into().expect("eight bytes"));
-        }
     }
 }
 

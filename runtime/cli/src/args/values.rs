@@ -33,25 +33,26 @@ pub(crate) struct Bound {
     /// The dimension.
     pub(crate) name: String,
     /// Smallest value.
-    pub(crate) lo: u64,
+    pub(crate) lo: i64,
     /// Largest value.
-    pub(crate) hi: u64,
+    pub(crate) hi: i64,
 }
 
 impl FromStr for Bound {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Bound, String> {
+        // Rust's own way to include the end is understood.
+        let text = text.replace("..=", "..");
         let parts = text.rsplit_once('=').filter(|(name, _)| !name.is_empty());
         let bound = parts.and_then(|(name, range)| {
             let (lo, hi) = range.split_once("..").unwrap_or((range, range));
-            let hi = hi.strip_prefix('=').unwrap_or(hi);
             Some(Bound { name: name.into(), lo: lo.parse().ok()?, hi: hi.parse().ok()? })
         });
         match bound {
             None => Err("write NAME=LO..HI, both included, or NAME=SIZE".into()),
+            Some(b) if b.lo < 0 => Err(format!("{} is no size", b.lo)),
             Some(b) if b.hi < b.lo => Err(format!("{} is below {}", b.hi, b.lo)),
-            Some(b) if i64::try_from(b.hi).is_err() => Err(format!("{} is too large", b.hi)),
             Some(b) => Ok(b),
         }
     }
@@ -145,7 +146,7 @@ mod tests {
         assert_eq!("batch=1..8".parse(), bound(1, 8));
         assert_eq!("batch=4".parse(), bound(4, 4));
         assert_eq!("batch=1..=8".parse(), bound(1, 8));
-        for wrong in ["=1..2", "batch=", "batch=1..", "batch=..2", "batch=2..1", "1..2"] {
+        for wrong in ["=1..2", "batch=", "batch=1..", "batch=..2", "batch=2..1", "batch=-1..2", "1..2"] {
             assert!(wrong.parse::<Bound>().is_err(), "{wrong}");
         }
         let input = "x=a=b.npy".parse();

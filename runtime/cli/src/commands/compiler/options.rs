@@ -7,7 +7,7 @@ use ir::Target;
 use text::TextBundle;
 
 use crate::{
-    args::{self, TargetCpu},
+    args::{self, Bound, TargetCpu},
     failure::{Failure, Result},
 };
 
@@ -29,7 +29,8 @@ impl Prepared {
         }
         let target = match flags.target_cpu {
             None | Some(TargetCpu::X86_64V3) => Target::x86_64_v3(),
-            Some(TargetCpu::Native) => driver::native_target(),
+            Some(TargetCpu::Native) => driver::native_target()
+                .map_err(|e| Failure::input(format!("--target-cpu native: {e}")))?,
         };
         let mut problems = Vec::new();
         let mut bundle = TextBundle::default();
@@ -46,6 +47,12 @@ impl Prepared {
         import.max_seq_len = flags.max_seq_len;
         import.max_batch_tokens = flags.max_batch_tokens.unwrap_or(import.max_batch_tokens);
         import.max_sequences = flags.max_sequences.unwrap_or(import.max_sequences);
+        for Bound { name, lo, hi } in &flags.bounds {
+            let bounds = ir::Bounds { lo: *lo, hi: *hi };
+            if import.bounds.insert(name.as_str().into(), bounds).is_some() {
+                return Err(Failure::Usage(format!("--bound {name}: is given more than once")));
+            }
+        }
         Ok(Prepared { options, problems })
     }
 

@@ -3,9 +3,11 @@
 
 use std::path::{Path, PathBuf};
 
-use brolly_frontend::{ImportOptions, Imported, import};
-use ir::{DType, Env, Interpreter, ModelKind, Precision, Tensor};
+use brolly_frontend::{ImportOptions, import};
+use ir::{ModelKind, Tensor};
 use serde_json::Value;
+
+use crate::support::{fixture, run};
 
 /// Float32 on both sides, in different orders of summation.
 const TOLERANCE: f64 = 2e-4;
@@ -47,7 +49,7 @@ fn check_family(family: &str) {
             serde_json::from_slice(&std::fs::read(folder.join("expect.json")).unwrap()).unwrap();
         if expect["family"] == family {
             let worst = check_case(&folder, &expect);
-            println!("{:28} {worst:.1e}", folder.file_name().unwrap().display());
+            eprintln!("{:28} {worst:.1e}", folder.file_name().unwrap().display());
             cases += 1;
         }
     }
@@ -55,9 +57,8 @@ fn check_family(family: &str) {
 }
 
 fn folders() -> Vec<PathBuf> {
-    let data = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/data/families");
     let mut folders: Vec<_> =
-        data.read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
+        fixture("").read_dir().unwrap().map(|entry| entry.unwrap().path()).collect();
     folders.sort();
     folders
 }
@@ -69,8 +70,7 @@ fn check_case(folder: &Path, expect: &Value) -> f64 {
     let imported = import(folder, &options).unwrap_or_else(|e| panic!("{folder:?}: {e:#?}"));
     ir::verify(&imported.module).unwrap_or_else(|e| panic!("{folder:?}: {e:#?}"));
 
-    let prompts: Vec<Vec<i64>> =
-        expect["prompts"].as_array().unwrap().iter().map(list).collect();
+    let prompts: Vec<Vec<i64>> = expect["prompts"].as_array().unwrap().iter().map(list).collect();
     let outputs = run(&imported, &prompts);
     let (mut worst, mut row) = (0f64, 0);
     let mut compare = |got: &[f64], want: &[f64], what: &str| {
@@ -102,28 +102,6 @@ fn check_case(folder: &Path, expect: &Value) -> f64 {
         row += prompt.len();
     }
     worst
-}
-
-/// Evaluates the model's entry on packed prompts, logits of every row.
-fn run(imported: &Imported, prompts: &[Vec<i64>]) -> Vec<Tensor> {
-    let ints = |values: Vec<i64>| Tensor::from_i64s(DType::I32, &[values.len()], values);
-    let index = |n: usize| i64::try_from(n).unwrap();
-    let tokens = prompts.concat();
-    let rows = index(tokens.len());
-    let positions = prompts.iter().flat_map(|p| 0..index(p.len())).collect();
-    let mut ends = vec![0];
-    ends.extend(prompts.iter().scan(0, |end, p| {
-        *end += index(p.len());
-        Some(*end)
-    }));
-    let mut inputs = vec![ints(tokens), ints(positions), ints(ends)];
-    if imported.info.kind == ModelKind::Decoder {
-        inputs.push(ints((0..rows).collect()));
-    }
-    let entry = imported.module.entries[0].clone();
-    Interpreter::new(&imported.module, &*imported.weights, Precision::F32)
-        .run(&entry, &inputs, &Env::new())
-        .unwrap()
 }
 
 /// Log-probability of each token but the first, given those before it.

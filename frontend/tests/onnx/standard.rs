@@ -1,0 +1,91 @@
+//! The standard's own operator cases, where `ONNX_NODE_CASES` names their folder: `data/node` of
+//! the onnx package's backend tests.
+
+use std::{collections::BTreeMap, path::Path};
+
+use brolly_frontend::{ImportOptions, import};
+use ir::{DType, Env, Interpreter, Precision, Tensor, verify};
+use onnx_protobuf::{Message, TensorProto};
+
+/// A stored tensor of the types that cases use, if it is one of ours.
+fn read(path: &Path) -> Option<Tensor> {
+    let t = TensorProto::parse_from_bytes(&std::fs::read(path).ok()?).ok()?;
+    let dtype = match t.data_type {
+        1 => DType::F32,
+        2 => DType::U8,
+        3 => DType::I8,
+        6 => DType::I32,
+        7 => DType::I64,
+        9 => DType::Bool,
+        10 => DType::F16,
+        11 => DType::F64,
+        _ => return None,
+    };
+    let shape: Vec<usize> = t.dims.iter().map(|d| usize::try_from(*d).unwrap()).collect();
+    let count: usize = shape.iter().product();
+    (t.raw_data.len() == count * dtype.size())
+        .then(|| Tensor::from_bytes(dtype, &shape, t.raw_data.clone()))
+}
+
+fn tensors(folder: &Path, prefix: &str) -> Option<Vec<Tensor>> {
+    let exists = |i: &usize| folder.join(format!("{prefix}_{i}.pb")).exists();
+    (0..).take_while(exists).map(|i| read(&folder.join(format!("{prefix}_{i}.pb")))).collect()
+}
+
+#[test]
+fn operator_cases_agree() {
+    let Some(folder) = std::env::var_os("ONNX_NODE_CASES") else {
+        println!("skipped: ONNX_NODE_CASES does not name a folder of cases");
+        return;
+    };
+    let mut passed = 0;
+    let mut refused: BTreeMap<String, usize> = BTreeMap::new();
+    let mut wrong = Vec::new();
+    let mut cases: Vec<_> = std::fs::read_dir(folder).unwrap().map(|e| e.unwrap().path()).collect();
+    cases.sort();
+    for case in cases {
+        let name = case.file_name().unwrap().to_string_lossy().into_owned();
+        let data = case.join("test_data_set_0");
+        let (Some(inputs), Some(want)) = (tensors(&data, "input"), tensors(&data, "output")) else {
+            *refused.entry("test data of other types".into()).or_default() += 1;
+            continue;
+        };
+        let imported = match import(&case.join("model.onnx"), &ImportOptions::default()) {
+            Ok(imported) => imported,
+            Err(errors) => {
+                let why = errors[0].to_string().replace(&*case.to_string_lossy(), "");
+                println!("refused {name}: {why}");
+                *refused.entry(why.split_once("): ").map_or(why.clone(), |w| w.0.into())).or_default() += 1;
+                continue;
+            }
+        };
+        if let Err(e) = verify(&imported.module) {
+            wrong.push(format!("{name}: {e:?}"));
+            continue;
+        }
+        let run = Interpreter::new(&imported.module, &*imported.weights, Precision::F32);
+        match run.run("main", &inputs, &Env::new()) {
+            Err(e) => wrong.push(format!("{name}: {e}")),
+            Ok(got) => match got.iter().zip(&want).find_map(|(a, b)| differs(a, b)) {
+                Some(why) => wrong.push(format!("{name}: {why}")),
+                None => passed += 1,
+            },
+        }
+    }
+    println!("{passed} cases pass, refused: {refused:#?}");
+    assert!(wrong.is_empty(), "{wrong:#?}");
+    assert!(passed > 300);
+}
+
+fn differs(got: &Tensor, want: &Tensor) -> Option<String> {
+    if (got.dtype(), got.shape()) != (want.dtype(), want.shape()) {
+        return Some(format!("{got:?} instead of {want:?}"));
+    }
+    let tolerance = if want.dtype() == DType::F16 { 5e-3 } else { 1e-4 };
+    let close = |a: f64, b: f64| {
+        a.to_bits() == b.to_bits() || (a.is_nan() && b.is_nan()) || a == b
+            || (a - b).abs() <= tolerance * (1.0 + b.abs())
+    };
+    let bad = got.to_f64s().into_iter().zip(want.to_f64s()).find(|(a, b)| !close(*a, *b));
+    bad.map(|(a, b)| format!("{a} instead of {b}"))
+}

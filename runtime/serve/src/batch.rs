@@ -1,0 +1,177 @@
+//! A step of a language model: packed tokens of several sequences in, logits of some rows out.
+
+use std::ops::Range;
+
+use crate::{BlockTable, ServeError};
+
+/// What a compiled model takes at most.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Number of tokens, which ids are below.
+    pub vocab_size: usize,
+    /// Tokens of one sequence.
+    pub max_seq_len: usize,
+    /// Tokens of one step.
+    pub max_batch_tokens: usize,
+    /// Sequences in one step.
+    pub max_sequences: usize,
+    /// Rows of logits of one step.
+    pub max_rows: usize,
+    /// Positions in a block of key/value memory.
+    pub block_size: usize,
+    /// Blocks of key/value memory in all.
+    pub blocks: u32,
+    /// Length of a sequence's row in `block_tables`.
+    pub table_len: usize,
+}
+
+/// The operands of a step, as the compiled model reads them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Batch {
+    /// `[T]`: token ids, sequence after sequence.
+    pub tokens: Vec<i32>,
+    /// `[T]`: position of each token in its sequence.
+    pub positions: Vec<i32>,
+    /// `[S + 1]`: where in `tokens` each sequence begins, and the end.
+    pub cu_seqlens: Vec<i32>,
+    /// `[R]`: tokens after which logits are wanted.
+    pub logit_rows: Vec<i32>,
+    /// `[T]`: where each token's keys and values go.
+    pub slots: Vec<i32>,
+    /// `[S, MB]`: blocks of each sequence, filled up with zeros.
+    pub block_tables: Vec<i32>,
+}
+
+/// What a step returns, row by row of [`Batch::logit_rows`].
+#[derive(Clone, Copy, Debug)]
+pub struct Logits<'a> {
+    /// `[R, V]`
+    logits: &'a [f32],
+    /// `[R]`
+    logsumexp: &'a [f32],
+    vocab_size: usize,
+}
+
+/// Something that computes steps: a compiled decoder, or a stand-in for one.
+pub trait StepModel {
+    /// What it takes.
+    fn limits(&self) -> &Limits;
+
+    /// Writes keys and values of the batch's tokens and returns the logits that it asks for.
+    ///
+    /// # Errors
+    /// Whatever running the model reports.
+    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError>;
+}
+
+impl Batch {
+    /// Empties it.
+    pub fn clear(&mut self) {
+        let Batch { tokens, positions, cu_seqlens, logit_rows, slots, block_tables } = self;
+        for field in [tokens, positions, cu_seqlens, logit_rows, slots, block_tables] {
+            field.clear();
+        }
+    }
+
+    /// Adds tokens of a sequence that stand at positions `start..`; logits are wanted after those of
+    /// them that `rows` counts.
+    ///
+    /// # Panics
+    /// If the table has no room for the positions.
+    pub fn push(
+        &mut self,
+        limits: &Limits,
+        tokens: &[u32],
+        start: usize,
+        table: &BlockTable,
+        rows: Range<usize>,
+    ) {
+        if self.cu_seqlens.is_empty() {
+            self.cu_seqlens.push(0);
+        }
+        let first = self.tokens.len();
+        self.tokens.extend(tokens.iter().map(|token| token.cast_signed()));
+        self.positions.extend((start..start + tokens.len()).map(int));
+        self.slots.extend((start..start + tokens.len()).map(|p| int(table.slot(p))));
+        self.logit_rows.extend(rows.map(|row| int(first + row)));
+        self.cu_seqlens.push(int(self.tokens.len()));
+        let blocks = table.blocks().iter().map(|block| block.cast_signed());
+        self.block_tables.extend(blocks.chain(std::iter::repeat(0)).take(limits.table_len));
+    }
+
+    /// Number of sequences.
+    pub fn sequences(&self) -> usize {
+        self.cu_seqlens.len().saturating_sub(1)
+    }
+}
+
+impl<'a> Logits<'a> {
+    /// Logits `[R, V]` and the logarithm of each row's sum of exponentials.
+    ///
+    /// # Panics
+    /// If the lengths do not match.
+    pub fn new(logits: &'a [f32], logsumexp: &'a [f32], vocab_size: usize) -> Logits<'a> {
+        assert_eq!(logits.len(), logsumexp.len() * vocab_size, "rows of logits");
+        Logits { logits, logsumexp, vocab_size }
+    }
+
+    /// Number of rows.
+    pub fn rows(&self) -> usize {
+        self.logsumexp.len()
+    }
+
+    /// One row.
+    pub fn row(&self, row: usize) -> &'a [f32] {
+        &self.logits[row * self.vocab_size..][..self.vocab_size]
+    }
+
+    /// The logarithm of a token's probability.
+    pub fn logprob(&self, row: usize, token: u32) -> f32 {
+        self.row(row)[token as usize] - self.logsumexp[row]
+    }
+}
+
+/// Sizes are within the model's bounds, which are far below 2^31.
+fn int(size: usize) -> i32 {
+    i32::try_from(size).unwrap_or(i32::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::BlockPool;
+
+    #[test]
+    fn parts_are_packed_one_after_another() {
+        let limits = Limits {
+            vocab_size: 100,
+            max_seq_len: 12,
+            max_batch_tokens: 8,
+            max_sequences: 2,
+            max_rows: 8,
+            block_size: 4,
+            blocks: 6,
+            table_len: 3,
+        };
+        let mut pool = BlockPool::new(6, 4);
+        let (mut a, mut b) = (pool.table(), pool.table());
+        pool.grow(&mut a, 3).unwrap();
+        pool.grow(&mut b, 5).unwrap();
+        pool.grow(&mut a, 6).unwrap();
+        let mut batch = Batch::default();
+        batch.push(&limits, &[7, 8, 9], 3, &a, 2..3);
+        batch.push(&limits, &[5], 4, &b, 0..1);
+        let want = Batch {
+            tokens: vec![7, 8, 9, 5],
+            positions: vec![3, 4, 5, 4],
+            cu_seqlens: vec![0, 3, 4],
+            logit_rows: vec![2, 3],
+            slots: vec![3, 12, 13, 8],
+            block_tables: vec![0, 3, 0, 1, 2, 0],
+        };
+        assert_eq!(batch, want);
+        assert_eq!(batch.sequences(), 2);
+        batch.clear();
+        assert_eq!(batch, Batch::default());
+    }
+}

@@ -1,0 +1,200 @@
+//! A compiled language model: entry `step` and its key/value memory.
+
+use std::sync::Arc;
+
+use exec::{Executable, Memory, Model, States};
+use ir::{Bounds, Dim, Port, Program};
+
+use crate::{Batch, Limits, Logits, ServeError, StepModel, verdict::Verdict};
+
+/// The entry point.
+pub(crate) const ENTRY: &str = "step";
+
+/// A loaded `step` with key/value memory for some sequences.
+#[derive(Debug)]
+pub(crate) struct Decoder {
+    exe: Executable,
+    states: States,
+    limits: Limits,
+    axes: Axes,
+    verdict: Verdict,
+}
+
+/// The axes of a step's operands whose extent varies.
+#[derive(Debug)]
+struct Axes {
+    tokens: Axis,
+    sequences: Axis,
+    rows: Axis,
+}
+
+/// A symbol with its bounds, or a constant.
+#[derive(Debug)]
+struct Axis {
+    symbol: Option<String>,
+    bounds: Bounds,
+}
+
+impl Decoder {
+    /// Loads the entry with memory for `sequences` sequences of `max_seq_len` tokens.
+    pub(crate) fn load(
+        model: &Arc<Model>,
+        max_seq_len: usize,
+        sequences: usize,
+        verdict: Verdict,
+    ) -> Result<Decoder, ServeError> {
+        let manifest = model.artifact().manifest();
+        let program = model.artifact().program(ENTRY)?;
+        let input = |name: &str| port(&program.inputs, name);
+        let axes = Axes {
+            tokens: axis(program, input("tokens")?, 0)?,
+            sequences: axis(program, input("block_tables")?, 0)?,
+            rows: axis(program, input("logit_rows")?, 0)?,
+        };
+        for name in ["logits", "logsumexp"] {
+            port(&program.outputs, name)?;
+        }
+        let keys = program.states.iter().find(|state| state.name.starts_with("k_cache"));
+        let keys = keys.ok_or_else(|| unexpected("it has no state `k_cache`"))?;
+        let block_size = constant(keys, 3)?;
+        let table_len = constant(input("block_tables")?, 1)?;
+        let per_sequence = max_seq_len.div_ceil(block_size).max(1);
+        let blocks = per_sequence.saturating_mul(sequences);
+        let bound = match dim(keys, 0)?.as_symbol() {
+            Some(symbol) => vec![(symbol, i64::try_from(blocks).unwrap_or(i64::MAX))],
+            None => vec![],
+        };
+        // Slots are 32-bit numbers.
+        let slots = blocks.saturating_mul(block_size);
+        if per_sequence > table_len || i32::try_from(slots).is_err() {
+            let reason = format!(
+                "{sequences} sequences of {max_seq_len} tokens do not fit into block tables"
+            );
+            return Err(ServeError::request("max_seq_len", reason));
+        }
+        let limits = Limits {
+            vocab_size: extent(manifest.model.vocab_size),
+            max_seq_len,
+            max_batch_tokens: axes.tokens.most(),
+            max_sequences: axes.sequences.most(),
+            max_rows: axes.rows.most(),
+            block_size,
+            blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
+            table_len,
+        };
+        let threads = model.device().pool().threads();
+        Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit()?;
+        let states = States::new(program, &bound)?;
+        let exe = Executable::load(model, ENTRY, &bound)?;
+        Ok(Decoder { exe, states, limits, axes, verdict })
+    }
+
+    pub(crate) fn executable(&mut self) -> &mut Executable {
+        &mut self.exe
+    }
+
+    /// Memory: reserved, and in use.
+    pub(crate) fn memory(&self) -> Result<(Memory, Memory), ServeError> {
+        let model = self.exe.model();
+        let keys = self.exe.program().states.iter().find(|s| s.name.starts_with("k_cache"));
+        let symbol = keys.and_then(|k| k.ty.shape.first()).and_then(Dim::as_symbol);
+        let bound: Vec<_> =
+            symbol.map(|s| (s, i64::from(self.limits.blocks))).into_iter().collect();
+        let threads = model.device().pool().threads();
+        let predicted = Memory::predict(model.artifact().manifest(), &[ENTRY], threads, &bound)?;
+        Ok((predicted, Memory::measure(&[&self.exe], &self.states)))
+    }
+}
+
+impl StepModel for Decoder {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
+        let Batch { tokens, positions, cu_seqlens, logit_rows, slots, block_tables } = batch;
+        let mut rows = logit_rows.clone();
+        // A program may be compiled for at least one row.
+        rows.resize(rows.len().max(self.axes.rows.least()), 0);
+        let sizes = [
+            (&self.axes.tokens, tokens.len()),
+            (&self.axes.sequences, batch.sequences()),
+            (&self.axes.rows, rows.len()),
+        ];
+        let symbols: Vec<(&str, i64)> = sizes
+            .iter()
+            .filter_map(|(axis, n)| Some((axis.symbol.as_deref()?, i64::try_from(*n).ok()?)))
+            .collect();
+        let inputs = [
+            ("tokens", tokens),
+            ("positions", positions),
+            ("cu_seqlens", cu_seqlens),
+            ("logit_rows", &rows),
+            ("slots", slots),
+            ("block_tables", block_tables),
+        ];
+        let ports = &self.exe.program().inputs;
+        // A model without positions has no such input.
+        let is_read = |name: &str| ports.iter().any(|port| *port.name == *name);
+        let inputs: Vec<(&str, &[u8])> = inputs
+            .into_iter()
+            .filter(|(name, _)| is_read(name))
+            .map(|(name, values)| (name, bytemuck::cast_slice(values)))
+            .collect();
+        self.exe.run(&mut self.states, &symbols, &inputs)?;
+        if !logit_rows.is_empty() {
+            self.verdict.wait()?;
+        }
+        let vocab_size = self.limits.vocab_size;
+        let logits = self.exe.output::<f32>("logits")?;
+        let logsumexp = self.exe.output::<f32>("logsumexp")?;
+        if logits.len() != rows.len() * vocab_size || logsumexp.len() != rows.len() {
+            return Err(unexpected("the outputs are not of the vocabulary's size"));
+        }
+        let rows = logit_rows.len();
+        Ok(Logits::new(&logits[..rows * vocab_size], &logsumexp[..rows], vocab_size))
+    }
+}
+
+impl Axis {
+    fn most(&self) -> usize {
+        usize::try_from(self.bounds.hi).unwrap_or(0)
+    }
+
+    fn least(&self) -> usize {
+        usize::try_from(self.bounds.lo).unwrap_or(0)
+    }
+}
+
+fn port<'a>(ports: &'a [Port], name: &str) -> Result<&'a Port, ServeError> {
+    let found = ports.iter().find(|port| *port.name == *name);
+    found.ok_or_else(|| unexpected(format!("it has no `{name}`")))
+}
+
+fn dim(port: &Port, axis: usize) -> Result<&Dim, ServeError> {
+    let missing = || unexpected(format!("`{}` is {}", port.name, port.ty));
+    port.ty.shape.get(axis).ok_or_else(missing)
+}
+
+fn axis(program: &Program, port: &Port, axis: usize) -> Result<Axis, ServeError> {
+    let dim = dim(port, axis)?;
+    let symbol = dim.as_symbol().map(str::to_owned);
+    if symbol.is_none() && dim.as_const().is_none() {
+        return Err(unexpected(format!("`{}` is {}", port.name, port.ty)));
+    }
+    Ok(Axis { symbol, bounds: dim.bounds(&program.symbols) })
+}
+
+fn constant(port: &Port, axis: usize) -> Result<usize, ServeError> {
+    let value = dim(port, axis)?.as_const().and_then(|v| usize::try_from(v).ok());
+    let value = value.filter(|v| *v > 0);
+    value.ok_or_else(|| unexpected(format!("`{}` is {}", port.name, port.ty)))
+}
+
+fn unexpected(reason: impl Into<String>) -> ServeError {
+    ServeError::Entry { entry: ENTRY, reason: reason.into() }
+}
+
+fn extent(size: u64) -> usize {
+    usize::try_from(size).unwrap_or(usize::MAX)
+}

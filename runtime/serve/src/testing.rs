@@ -1,0 +1,83 @@
+//! A stand-in for a compiled model: its logits depend on the tokens before, read back from paged
+//! memory, so a wrong slot, position or table shows in the result.
+
+use crate::{Batch, BlockPool, Limits, Logits, ServeError, StepModel};
+
+pub(crate) struct Mock {
+    limits: Limits,
+    /// The token at each slot.
+    memory: Vec<i32>,
+    logits: Vec<f32>,
+    logsumexp: Vec<f32>,
+    /// Sizes of the steps so far: tokens, sequences, rows.
+    pub(crate) steps: Vec<(usize, usize, usize)>,
+}
+
+impl Mock {
+    pub(crate) fn new(change: impl FnOnce(&mut Limits)) -> Mock {
+        let mut limits = Limits {
+            vocab_size: 50,
+            max_seq_len: 64,
+            max_batch_tokens: 16,
+            max_sequences: 4,
+            max_rows: 16,
+            block_size: 4,
+            blocks: 48,
+            table_len: 16,
+        };
+        change(&mut limits);
+        let slots = limits.blocks as usize * limits.block_size;
+        let memory = vec![-1; slots];
+        Mock { limits, memory, logits: vec![], logsumexp: vec![], steps: vec![] }
+    }
+
+    pub(crate) fn pool(&self) -> BlockPool {
+        BlockPool::new(self.limits.blocks, self.limits.block_size)
+    }
+
+    /// Logits after a context: a hash of all its tokens and each candidate.
+    fn row(&self, context: &[i32]) -> Vec<f32> {
+        let hash = |h: u32, t: u32| (h ^ t).wrapping_mul(0x0100_0193).rotate_left(5);
+        let state = context.iter().fold(7, |h, t| hash(h, t.cast_unsigned()));
+        let logit = |token: u32| hash(hash(state, token), 3) as f32 / u32::MAX as f32 * 8.0;
+        (0..).map(logit).take(self.limits.vocab_size).collect()
+    }
+}
+
+impl StepModel for Mock {
+    fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
+    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
+        let Limits { max_batch_tokens, max_sequences, max_rows, .. } = self.limits;
+        let (tokens, rows) = (batch.tokens.len(), batch.logit_rows.len());
+        assert!((1..=max_batch_tokens).contains(&tokens) && rows <= max_rows);
+        assert!((1..=max_sequences).contains(&batch.sequences()));
+        assert_eq!(batch.block_tables.len(), batch.sequences() * self.limits.table_len);
+        self.steps.push((tokens, batch.sequences(), rows));
+        let at = |i: i32| usize::try_from(i).unwrap();
+        for (token, slot) in batch.tokens.iter().zip(&batch.slots) {
+            self.memory[at(*slot)] = *token;
+        }
+        self.logits.clear();
+        self.logsumexp.clear();
+        for row in &batch.logit_rows {
+            let sequence = batch.cu_seqlens.iter().filter(|c| *c <= row).count() - 1;
+            let table = &batch.block_tables[sequence * self.limits.table_len..];
+            let slot = |p: usize| {
+                at(table[p / self.limits.block_size]) * self.limits.block_size
+                    + p % self.limits.block_size
+            };
+            let context: Vec<i32> =
+                (0..=at(batch.positions[at(*row)])).map(|p| self.memory[slot(p)]).collect();
+            assert!(context.iter().all(|t| *t >= 0), "a key was never written");
+            let logits = self.row(&context);
+            let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
+            #[allow(clippy::cast_possible_truncation, reason = "logits are f32")]
+            self.logsumexp.push(sum.ln() as f32);
+            self.logits.extend(logits);
+        }
+        Ok(Logits::new(&self.logits, &self.logsumexp, self.limits.vocab_size))
+    }
+}
