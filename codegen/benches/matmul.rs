@@ -99,7 +99,7 @@ impl Bench {
                 .fold(f64::MAX, f64::min);
             (runner.time(threads), yardstick)
         });
-        report(spec, 1, threads, ratios.collect(), bytes, "GB/s")
+        report(spec, 1, threads, &ratios.collect::<Vec<_>>(), bytes, "GB/s")
     }
 
     fn gemm(&self, spec: &Matmul, m: usize, threads: usize) -> String {
@@ -116,7 +116,7 @@ impl Bench {
             });
             (runner.time(threads), peak * flops / (tiles as f64 * per_tile))
         });
-        report(spec, m, threads, ratios.collect(), flops, "GF/s")
+        report(spec, m, threads, &ratios.collect::<Vec<_>>(), flops, "GF/s")
     }
 }
 
@@ -201,7 +201,7 @@ fn report(
     spec: &Matmul,
     m: usize,
     threads: usize,
-    times: Vec<(f64, f64)>,
+    times: &[(f64, f64)],
     work: f64,
     unit: &str,
 ) -> String {

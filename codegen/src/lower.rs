@@ -89,6 +89,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &fused::Fused::LOOPS,
     &fused::Fused::SINGLE,
     &gather::Gather,
+    &gather::ScatterNd,
     &kv_write::KvWrite,
     &linear::Linear,
     &matmul::Matmul,

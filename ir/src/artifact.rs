@@ -8,20 +8,21 @@
 //!
 //! The header's `__metadata__` holds `brolly.manifest`, the [`Manifest`] as a JSON string, and
 //! `brolly.digest`, its blake3. The data are, in this order, `__code.cpu` (one position-independent
-//! image, mapped read-execute from the file), `__text` and `__report` (JSON) and the packed weights.
-//! What is a page or more begins on a page boundary, everything else on 64 bytes; since safetensors
-//! allows no holes, tensors `__pad.N` of zeros fill the gaps. The whole header follows from the
-//! manifest, and every byte of the file is checked by it: manifest, code and text when the file is
-//! [opened](Artifact::open), weights too unless they are large (see [`Artifact::verify_weights`]).
+//! image, mapped read-execute from the file), `__text` and `__report` (JSON) and the packed
+//! weights. What is a page or more begins on a page boundary, everything else on 64 bytes; since
+//! safetensors allows no holes, tensors `__pad.N` of zeros fill the gaps. The whole header follows
+//! from the manifest, and every byte of the file is checked by it: manifest, code and text when the
+//! file is [opened](Artifact::open), weights too unless they are large (see
+//! [`Artifact::verify_weights`]).
 //!
-//! **Versions.** [`FORMAT`] counts changes of the manifest or the calling convention of kernels, even
-//! additions. A runtime reads [`OLDEST_FORMAT`]`..=`[`FORMAT`] and refuses anything else: an older
-//! runtime cannot know what a newer manifest means, and a newer one says when it has dropped an old
-//! number.
+//! **Versions.** [`FORMAT`] counts changes of the manifest or the calling convention of kernels,
+//! even additions. A runtime reads [`OLDEST_FORMAT`]`..=`[`FORMAT`] and refuses anything else: an
+//! older runtime cannot know what a newer manifest means, and a newer one says when it has dropped
+//! an old number.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
-//! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is an
-//! error and never a crash before its code runs.
+//! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
+//! an error and never a crash before its code runs.
 //!
 //! The same contents give the same file, byte for byte.
 

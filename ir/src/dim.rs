@@ -137,7 +137,7 @@ impl Dim {
         let [(key, c)] = other.terms.as_slice() else { return None };
         let mut out = Vec::with_capacity(self.terms.len());
         for (k, v) in &self.terms {
-            if v % c != 0 {
+            if v.checked_rem(*c) != Some(0) {
                 return None;
             }
             let mut left = k.clone();

@@ -162,6 +162,9 @@ impl Tensor {
 
     /// Calls `f` with the bytes of runs of elements that follow each other in row-major order.
     pub fn for_each_run(&self, mut f: impl FnMut(&[u8])) {
+        if self.is_empty() {
+            return;
+        }
         let size = self.dtype.size();
         let bytes = (*self.data).as_ref();
         let (inner, stride) = match self.shape.last() {

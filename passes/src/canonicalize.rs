@@ -10,8 +10,8 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use indexmap::IndexMap;
 use ir::{
-    Attrs, Body, Builder, DType, Env, Fact, Graph, Interpreter, Module, OpError, OpRef,
-    Precision, Tensor, TensorType, Value,
+    Attrs, Body, Builder, DType, Env, Fact, Graph, Interpreter, Module, OpError, OpRef, Precision,
+    Tensor, TensorType, Value,
 };
 
 use crate::{PassError, egraph::count_axes_from_front, fuse_loops::is_elementwise};
@@ -161,7 +161,9 @@ impl Canonical<'_> {
         facts: &[Fact],
     ) -> Option<Tensor> {
         let [fact] = facts else { return None };
-        if matches!(op.body(), Body::Structural) || inputs.iter().all(Option::is_none) {
+        // A broadcast is a view; what it repeats is smaller.
+        let view = op.name() == "broadcast_to";
+        if view || matches!(op.body(), Body::Structural) || inputs.iter().all(Option::is_none) {
             return None;
         }
         let args: Vec<Option<Tensor>> = inputs
@@ -228,20 +230,45 @@ impl Canonical<'_> {
             {
                 Ok(Some(*v))
             }
-            ("and" | "or", _) => Ok(self.logic(op, inputs, fact)),
+            ("select", _) => match (self.uniform(x), inputs) {
+                (Some(cond), [_, Some(a), Some(b)]) => {
+                    self.broadcast(if cond { *a } else { *b }, fact).map(Some)
+                }
+                _ => self.unbroadcast(op, attrs, inputs, fact),
+            },
+            ("and" | "or", _) => match self.logic(op, inputs, fact)? {
+                Some(v) => Ok(Some(v)),
+                None => self.unbroadcast(op, attrs, inputs, fact),
+            },
             _ => self.unbroadcast(op, attrs, inputs, fact),
         }
     }
 
     /// `and` with true, `or` with false.
-    fn logic(&self, op: OpRef, inputs: &[Option<Value>], fact: &Fact) -> Option<Value> {
-        let neutral = i64::from(op.name() == "and");
-        let [Some(a), Some(b)] = *inputs else { return None };
-        [(a, b), (b, a)].into_iter().find_map(|(x, c)| {
-            let c = self.b.fact(c).constant.as_ref()?;
-            let all = c.to_i64s().into_iter().all(|v| v == neutral);
-            (all && self.b.ty(x) == &fact.ty).then_some(x)
-        })
+    fn logic(
+        &mut self,
+        op: OpRef,
+        inputs: &[Option<Value>],
+        fact: &Fact,
+    ) -> Result<Option<Value>, OpError> {
+        let neutral = Some(op.name() == "and");
+        let [Some(a), Some(b)] = *inputs else { return Ok(None) };
+        match [(a, b), (b, a)].into_iter().find(|(_, c)| self.uniform(*c) == neutral) {
+            Some((x, _)) => self.broadcast(x, fact).map(Some),
+            None => Ok(None),
+        }
+    }
+
+    /// The one value of a constant condition.
+    fn uniform(&self, v: Value) -> Option<bool> {
+        let values = self.b.fact(v).constant.as_ref()?.to_i64s();
+        let first = *values.first()?;
+        values.iter().all(|v| *v == first).then_some(first != 0)
+    }
+
+    fn broadcast(&mut self, x: Value, to: &Fact) -> Result<Value, OpError> {
+        let attrs = Attrs::none().with("shape", to.ty.shape.to_vec());
+        Ok(self.add(OpRef::named("broadcast_to"), &attrs, vec![Some(x)])?[0])
     }
 
     /// An elementwise operator over operands before they were broadcast, itself broadcast where
@@ -264,11 +291,8 @@ impl Canonical<'_> {
         if without == inputs || self.b.infer(op, attrs, &without).is_err() {
             return Ok(None);
         }
-        let small = self.add(op, attrs, without)?;
-        let shape = fact.ty.shape.to_vec();
-        let attrs = Attrs::none().with("shape", shape);
-        let wide = self.add(OpRef::named("broadcast_to"), &attrs, small.into_iter().map(Some).collect())?;
-        Ok(wide.first().copied())
+        let small = self.add(op, attrs, without)?[0];
+        self.broadcast(small, fact).map(Some)
     }
 }
 
@@ -358,7 +382,8 @@ mod tests {
             let wide = Attrs::none().with("shape", shape);
             let all = b.op1("broadcast_to", wide, &[all]).unwrap();
             let m = b.op1("and", Attrs::none(), &[all, m]).unwrap();
-            let (zero, low) = (b.scalar(DType::F32, 0.0).unwrap(), b.scalar(DType::F32, -1e38).unwrap());
+            let (zero, low) =
+                (b.scalar(DType::F32, 0.0).unwrap(), b.scalar(DType::F32, -1e38).unwrap());
             let bias = b.select(m, zero, low).unwrap();
             b.output("y", bias);
         });

@@ -23,6 +23,9 @@ use crate::egraph::{Data, EGraph, ENode, attrs};
 const NO_KERNEL: f64 = 1e3;
 /// Cost of any operator, so that of equal terms the smaller is chosen.
 const NODE: f64 = 1e-12;
+/// How much longer a general product of a weight takes than one of a packed weight: it brings the
+/// weight in order while it runs.
+const UNPACKED: f64 = 1.25;
 /// Rounds of local search.
 const ROUNDS: usize = 8;
 /// Evaluations of a whole choice that local search may spend, times the number of classes.
@@ -85,7 +88,9 @@ impl Costs<'_> {
         let args: Vec<Option<TensorType>> = operands.iter().map(ty).collect();
         let Data::Value(known) = &egraph[class].data else { return None };
         let results: Vec<TensorType> = known.facts.iter().map(|f| f.ty.clone()).collect();
-        self.kernels.seconds(op, &attrs, &args, &results, self.env)
+        let seconds = self.kernels.seconds(op, &attrs, &args, &results, self.env)?;
+        let unpacked = op.name() == "matmul" && operands.get(1).is_some_and(weight_only);
+        Some(if unpacked { seconds * UNPACKED } else { seconds })
     }
 }
 

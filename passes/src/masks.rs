@@ -148,7 +148,21 @@ impl Reader<'_> {
             }
             "cast" => cast(arg(0)?, ty),
             "add" | "sub" | "mul" => arithmetic(op.name(), arg(0)?, arg(1)?),
-            "less" | "less_equal" | "greater" | "greater_equal" => {
+            "concat" => {
+                let axis = normalize_axis(attrs.int("axis"), ty.rank())?;
+                let mut parts = Vec::with_capacity(operands.len());
+                for i in 0..operands.len() {
+                    let Abstract::Integer(value) = arg(i)? else { return None };
+                    parts.push((value, shape(i)?[axis].clone()));
+                }
+                joined(&parts, ty.rank() - 1 - axis).map(Abstract::Integer)
+            }
+            // Sums of nothing but zeros.
+            "cumsum" => match arg(0)? {
+                Abstract::Integer(a) if a.as_const()?.is(0) => Some(Abstract::Integer(a)),
+                _ => None,
+            },
+            "equal" | "less" | "less_equal" | "greater" | "greater_equal" => {
                 if !egraph[operands[0]].data.ty()?.dtype.is_int() {
                     return None;
                 }
@@ -240,8 +254,17 @@ impl Condition {
     fn negate(self) -> Option<Condition> {
         match <[Affine; 1]>::try_from(self.0) {
             Ok([c]) => Some(Condition(vec![c.times(-1).plus(-1)])),
+            Err(none) if none.is_empty() => Some(Condition::never()),
             Err(_) => None,
         }
+    }
+
+    fn never() -> Condition {
+        Condition(vec![Affine { coefficients: Vec::new(), constant: Dim::from(-1i64) }])
+    }
+
+    fn is_never(&self) -> bool {
+        matches!(self.0.as_slice(), [c] if c.as_const().is_some_and(|d| d.is(-1)))
     }
 }
 
@@ -254,8 +277,7 @@ fn known(fact: &Fact) -> Option<Abstract> {
     }
     let t = fact.constant.as_ref()?;
     if t.dtype().is_float() {
-        let v = uniform(t)?;
-        return Some(Abstract::Choice { when: Condition::default(), yes: v, no: v });
+        return two_valued(t);
     }
     let values = t.to_i64s();
     if t.dtype() == ir::DType::Bool {
@@ -263,7 +285,8 @@ fn known(fact: &Fact) -> Option<Abstract> {
     }
     let (first, last) = (*values.first()?, t.shape().last().copied().unwrap_or(1));
     let step = if last > 1 { values[1] - first } else { 0 };
-    let fits = |(k, v): (usize, &i64)| i64::try_from(k % last).is_ok_and(|j| *v == first + j * step);
+    let fits =
+        |(k, v): (usize, &i64)| i64::try_from(k % last).is_ok_and(|j| *v == first + j * step);
     let mut coefficients = vec![0; rank];
     if let Some(c) = coefficients.first_mut() {
         *c = step;
@@ -271,10 +294,16 @@ fn known(fact: &Fact) -> Option<Abstract> {
     values.iter().enumerate().all(fits).then(|| affine(coefficients, Dim::from(first)))
 }
 
-fn uniform(t: &Tensor) -> Option<f64> {
+/// A constant of one value, or of a larger one where a condition holds and a smaller elsewhere.
+fn two_valued(t: &Tensor) -> Option<Abstract> {
     let values = t.to_f64s();
-    let first = *values.first()?;
-    values.iter().all(|v| *v == first).then_some(first)
+    let yes = values.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+    let no = values.iter().copied().fold(f64::INFINITY, f64::min);
+    if values.is_empty() || !values.iter().all(|v| *v == yes || *v == no) {
+        return None;
+    }
+    let holds: Vec<i64> = values.iter().map(|v| i64::from(*v == yes)).collect();
+    boolean(t, &holds).map(|when| Abstract::Choice { when, yes, no })
 }
 
 /// A constant condition: always true, or a triangle over the last two axes.
@@ -299,6 +328,15 @@ fn boolean(t: &Tensor, values: &[i64]) -> Option<Condition> {
 fn cast(value: Abstract, ty: &TensorType) -> Option<Abstract> {
     Some(match value {
         Abstract::Bool(when) if ty.dtype == ir::DType::Bool => Abstract::Bool(when),
+        Abstract::Bool(when) if ty.dtype.is_int() => {
+            let constant = match (when.0.is_empty(), when.is_never()) {
+                (true, _) => 1,
+                (_, true) => 0,
+                _ => return None,
+            };
+            let coefficients = vec![0; ty.rank()];
+            Abstract::Integer(Affine { coefficients, constant: Dim::from(constant) })
+        }
         Abstract::Bool(when) => Abstract::Choice { when, yes: 1.0, no: 0.0 },
         Abstract::Integer(a) if ty.dtype != ir::DType::Bool => Abstract::Integer(a),
         Abstract::Integer(_) => return None,
@@ -324,7 +362,8 @@ fn arithmetic(op: &str, a: Abstract, b: Abstract) -> Option<Abstract> {
         (Abstract::Integer(a), Abstract::Integer(b)) => Some(Abstract::Integer(match op {
             "add" => a.combine(&b, 1),
             "sub" => a.combine(&b, -1),
-            _ => match (a.as_const().and_then(Dim::as_const), b.as_const().and_then(Dim::as_const)) {
+            _ => match (a.as_const().and_then(Dim::as_const), b.as_const().and_then(Dim::as_const))
+            {
                 (Some(c), _) => b.times(c),
                 (_, Some(c)) => a.times(c),
                 _ => return None,
@@ -349,12 +388,37 @@ fn arithmetic(op: &str, a: Abstract, b: Abstract) -> Option<Abstract> {
 fn compare(op: &str, a: Abstract, b: Abstract) -> Option<Abstract> {
     let (Abstract::Integer(a), Abstract::Integer(b)) = (a, b) else { return None };
     let c = match op {
+        "equal" => {
+            let difference = a.combine(&b, -1);
+            return Some(Abstract::Bool(Condition(vec![difference.times(-1), difference])));
+        }
         "less" => b.combine(&a, -1).plus(-1),
         "less_equal" => b.combine(&a, -1),
         "greater" => a.combine(&b, -1).plus(-1),
         _ => a.combine(&b, -1),
     };
     Some(Abstract::Bool(Condition(vec![c])))
+}
+
+/// One affine function over parts joined along an axis, given with their extents.
+fn joined(parts: &[(Affine, Dim)], axis: usize) -> Option<Affine> {
+    let mut start = Dim::from(0i64);
+    let mut starts = Vec::with_capacity(parts.len());
+    for (_, extent) in parts {
+        starts.push(start.clone());
+        start = start + extent.clone();
+    }
+    // A part of more than one element gives the slope, and so the whole.
+    let long = parts.iter().position(|(_, extent)| !extent.is(1))?;
+    let whole = parts[long].0.clone().shift(axis, &-starts[long].clone());
+    let fits = parts.iter().zip(&starts).all(|((value, extent), start)| {
+        let mut here = whole.clone().shift(axis, start);
+        if extent.is(1) {
+            here.coefficients[axis] = 0;
+        }
+        here == *value
+    });
+    fits.then_some(whole)
 }
 
 /// Drops coefficients of axes of extent one, and inequalities that always hold.
@@ -369,15 +433,20 @@ fn simplify(value: Abstract, ty: &TensorType, symbols: &Symbols) -> Abstract {
         }
         a
     });
-    let holds = |a: &Affine| {
+    // The least value over all indices; of the negated function, less the greatest.
+    let lowest = |a: &Affine| {
         let falls = a.coefficients.iter().enumerate().filter(|(_, c)| **c < 0);
-        let lowest = falls.fold(a.constant.clone(), |low, (i, c)| {
-            let last = extent(i).cloned().unwrap_or_default() - Dim::from(1i64);
-            low + Dim::from(*c) * last
+        let low = falls.fold(a.constant.clone(), |low, (i, c)| {
+            low + Dim::from(*c) * (extent(i).cloned().unwrap_or_default() - Dim::from(1i64))
         });
-        lowest.bounds(symbols).lo >= 0
+        low.bounds(symbols).lo
     };
-    let needed = |c: Condition| Condition(c.0.into_iter().filter(|a| !holds(a)).collect());
+    let needed = |c: Condition| {
+        if c.0.iter().any(|a| lowest(&a.times(-1)) > 0) {
+            return Condition::never();
+        }
+        Condition(c.0.into_iter().filter(|a| lowest(a) < 0).collect())
+    };
     match value {
         Abstract::Bool(c) => Abstract::Bool(needed(c)),
         Abstract::Choice { when, yes, no } => Abstract::Choice { when: needed(when), yes, no },
@@ -441,9 +510,35 @@ mod tests {
     }
 
     #[test]
+    fn triangular_constants_are_causal_masks() {
+        let (mut terms, _) = terms_of(&[], &["(constant 0f32)"]);
+        let low = |k: usize| if k % 5 <= k / 5 { 0.0 } else { f64::NEG_INFINITY };
+        let value = Tensor::from_f64s(ir::DType::F32, &[1, 5, 5], (0..25).map(low));
+        let attrs = ir::Attrs::none().with("value", value);
+        let id = terms.op("constant", &attrs, &[]).unwrap();
+        let five = Dim::from(5i64);
+        let found = attention_mask(&terms.egraph, id, &five, &five).unwrap();
+        assert_eq!(found, AttentionMask { causal: true, window: 0 });
+    }
+
+    #[test]
     fn what_always_holds_is_no_mask() {
         let all = format!("(select (greater_equal {J} (reshape (iota <1> 0 i64) <>)) {LOW})");
         assert_eq!(mask(&[], &all, 5), Some((false, 0)));
+    }
+
+    #[test]
+    fn segments_that_are_found_by_steps_of_positions_are_one() {
+        // Positions count up by one, so no new segment ever begins.
+        let p = "(reshape (iota <5> 0 i64) <1,5>)";
+        let before = format!("(sub (slice {p} 1 <0,1> 1) (constant 1i64))");
+        let joined = format!("(concat {before} {p} 1)");
+        let steps = format!("(sub (slice {joined} 1 <1,6> 1) (slice {joined} 1 <0,5> 1))");
+        let starts = format!("(cast (not (equal {steps} (constant 1i64))) i64)");
+        let segment = format!("(cumsum {starts} 1)");
+        let same = format!("(equal (reshape {segment} <1,1,5,1>) (reshape {segment} <1,1,1,5>))");
+        let bias = format!("(select (and {same} (less_equal {J} {I})) {LOW})");
+        assert_eq!(mask(&[], &bias, 5), Some((true, 0)));
     }
 
     #[test]

@@ -87,4 +87,3 @@ fn calls(module: &Module) -> BTreeMap<Arc<str>, usize> {
     }
     out
 }
-

@@ -7,6 +7,7 @@ mod attention;
 mod linear;
 mod merge;
 mod norms;
+mod views;
 
 use ir::OpError;
 
@@ -39,10 +40,10 @@ static PHASES: &[Phase] = &[
     },
     Phase {
         name: "attention",
-        rules: &[&[attention::VIEWS, attention::SCORES, attention::ATTENTION]],
+        rules: &[&[views::RESHAPES, views::TRANSPOSES, attention::SCORES, attention::ATTENTION]],
         then: None,
     },
-    Phase { name: "products", rules: &[&[linear::PRODUCTS]], then: None },
+    Phase { name: "products", rules: &[&[views::RESHAPES, linear::PRODUCTS]], then: None },
     Phase { name: "gates", rules: &[linear::GATED], then: Some(merge::merge_products) },
 ];
 
@@ -66,10 +67,11 @@ pub(crate) fn apply(terms: &mut Terms) -> Result<(), OpError> {
     Ok(())
 }
 
-/// Every row of every table.
+/// Every row of every table, each once though several phases may use its table.
 #[cfg(test)]
 fn rows() -> impl Iterator<Item = &'static Rule> {
-    PHASES.iter().flat_map(Phase::rows)
+    let mut seen = std::collections::BTreeSet::new();
+    PHASES.iter().flat_map(Phase::rows).filter(move |r| seen.insert(std::ptr::from_ref(*r)))
 }
 
 #[cfg(test)]

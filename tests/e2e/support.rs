@@ -36,6 +36,12 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
     CompileOptions { import, target: Target::x86_64_v3(), text: text(&TextBundle::default()) }
 }
 
+/// Options for the baseline target, with the tokenizer of a model folder.
+pub(crate) fn options_with_text(folder: &Path, import: ImportOptions) -> CompileOptions {
+    let bundle = TextBundle::load(folder).unwrap_or_else(|e| panic!("{e:?}"));
+    CompileOptions { text: text(&bundle), ..options(import) }
+}
+
 /// A session on an artifact.
 pub(crate) fn open(path: &Path, threads: usize) -> Session {
     let options = SessionOptions { threads: NonZeroUsize::new(threads), ..Default::default() };
@@ -43,7 +49,11 @@ pub(crate) fn open(path: &Path, threads: usize) -> Session {
 }
 
 /// Compiles a model to a fresh file, or explains every problem.
-pub(crate) fn compile_to(name: &str, model: &Path, options: &CompileOptions) -> (PathBuf, Compiled) {
+pub(crate) fn compile_to(
+    name: &str,
+    model: &Path,
+    options: &CompileOptions,
+) -> (PathBuf, Compiled) {
     static NUMBER: Mutex<u32> = Mutex::new(0);
     let number = {
         let mut n = NUMBER.lock().unwrap();

@@ -1,4 +1,4 @@
-"""Trains the language model of `tests/data/stories`, a Llama of 2.8 M parameters, and its tokenizer.
+"""Trains the language model of `tests/data/stories`, a Llama of 2.8 M parameters.
 
     python stories_corpus.py BOOKS_DIR corpus.jsonl
     python train_stories.py corpus.jsonl ../data/stories
@@ -7,7 +7,8 @@ The recipe: byte-level BPE of 2048 tokens; documents shuffled and joined as `<s>
 of 256 tokens, and of 512 for the last fifth of the steps, so that all 512 positions are learned;
 Muon (Jordan et al. 2024) for the matrices of the layers, AdamW for the embedding and the norms; one
 learning rate for both, warmed up and then falling linearly to zero; matrix products in bf16, all
-else and the master weights in f32. About an hour on one CPU core with bf16 instructions.
+else and the master weights in f32. One to one and a half hours on one CPU core with bf16
+instructions.
 
 The folder is a complete Hugging Face checkpoint from the first save on; weights are stored in bf16.
 """
@@ -57,7 +58,7 @@ GENERATION_CONFIG = {
     "bos_token_id": 0,
     "eos_token_id": 1,
     "do_sample": True,
-    "temperature": 0.7,
+    "temperature": 0.8,
     "top_p": 0.9,
     "max_length": 512,
 }

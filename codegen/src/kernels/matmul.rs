@@ -6,7 +6,7 @@
 //! row's result does not depend on the batch that it is part of, bit for bit.
 //!
 //! M is known at run time only, and the kernel takes one of two ways:
-//! - few rows (`direct`): several panels at once straight from packed W, with software prefetch. One row
+//! - up to 48 rows (`direct`): several panels at once straight from packed W, with prefetch. One row
 //!   is bound by memory bandwidth.
 //! - more rows (`blocked`): as in Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), with K
 //!   blocks of W widened to f32 in L1 and blocks of x in L2. Rows are split evenly over the register
@@ -144,7 +144,9 @@ impl Matmul {
             fail("a row stride is shorter than its row")
         } else if self.residual.is_some_and(|stride| stride < self.n) {
             fail("the residual's row stride is shorter than its row")
-        } else if self.panels_per_tile == 0 || (self.gated && self.panels_per_tile % 2 != 0) {
+        } else if self.panels_per_tile == 0
+            || (self.gated && !self.panels_per_tile.is_multiple_of(2))
+        {
             fail("panels_per_tile must be positive, and even when gated")
         } else {
             Ok(())
@@ -155,7 +157,7 @@ impl Matmul {
 /// Sizes that the target decides: register tile and cache blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Plan {
-    /// Rows of a register tile; up to so many rows go the direct way.
+    /// Most rows of a register tile.
     tile_rows: u64,
     /// Panels of a register tile in the blocked way.
     tile_panels: u64,
@@ -192,12 +194,21 @@ impl Plan {
         }
     }
 
-    /// Panels whose sums are in scratch at once in the direct way.
+    /// Panels whose sums are in scratch at once in the direct way, for a single tile of rows.
     const DIRECT_CHUNK: u64 = 32;
+
+    /// Rows up to which the direct way is taken: widening W once does not pay yet.
+    const DIRECT_ROWS: u64 = 48;
+
+    /// Fewest rows of a tile when more than `DIRECT_ROWS` are split evenly.
+    const fn least_tile_rows(&self) -> u64 {
+        (Self::DIRECT_ROWS + 1) / (Self::DIRECT_ROWS / self.tile_rows + 1)
+    }
 
     fn sums_bytes(&self) -> u64 {
         let blocked = self.panel_chunk * self.row_block;
-        blocked.max(Self::DIRECT_CHUNK * self.tile_rows) * PANEL * 4
+        let direct = (Self::DIRECT_CHUNK * self.tile_rows).max(2 * Self::DIRECT_ROWS);
+        blocked.max(direct) * PANEL * 4
     }
 
     fn weights_bytes(&self) -> u64 {
@@ -269,7 +280,7 @@ pub fn matmul(spec: &Matmul, isa: &Isa) -> Result<Kernel, SpecError> {
     };
     let output = epilogue::Output::new(&generator);
     generator.chunks(|chunk| {
-        let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(plan.tile_rows)));
+        let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(Plan::DIRECT_ROWS)));
         e.either(few, || generator.direct(&output, chunk), || generator.blocked(&output, chunk));
     });
     Ok(Kernel {
@@ -295,15 +306,32 @@ impl Gen<'_> {
             let first_row = e.add(e.mul(block, rows), e.min(block, longer));
             let extra = e.cast(e.cmp(Cmp::Lt, block, longer), Elem::I64);
             let rows = e.add(rows, extra);
-            let few = e.cmp(Cmp::Le, rows, e.i64(size(plan.tile_rows)));
-            let (direct, blocked) = (size(Plan::DIRECT_CHUNK), size(plan.panel_chunk));
-            let step = e.select(few, e.i64(direct), e.i64(blocked));
+            let at_most = |limit: u64| e.cmp(Cmp::Le, rows, e.i64(size(limit)));
+            // With several tiles of rows, each panel meets all of them while it is in cache.
+            let (single, several) = (Plan::DIRECT_CHUNK, self.spec.halves());
+            let blocked = e.i64(size(plan.panel_chunk));
+            let step = e.select(at_most(Plan::DIRECT_ROWS), e.i64(size(several)), blocked);
+            let step = e.select(at_most(plan.tile_rows), e.i64(size(single)), step);
             let count = e.div_unsigned(e.add_const(e.add(e.sub(end, begin), step), -1), step);
             e.for_each(e.i64(0), count, 1, |index| {
                 let first_panel = e.add(begin, e.mul(index, step));
                 let panels = e.min(step, e.sub(end, first_panel));
                 body(Chunk { first_panel, panels, first_row, rows });
             });
+        });
+    }
+
+    /// Splits the chunk's rows evenly in register tiles: `body(tile, first row, rows)`.
+    fn row_tiles(&self, chunk: Chunk, body: impl FnOnce(Val, Val, Val)) {
+        let e = self.e;
+        let tiles = e.div_ceil_const(chunk.rows, size(self.plan.tile_rows));
+        let parts = e.max(tiles, e.i64(1));
+        let (short, longer) =
+            (e.div_unsigned(chunk.rows, parts), e.rem_unsigned(chunk.rows, parts));
+        e.for_each(e.i64(0), tiles, 1, |tile| {
+            let row = e.add(e.mul(tile, short), e.min(tile, longer));
+            let rows = e.add(short, e.cast(e.cmp(Cmp::Lt, tile, longer), Elem::I64));
+            body(tile, row, rows);
         });
     }
 

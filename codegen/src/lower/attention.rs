@@ -96,10 +96,10 @@ impl Attention {
         if rank == 3 {
             i32s(required(spec, 3)?)?;
         }
-        if let Some(Some(bias)) = spec.operands.get(4) {
-            if bias.ty.dtype != DType::F32 {
-                return Err(format!("bias {bias} must be f32"));
-            }
+        if let Some(Some(bias)) = spec.operands.get(4)
+            && bias.ty.dtype != DType::F32
+        {
+            return Err(format!("bias {bias} must be f32"));
         }
         sizes(q, (k, 1, rank - 1), (v, rank - 1), 1)
     }
@@ -252,8 +252,15 @@ impl Lower for PagedAttention {
         Ok(cx.finish(tiles, scratch))
     }
 
+    fn flops(&self, spec: &KernelSpec) -> Dim {
+        // How many keys there are is known when it runs only; at most, all that a table has room for.
+        let axis = |i: usize, axis: usize| {
+            spec.operands[i].as_ref().map_or(Dim::from(0), |l| l.ty.shape[axis].clone())
+        };
+        spec.results[0].ty.elements() * axis(3, 1) * axis(1, 3) * Dim::from(4)
+    }
+
     fn bytes(&self, spec: &KernelSpec) -> Dim {
-        // The blocks in use are known when it runs only; at most, those of the tables.
         let tables = spec.operands[3].as_ref().map_or(Dim::from(0), |l| l.ty.elements());
         let block = |i: usize| {
             let layout = spec.operands[i].as_ref();
@@ -279,8 +286,8 @@ struct Piece {
     tokens: Val,
 }
 
-/// Splits packed tokens into tiles and each of those at the ends of sequences. Returns the number of
-/// tiles.
+/// Splits packed tokens into tiles and each of those at the ends of sequences; tokens behind the last
+/// sequence are left alone. Returns the number of tiles.
 fn segments(
     cx: &Cx<'_>,
     flash: &Flash<'_>,

@@ -266,13 +266,14 @@ fn cast(e: &Emitter, a: Val, from: DType, to: DType) -> Val {
         return e.cast(e.cast(a, Elem::F16), Elem::F32);
     }
     if from.is_float() && !to.is_float() {
-        // The largest floats below 2^31 and 2^63.
-        let (lo, hi) = match (elem, a.elem()) {
-            (Elem::I64, Elem::F64) => (-9.223_372_036_854_775_808e18, 9.223_372_036_854_774_8e18),
-            (Elem::I64, _) => (-9.223_372_036_854_775_808e18, 9.223_371_487_098_962e18),
-            (_, Elem::F64) => (-2_147_483_648.0, 2_147_483_647.0),
-            _ => (-2_147_483_648.0, 2_147_483_520.0),
+        let bits = if elem == Elem::I64 { 63 } else { 31 };
+        let end = 2f64.powi(bits);
+        // One unit in the last place below the end of the range.
+        let unit = match a.elem() {
+            Elem::F64 => 2f64.powi(bits - 53).max(1.0),
+            _ => 2f64.powi(bits - 24),
         };
+        let (lo, hi) = (-end, end - unit);
         let number = e.select(e.cmp(Cmp::Eq, a, a), a, e.like(a, 0.0));
         let bounded = e.max(e.like(a, lo), e.min(e.like(a, hi), number));
         return e.cast(bounded, elem);

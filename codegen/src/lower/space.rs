@@ -123,7 +123,7 @@ mod tests {
     fn axes_merge_where_every_operand_walks_them_as_one() {
         let extents = dims(&["T", "4", "1", "8"]);
         let dense = dims(&["32", "8", "8", "1"]);
-        let merged = Space::new(&extents, &[dense.clone()]).merged();
+        let merged = Space::new(&extents, std::slice::from_ref(&dense)).merged();
         assert_eq!(merged.extents, dims(&["32*T"]));
         let row = dims(&["0", "8", "0", "1"]);
         let merged = Space::new(&extents, &[dense, row]).merged();

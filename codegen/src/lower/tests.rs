@@ -5,4 +5,3 @@ mod attention;
 mod layouts;
 mod run;
 mod samples;
-mod speed;

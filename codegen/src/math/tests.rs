@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "sizes and samples are small")]
+
 use super::*;
 use crate::emit::Emitter;
 use crate::mlir::{Cpu, compile};

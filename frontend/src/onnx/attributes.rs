@@ -16,11 +16,7 @@ impl<'a> Attributes<'a> {
         Attributes { list, read: RefCell::default() }
     }
 
-    fn find(
-        &self,
-        name: &str,
-        kind: AttributeType,
-    ) -> Result<Option<&'a AttributeProto>, OpError> {
+    fn find(&self, name: &str, kind: AttributeType) -> Result<Option<&'a AttributeProto>, OpError> {
         self.read.borrow_mut().push(name.into());
         let Some(a) = self.list.iter().find(|a| a.name == name) else { return Ok(None) };
         if !a.ref_attr_name.is_empty() {
@@ -71,9 +67,9 @@ impl<'a> Attributes<'a> {
     pub(super) fn text(&self, name: &str) -> Result<Option<&'a str>, OpError> {
         match self.find(name, AttributeType::STRING)? {
             None => Ok(None),
-            Some(a) => std::str::from_utf8(&a.s)
-                .map(Some)
-                .map_err(|_| OpError::attr(name, "is not UTF-8")),
+            Some(a) => {
+                std::str::from_utf8(&a.s).map(Some).map_err(|_| OpError::attr(name, "is not UTF-8"))
+            }
         }
     }
 

@@ -100,12 +100,7 @@ impl Cx<'_, '_> {
     }
 
     /// An operator with one result, settled.
-    pub(super) fn op(
-        &mut self,
-        op: &str,
-        attrs: Attrs,
-        args: &[Value],
-    ) -> Result<Value, OpError> {
+    pub(super) fn op(&mut self, op: &str, attrs: Attrs, args: &[Value]) -> Result<Value, OpError> {
         let v = self.b.op1(op, attrs, args)?;
         self.settle(v)
     }

@@ -49,7 +49,7 @@ impl ExternalFiles {
         let have = (*data).as_ref().len();
         let len = match number("length")? {
             Some(len) => len,
-            None => have.checked_sub(at).unwrap_or(0),
+            None => have.saturating_sub(at),
         };
         match at.checked_add(len) {
             Some(end) if end <= have => Ok(Span { data, at, len }),
@@ -64,8 +64,9 @@ impl ExternalFiles {
         if let Some(data) = self.open.get(location) {
             return Ok(data.clone());
         }
-        let inside =
-            Path::new(location).components().all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
+        let inside = Path::new(location)
+            .components()
+            .all(|c| matches!(c, Component::Normal(_) | Component::CurDir));
         let outside = || {
             format!("names external data `{location}` outside the model's folder; move it inside")
         };

@@ -48,10 +48,10 @@ pub(super) fn settle(
     let settled = op == "shape_of" || node.inputs().iter().flatten().all(|v| plain(*v));
     if settled && ty.rank() <= 1 && !ty.dtype.is_float() {
         let known = elements(b.graph(), v).or_else(|| decide(b.graph(), sizes, v));
-        if let Some(known) = known.filter(|k| k.len() <= MAX_SIZES) {
-            if let Some(v) = sized(b, &ty, known)? {
-                return Ok(v);
-            }
+        if let Some(known) = known.filter(|k| k.len() <= MAX_SIZES)
+            && let Some(v) = sized(b, &ty, known)?
+        {
+            return Ok(v);
         }
     }
     if let Some(t) = evaluate(b.graph(), v) {
@@ -134,12 +134,7 @@ fn compare(op: &str, lo: i64, hi: i64) -> Option<bool> {
 }
 
 /// The outcome of a comparison of index grids, where it is the same everywhere.
-fn compare_forms(
-    graph: &Graph,
-    sizes: &Sizes,
-    index: &mut IndexForms,
-    v: Value,
-) -> Option<bool> {
+fn compare_forms(graph: &Graph, sizes: &Sizes, index: &mut IndexForms, v: Value) -> Option<bool> {
     let node = graph.node(v.node);
     if !COMPARISONS.contains(&node.op.name()) {
         return None;
@@ -192,19 +187,29 @@ fn identity(b: &mut Builder<'_>, v: Value) -> Result<Value, OpError> {
         ("transpose", [Some(x)]) if node.attrs.ints("perm").is_sorted() => *x,
         (op @ ("and" | "or"), [Some(x), Some(y)]) => {
             let neutral = Some(op == "and");
-            let other = if truth(graph, *x) == neutral { *y } else { *x };
-            if truth(graph, *x) != neutral && truth(graph, *y) != neutral {
-                return Ok(v);
+            match (truth(graph, *x) == neutral, truth(graph, *y) == neutral) {
+                (true, _) => return widened(b, *y, v),
+                (_, true) => return widened(b, *x, v),
+                _ => v,
             }
-            if graph.ty(other) != graph.ty(v) {
-                let shape = Attrs::none().with("shape", graph.ty(v).shape.to_vec());
-                return b.op1("broadcast_to", shape, &[other]);
-            }
-            other
         }
-        _ => return Ok(v),
+        ("select", [Some(cond), Some(x), Some(y)]) => match truth(graph, *cond) {
+            Some(true) => return widened(b, *x, v),
+            Some(false) => return widened(b, *y, v),
+            None => v,
+        },
+        _ => v,
     };
     Ok(if graph.ty(x) == graph.ty(v) { x } else { v })
+}
+
+/// `x` broadcast to the shape of `v`.
+fn widened(b: &mut Builder<'_>, x: Value, v: Value) -> Result<Value, OpError> {
+    if b.ty(x) == b.ty(v) {
+        return Ok(x);
+    }
+    let shape = Attrs::none().with("shape", b.ty(v).shape.to_vec());
+    b.op1("broadcast_to", shape, &[x])
 }
 
 /// The truth of a boolean that is the same everywhere.

@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use ir::{Attrs, Builder, Dim, Graph, Module, OPS, OpDef, OpError, OnnxName, Value};
+use ir::{Attrs, Builder, Dim, Graph, Module, OPS, OnnxName, OpDef, OpError, Value};
 use onnx_protobuf::{GraphProto, NodeProto};
 
 use crate::FrontendError;
@@ -24,7 +24,9 @@ enum Entry {
     /// Its node could not be imported, which has been reported.
     Failed,
     /// A result that is not computed; an error where something reads it.
-    Missing { op: String },
+    Missing {
+        op: String,
+    },
 }
 
 struct Importer<'a> {
@@ -72,7 +74,8 @@ pub(super) fn build(
 
 impl<'a> Importer<'a> {
     fn inputs(&mut self, graph: &'a GraphProto) {
-        let types: HashMap<String, _> = std::mem::take(&mut self.sizes.inputs).into_iter().collect();
+        let types: HashMap<String, _> =
+            std::mem::take(&mut self.sizes.inputs).into_iter().collect();
         for input in &graph.input {
             let name = &*input.name;
             if self.literals.values.contains_key(name) {

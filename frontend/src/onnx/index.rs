@@ -200,9 +200,8 @@ mod tests {
         module.symbol("S", 1, 8);
         let (batch, seq) = (Dim::symbol("B"), Dim::symbol("S"));
         let mut b = module.builder("f");
-        let mut iota = |n: &Dim| {
-            b.op1("iota", Attrs::none().with("shape", vec![n.clone()]), &[]).unwrap()
-        };
+        let mut iota =
+            |n: &Dim| b.op1("iota", Attrs::none().with("shape", vec![n.clone()]), &[]).unwrap();
         let (rows, columns) = (iota(&batch), iota(&seq));
         let rows = b.reshape(rows, vec![batch.clone(), 1.into(), 1.into()]).unwrap();
         let size = Attrs::none().with("sizes", vec![seq.clone()]).with("scalar", true);

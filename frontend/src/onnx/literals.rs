@@ -33,7 +33,11 @@ pub(super) struct Literals {
 /// What becomes of a tensor.
 pub(super) enum Literal {
     Constant(Tensor),
-    Index { dtype: DType, shape: Vec<usize>, affine: Affine },
+    Index {
+        dtype: DType,
+        shape: Vec<usize>,
+        affine: Affine,
+    },
     Weight,
     /// It could not be decoded, which has been reported.
     Broken,
@@ -156,9 +160,7 @@ fn constant(node: &mut NodeProto, files: &mut ExternalFiles) -> Result<Tensor, S
             Tensor::from_i64s(DType::I64, &[a.ints.len()], a.ints.iter().copied())
         }
         ("value_float", AttributeType::FLOAT) => Tensor::from_f32s(&[], &[a.f]),
-        ("value_floats", AttributeType::FLOATS) => {
-            Tensor::from_f32s(&[a.floats.len()], &a.floats)
-        }
+        ("value_floats", AttributeType::FLOATS) => Tensor::from_f32s(&[a.floats.len()], &a.floats),
         (name, _) => return Err(format!("holds its value as `{name}`, which is not supported")),
     })
 }

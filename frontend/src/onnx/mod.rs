@@ -37,7 +37,7 @@ mod tensor;
 
 use std::path::Path;
 
-use ir::{Module, ModelInfo, ModelKind};
+use ir::{ModelInfo, ModelKind, Module};
 
 use crate::{FrontendError, ImportOptions, Imported};
 

@@ -214,7 +214,9 @@ impl Sizes {
         if hi < bounds.lo {
             return false;
         }
-        tracing::info!("size `{name}` is at most {hi}, as the model indexes a table of that length");
+        tracing::info!(
+            "size `{name}` is at most {hi}, as the model indexes a table of that length"
+        );
         let bounds = Bounds { lo: bounds.lo, hi };
         self.symbols.insert(name.clone(), bounds);
         true

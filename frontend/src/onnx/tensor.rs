@@ -148,7 +148,8 @@ mod tests {
             raw_data: vec![0x80, 0x3f, 0x00, 0xc0],
             ..TensorProto::default()
         };
-        let typed = TensorProto { raw_data: vec![], int32_data: vec![0x3f80, 0xc000], ..raw.clone() };
+        let typed =
+            TensorProto { raw_data: vec![], int32_data: vec![0x3f80, 0xc000], ..raw.clone() };
         assert_eq!(decode_all(raw).unwrap().to_f64s(), [1.0, -2.0]);
         assert_eq!(decode_all(typed).unwrap().to_f64s(), [1.0, -2.0]);
         let nibbles = TensorProto {

@@ -59,7 +59,12 @@ fn flipped_bits_never_panic() {
     let folder = Folder::new();
     let bytes = export("bert-dynamo-eager").write_to_bytes().unwrap();
     // Nodes come first, inputs and outputs last; weights fill what lies between.
-    let weights = export("bert-dynamo-eager").graph.initializer.iter().map(Message::compute_size).sum::<u64>();
+    let weights = export("bert-dynamo-eager")
+        .graph
+        .initializer
+        .iter()
+        .map(Message::compute_size)
+        .sum::<u64>();
     let nodes = bytes.len() - usize::try_from(weights).unwrap();
     let mut random = Random(2);
     for i in 0..300 {

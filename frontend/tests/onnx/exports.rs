@@ -38,8 +38,7 @@ fn check(name: &str) {
     for run in 0..case["runs"].as_u64().unwrap() {
         let at = |name: &str| npy::read(&folder.join(format!("{run}.{name}.npy")));
         let args: Vec<_> = inputs.iter().map(|n| at(n)).collect();
-        let interpreter =
-            Interpreter::new(&imported.module, &*imported.weights, Precision::F32);
+        let interpreter = Interpreter::new(&imported.module, &*imported.weights, Precision::F32);
         let out = interpreter.run("main", &args, &Env::new()).unwrap();
         let want = at(case["output"].as_str().unwrap());
         assert_eq!(out[0].shape(), want.shape());

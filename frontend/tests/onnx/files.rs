@@ -3,8 +3,8 @@
 use brolly_frontend::{FrontendError, ImportOptions, import};
 use ir::{Bounds, DType, Env, Interpreter, Precision, Tensor};
 use onnx_protobuf::{
-    AttributeProto, FunctionProto, Message, ModelProto, OperatorSetIdProto,
-    StringStringEntryProto, attribute_proto::AttributeType, tensor_proto::DataLocation,
+    AttributeProto, FunctionProto, Message, ModelProto, OperatorSetIdProto, StringStringEntryProto,
+    attribute_proto::AttributeType, tensor_proto::DataLocation,
 };
 
 use crate::model::{A, Folder, floats, ints, load, model, node, refusal, run, value};
@@ -132,7 +132,8 @@ fn other_files_and_opsets_are_refused() {
 #[test]
 fn bounds_are_defaults_given_or_fixed() {
     let nodes = [node("Add", &["x", "t"], &["y"], &[])];
-    let inputs = [value("x", DType::F32, &["batch size", "3"]), value("t", DType::F32, &["M", "3"])];
+    let inputs =
+        [value("x", DType::F32, &["batch size", "3"]), value("t", DType::F32, &["M", "3"])];
     let m = model(17, &inputs, &[], &nodes, &["y"]);
     let bounded = |list: &[(&str, i64, i64)]| {
         let bounds = list.iter().map(|(n, lo, hi)| ((*n).into(), Bounds { lo: *lo, hi: *hi }));
@@ -178,7 +179,10 @@ fn initialisers_are_not_inputs_and_small_ones_are_constants() {
     ];
     let inputs = [value("w", DType::F32, &["2"]), value("x", DType::F32, &["4"])];
     let m = model(17, &inputs, &stored, &nodes, &["y"]);
-    assert_eq!(run(&m, &[floats(&[4], &[1.0, 2.0, 3.0, 4.0])])[0].to_f64s(), [4.0, 5.0, 10.0, 11.0]);
+    assert_eq!(
+        run(&m, &[floats(&[4], &[1.0, 2.0, 3.0, 4.0])])[0].to_f64s(),
+        [4.0, 5.0, 10.0, 11.0]
+    );
     let imported = load(&m, &ImportOptions::default()).map_err(|e| text(&e)).unwrap();
     let weights: Vec<_> = imported.module.weights.keys().map(|k| &**k).collect();
     assert_eq!(weights, ["w"]);

@@ -48,9 +48,11 @@ pub(crate) fn number(dtype: DType) -> i32 {
     match dtype {
         DType::F32 => 1,
         DType::U8 => 2,
+        DType::I8 => 3,
         DType::I32 => 6,
         DType::I64 => 7,
         DType::Bool => 9,
+        DType::F16 => 10,
         DType::F64 => 11,
         other => panic!("no number for {other}"),
     }
@@ -84,12 +86,7 @@ pub(crate) enum A {
 }
 
 /// A node; an empty name is an absent operand.
-pub(crate) fn node(
-    op: &str,
-    inputs: &[&str],
-    outputs: &[&str],
-    attrs: &[(&str, A)],
-) -> NodeProto {
+pub(crate) fn node(op: &str, inputs: &[&str], outputs: &[&str], attrs: &[(&str, A)]) -> NodeProto {
     let attribute = |(name, value): &(&str, A)| {
         let mut a = AttributeProto { name: (*name).into(), ..AttributeProto::default() };
         let kind = match value {
@@ -198,8 +195,6 @@ pub(crate) fn run(model: &ModelProto, inputs: &[Tensor]) -> Vec<Tensor> {
 pub(crate) fn refusal(model: &ModelProto) -> String {
     match load(model, &ImportOptions::default()) {
         Ok(_) => panic!("imported"),
-        Err(errors) => {
-            errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
-        }
+        Err(errors) => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
     }
 }

@@ -18,7 +18,10 @@ pub(crate) fn read(path: &Path) -> Tensor {
     };
     assert!(field("fortran_order").starts_with("False"));
     let shape = field("shape").split_once('(').unwrap().1.split_once(')').unwrap().0;
-    let shape: Vec<usize> =
-        shape.split(',').filter(|s| !s.trim().is_empty()).map(|s| s.trim().parse().unwrap()).collect();
+    let shape: Vec<usize> = shape
+        .split(',')
+        .filter(|s| !s.trim().is_empty())
+        .map(|s| s.trim().parse().unwrap())
+        .collect();
     Tensor::from_bytes(dtype, &shape, bytes[end..].to_vec())
 }

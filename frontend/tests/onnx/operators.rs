@@ -34,12 +34,8 @@ fn slices_by_attributes_and_by_operands() {
     check(&apply(9, "Slice", &[], &attrs, 1), &[2, 2], &[2.0, 3.0, 5.0, 6.0]);
     let operands = [("s", ints(&[1])), ("e", ints(&[i64::MAX])), ("a", ints(&[-1]))];
     check(&apply(13, "Slice", &operands, &[], 1), &[2, 2], &[2.0, 3.0, 5.0, 6.0]);
-    let reverse = [
-        ("s", ints(&[-1])),
-        ("e", ints(&[i64::MIN])),
-        ("a", ints(&[1])),
-        ("t", ints(&[-2])),
-    ];
+    let reverse =
+        [("s", ints(&[-1])), ("e", ints(&[i64::MIN])), ("a", ints(&[1])), ("t", ints(&[-2]))];
     check(&apply(13, "Slice", &reverse, &[], 1), &[2, 2], &[3.0, 1.0, 6.0, 4.0]);
 }
 
@@ -113,7 +109,11 @@ fn elementwise_forms() {
     let gemm = [("transB", A::Int(1)), ("alpha", A::Float(0.5)), ("beta", A::Float(2.0))];
     let c = floats(&[2], &[1.0, -1.0]);
     check(&apply(13, "Gemm", &[("w", w), ("c", c)], &gemm, 1), &[2, 2], &[4.0, 0.0, 7.0, 3.0]);
-    check(&apply(14, "Trilu", &[], &[("upper", A::Int(0))], 1), &[2, 3], &[1.0, 0.0, 0.0, 4.0, 5.0]);
+    check(
+        &apply(14, "Trilu", &[], &[("upper", A::Int(0))], 1),
+        &[2, 3],
+        &[1.0, 0.0, 0.0, 4.0, 5.0],
+    );
     let axis = Tensor::from_i64s(DType::I64, &[], [1]);
     let flags = [("reverse", A::Int(1)), ("exclusive", A::Int(1))];
     let sums = apply(14, "CumSum", &[("axis", axis)], &flags, 1);
@@ -149,12 +149,8 @@ fn gathers_by_computed_grids_are_views_and_by_data_are_lookups() {
         ]
     };
     let scalar = |v| Tensor::from_i64s(DType::I64, &[], [v]);
-    let stored = [
-        ("zero", scalar(0)),
-        ("one", scalar(1)),
-        ("axis", ints(&[1])),
-        ("flat", ints(&[-1])),
-    ];
+    let stored =
+        [("zero", scalar(0)), ("one", scalar(1)), ("axis", ints(&[1])), ("flat", ints(&[-1]))];
     let x = floats(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
     let inputs = [value("x", DType::F32, &["B", "S"])];
     let ops = |last: &str| {
@@ -182,4 +178,19 @@ fn gather_elements_and_nd_by_data() {
     let updates = floats(&[2], &[-1.0, -2.0]);
     let y = apply(16, "ScatterND", &[("i", index), ("u", updates)], &[], 1);
     check(&y, &[2, 3], &[1.0, -2.0, 3.0, 4.0, 5.0, -1.0]);
+}
+
+#[test]
+fn one_hot_rows_and_numbered_elements() {
+    let depth = Tensor::from_i64s(DType::I64, &[], [3]);
+    let y = apply(11, "OneHot", &[("d", depth), ("v", floats(&[2], &[-1.0, 5.0]))], &[], 1);
+    check(&y, &[2, 3, 3], &[-1.0, 5.0, -1.0, -1.0, -1.0, 5.0, -1.0, -1.0, -1.0]);
+    let nodes = [
+        node("Shape", &["x"], &["shape"], &[("end", A::Int(1))]),
+        node("Expand", &["one", "shape"], &["ones"], &[]),
+        node("NonZero", &["ones"], &["y"], &[]),
+    ];
+    let one = [("one", floats(&[1], &[1.0]))];
+    let m = model(15, &[value("x", DType::F32, &["B", "3"])], &one, &nodes, &["y"]);
+    check(&run(&m, &[floats(&[2, 3], &[0.0; 6])]), &[1, 2], &[0.0, 1.0]);
 }

@@ -42,8 +42,8 @@ pub enum ArtifactError {
     },
     /// The file is truncated or altered.
     #[error(
-        "{}: {what} {reason}: the file is damaged; copy it again from where it was made, or compile \
-         the model again",
+        "{}: {what} {reason}: the file is damaged; copy it again from where it was made, or \
+         compile the model again",
         path.display()
     )]
     Damaged {
@@ -56,8 +56,8 @@ pub enum ArtifactError {
     },
     /// The manifest is whole and contradicts itself: the compiler that wrote it has a bug.
     #[error(
-        "{}: the manifest contradicts itself; this is a bug of the compiler that made it ({compiler}): \
-         {}",
+        "{}: the manifest contradicts itself; this is a bug of the compiler that made it \
+         ({compiler}): {}",
         path.display(),
         problems.join("; ")
     )]

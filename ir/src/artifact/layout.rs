@@ -31,8 +31,8 @@ impl Entry {
 
 const PADDING: &str = "__pad.";
 
-/// The offset of each section (code, text, report, then weights) for its bytes, and the end of the last.
-/// `None` where the sum leaves 63 bits.
+/// The offset of each section (code, text, report, then weights) for its bytes, and the end of the
+/// last. `None` where the sum leaves 63 bits.
 pub(super) fn offsets(manifest: &Manifest) -> Option<(Vec<u64>, u64)> {
     let mut end = 0u64;
     let mut offsets = Vec::with_capacity(3 + manifest.weights.len());

@@ -58,7 +58,8 @@ pub struct Manifest {
     pub source_digest: Digest,
     /// The code image.
     pub code: Section,
-    /// Tokenizer, chat template and generation defaults, as JSON that this crate does not look into.
+    /// Tokenizer, chat template and generation defaults, as JSON that this crate does not look
+    /// into.
     pub text: Section,
     /// What the compiler did and why not more, as JSON that this crate does not look into.
     pub report: Section,

@@ -157,7 +157,8 @@ impl Artifact {
         self.verified.load(Ordering::Acquire)
     }
 
-    /// Compares every weight with its digest, on `threads` threads; at once if that was done before.
+    /// Compares every weight with its digest, on `threads` threads; at once if that was done
+    /// before.
     ///
     /// # Errors
     /// [`ArtifactError::Damaged`] for the first weight in order that differs.

@@ -253,7 +253,8 @@ fn contradictions_are_found_even_with_right_digests() {
     for (wanted, change) in changes {
         let mut other = manifest.clone();
         change(&mut other);
-        // The header's writer assumes offsets that add up; its text of the manifest is what matters.
+        // The header's writer assumes offsets that add up; its text of the manifest is what
+        // matters.
         let text = serde_json::to_string(&other).unwrap();
         let header = json!({"__metadata__": {
             "brolly.digest": Digest::of(text.as_bytes()), "brolly.manifest": text,

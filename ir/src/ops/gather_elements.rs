@@ -27,7 +27,9 @@ impl OpDef for GatherElements {
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (data, indices) = (cx.ty(0), cx.ty(1));
         if !indices.dtype.is_int() || indices.rank() != data.rank() {
-            return Err(OpError::new(format!("takes indices alike in rank to {data}, got {indices}")));
+            return Err(OpError::new(format!(
+                "takes indices alike in rank to {data}, got {indices}"
+            )));
         }
         let axis = cx.axis("axis", data.rank())?;
         for (a, (n, i)) in data.shape.iter().zip(&indices.shape).enumerate() {
@@ -63,7 +65,10 @@ impl OpDef for GatherElements {
             attrs: Attrs::none().with("axis", axis),
             args: vec![Some(data.clone()), Some(Tensor::from_i64s(DType::I64, shape, indices))],
         };
-        vec![make(0, &[2, 3], vec![3, 0, -1, 2, 2, 1]), make(1, &[4, 2], vec![19, 0, 1, 1, -1, 5, 7, 9])]
+        vec![
+            make(0, &[2, 3], vec![3, 0, -1, 2, 2, 1]),
+            make(1, &[4, 2], vec![19, 0, 1, 1, -1, 5, 7, 9]),
+        ]
     }
 }
 

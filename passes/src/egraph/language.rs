@@ -6,7 +6,8 @@
 //! `(proj0 n)`, `(proj1 n)`, ..; `%3` is leaf 3, a parameter or weight of the function.
 //!
 //! Text of attributes: `-1`, `0.5`, `true`, `:silu` (a name), `bf16` (an element type), `[0,2,1]`
-//! (integers), `<T,2*T>` (sizes), `0.5f32` (a scalar tensor), `1,2f32` (a vector).
+//! (integers), `<T,2*T>` (sizes), `0.5f32` or `0bool` (a scalar
+//! tensor), `1,2i64` (a vector).
 
 use std::fmt;
 
@@ -163,11 +164,13 @@ fn attr(text: &str) -> Option<Attr> {
     if let Ok(dtype) = text.parse::<DType>() {
         return Some(Attr::from(dtype));
     }
-    if let Some(list) = text.strip_suffix("f32") {
-        let items = list.split(',').map(str::parse);
-        let items = items.collect::<Result<Vec<f64>, _>>().ok()?;
-        let shape: &[usize] = if items.len() == 1 { &[] } else { &[items.len()] };
-        return Some(Attr::from(Tensor::from_f64s(DType::F32, shape, items)));
+    for dtype in [DType::F32, DType::I64, DType::Bool] {
+        if let Some(list) = text.strip_suffix(dtype.name()) {
+            let items = list.split(',').map(str::parse);
+            let items = items.collect::<Result<Vec<f64>, _>>().ok()?;
+            let shape: &[usize] = if items.len() == 1 { &[] } else { &[items.len()] };
+            return Some(Attr::from(Tensor::from_f64s(dtype, shape, items)));
+        }
     }
     match text {
         "true" => return Some(Attr::from(true)),

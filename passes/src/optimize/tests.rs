@@ -43,8 +43,7 @@ fn decoder() -> Module {
     let mut b = module.builder("layer");
     let f32s = |s: &[Dim]| TensorType::new(DType::F32, s.to_vec());
     let x = b.param("x", f32s(&[t(), H.into()])).unwrap();
-    let [cos, sin] =
-        ["cos", "sin"].map(|n| b.param(n, f32s(&[t(), (D / 2).into()])).unwrap());
+    let [cos, sin] = ["cos", "sin"].map(|n| b.param(n, f32s(&[t(), (D / 2).into()])).unwrap());
     let cu_ty = TensorType::new(DType::I32, [Dim::symbol("S") + 1.into()]);
     let cu = b.param("cu_seqlens", cu_ty.clone()).unwrap();
     let w: BTreeMap<&str, Value> = shapes
@@ -87,8 +86,7 @@ fn decoder() -> Module {
     }
     let mut b = module.builder("forward");
     let mut x = b.param("x", f32s(&[t(), H.into()])).unwrap();
-    let [cos, sin] =
-        ["cos", "sin"].map(|n| b.param(n, f32s(&[t(), (D / 2).into()])).unwrap());
+    let [cos, sin] = ["cos", "sin"].map(|n| b.param(n, f32s(&[t(), (D / 2).into()])).unwrap());
     let cu = b.param("cu_seqlens", cu_ty).unwrap();
     for layer in 0..2 {
         let mut args = vec![x, cos, sin, cu];
@@ -158,7 +156,9 @@ fn the_outcome_depends_on_the_input_alone() {
     let module = decoder();
     let print = |m: &Module| {
         let graph = &m.functions["layer"];
-        let node = |n| format!("{:?} {:?} {:?}", graph.node(n).op, graph.node(n).attrs, graph.node(n).inputs());
+        let node = |n| {
+            format!("{:?} {:?} {:?}", graph.node(n).op, graph.node(n).attrs, graph.node(n).inputs())
+        };
         graph.topo().into_iter().map(node).collect::<Vec<String>>()
     };
     let [a, b] = [0, 1].map(|_| print(&optimized(&module, &env(5)).0));
@@ -201,7 +201,7 @@ fn operators_without_a_kernel_are_expanded() {
     let f = &out.functions["f"];
     assert_eq!(["l2_normalize", "reduce_mean", "reduce_sum"].map(|n| count(f, n)), [0, 0, 2]);
     let x = sample(&TensorType::new(DType::F32, [8, H]), &env(8), 3);
-    let [got, want] = [&out, &module].map(|m| eval(m, "f", &[x.clone()], &env(8)));
+    let [got, want] = [&out, &module].map(|m| eval(m, "f", std::slice::from_ref(&x), &env(8)));
     assert_near(&got, &want, 1e-12);
 }
 

@@ -62,7 +62,9 @@ impl Finder<'_> {
         let op = self.function.source.node(node).op.name();
         match op {
             "attention" => Some(("attention", self.kept(class, &["attention"]))),
-            "rms_norm" | "layer_norm" => Some(("norm", self.kept(class, &["rms_norm", "layer_norm"]))),
+            "rms_norm" | "layer_norm" => {
+                Some(("norm", self.kept(class, &["rms_norm", "layer_norm"])))
+            }
             "matmul" => self.attention(class).map(|why| ("attention", why)),
             "sqrt" | "rsqrt" | "pow" => self.norm(class).map(|why| ("norm", why)),
             _ => self.mlp(class).map(|why| ("mlp", why)),
@@ -119,14 +121,19 @@ impl Finder<'_> {
             let Some(node) = self.source.get(&at) else { break };
             let node = self.function.source.node(*node);
             let inputs = node.inputs().iter().flatten();
-            let below: Vec<Id> =
-                inputs.filter_map(|v| Some(self.egraph.find(*self.function.classes.get(v)?))).collect();
+            let below: Vec<Id> = inputs
+                .filter_map(|v| Some(self.egraph.find(*self.function.classes.get(v)?)))
+                .collect();
             let here = || {
-                let loc = if node.loc.is_empty() { String::new() } else { format!(" `{}`", node.loc) };
+                let loc =
+                    if node.loc.is_empty() { String::new() } else { format!(" `{}`", node.loc) };
                 format!("{}{loc}", node.op.name())
             };
             if below.iter().any(|c| self.has(*c, "score")) {
-                return format!("{} is not a scale, softcap, bias or mask that attention takes", here());
+                return format!(
+                    "{} is not a scale, softcap, bias or mask that attention takes",
+                    here()
+                );
             }
             let Some(next) = below.iter().find(|c| !self.egraph[**c].data.weight_only()) else {
                 return format!("{} is not a product of queries and keys", here());
@@ -145,7 +152,8 @@ impl Finder<'_> {
         });
         let sum = sum.into_iter().find(|c| {
             self.children(*c, "add").is_some_and(|terms| {
-                let mean = terms.iter().find_map(|t| self.children(self.egraph.find(*t), "reduce_mean"));
+                let mean =
+                    terms.iter().find_map(|t| self.children(self.egraph.find(*t), "reduce_mean"));
                 let square = mean.and_then(|m| self.children(self.egraph.find(m[0]), "mul"));
                 square.is_some_and(|s| self.egraph.find(s[0]) == self.egraph.find(s[1]))
             })
@@ -197,9 +205,9 @@ impl Finder<'_> {
             return Some(class);
         }
         let below = depth.checked_sub(1)?;
-        BETWEEN.iter().find_map(|op| {
-            self.children(class, op)?.iter().find_map(|c| self.softmax(*c, below))
-        })
+        BETWEEN
+            .iter()
+            .find_map(|op| self.children(class, op)?.iter().find_map(|c| self.softmax(*c, below)))
     }
 
     fn has(&self, class: Id, op: &str) -> bool {

@@ -5,114 +5,13 @@
 //! repeated key/value heads and masks that are causal by construction are taken off it. No rule
 //! sees the whole, so the order and spelling of the parts do not matter.
 
-use ir::{Attrs, Dim};
+use ir::{Attrs, Dim, Tensor};
 
 use crate::{
     masks,
     rule::{Example, Match, Numerics, Rule},
+    rules::views::swap_last,
 };
-
-/// Views in one spelling, and factors outside of them.
-pub(super) static VIEWS: &[Rule] = &[
-    Rule {
-        name: "transpose-twice",
-        lhs: "(transpose (transpose ?x ?p) ?q)",
-        rhs: "(transpose ?x ?r)",
-        guard: |m| {
-            let at = |i: &i64| m.ints("?p").get(usize::try_from(*i).ok()?).copied();
-            let perm: Vec<i64> = m.ints("?q").iter().map(at).collect::<Option<_>>()?;
-            m.set_attr("?r", perm);
-            Some(())
-        },
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: &["f32[2,3,4]"],
-            before: "(transpose (transpose %0 [1,2,0]) [0,2,1])",
-            after: "(transpose %0 [1,0,2])",
-        },
-    },
-    Rule {
-        name: "transpose-nothing",
-        lhs: "(transpose ?x ?p)",
-        rhs: "?x",
-        guard: |m| m.ints("?p").iter().zip(0..).all(|(p, i)| *p == i).then_some(()),
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: &["f32[2,3]"],
-            before: "(transpose %0 [0,1])",
-            after: "%0",
-        },
-    },
-    Rule {
-        name: "reshape-twice",
-        lhs: "(reshape (reshape ?x ?s) ?t)",
-        rhs: "(reshape ?x ?t)",
-        guard: |_| Some(()),
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: &["f32[2,3]"],
-            before: "(reshape (reshape %0 <6>) <3,2>)",
-            after: "(reshape %0 <3,2>)",
-        },
-    },
-    Rule {
-        name: "reshape-nothing",
-        lhs: "(reshape ?x ?s)",
-        rhs: "?x",
-        guard: |m| (m.ty("?x")? == m.ty("?root")?).then_some(()),
-        numerics: Numerics::Exact,
-        example: Example { leaves: &["f32[2,3]"], before: "(reshape %0 <2,3>)", after: "%0" },
-    },
-    Rule {
-        name: "transpose-in-merged-batch",
-        lhs: "(reshape (transpose (reshape ?x ?s) [0,2,1]) ?t)",
-        rhs: "(transpose (reshape ?x ?u) ?p)",
-        guard: |m| {
-            let ([batch, r, c], [lead @ .., c2, r2]) = (m.dims("?s"), m.dims("?t")) else {
-                return None;
-            };
-            let product = lead.iter().fold(Dim::from(1i64), |n, d| n * d.clone());
-            if (c, r) != (c2, r2) || *batch != product {
-                return None;
-            }
-            let shape: Vec<Dim> = lead.iter().chain([r, c]).cloned().collect();
-            let rank = shape.len();
-            m.set_attr("?u", shape);
-            m.set_attr("?p", swap_last(rank));
-            Some(())
-        },
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: &["f32[2,3,4,5]"],
-            before: "(reshape (transpose (reshape %0 <6,4,5>) [0,2,1]) <2,3,5,4>)",
-            after: "(transpose (reshape %0 <2,3,4,5>) [0,1,3,2])",
-        },
-    },
-    Rule {
-        name: "factor-out-of-transpose",
-        lhs: "(transpose (mul* ?x ?c) ?p)",
-        rhs: "(mul (transpose ?x ?p) ?c)",
-        guard: |m| m.scalar("?c").map(|_| ()),
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: &["f32[2,3]"],
-            before: "(transpose (mul %0 (constant 0.5f32)) [1,0])",
-            after: "(mul (transpose %0 [1,0]) (constant 0.5f32))",
-        },
-    },
-    Rule {
-        name: "divisor-out-of-transpose",
-        lhs: "(transpose (div ?x ?c) ?p)",
-        rhs: "(div (transpose ?x ?p) ?c)",
-        guard: |m| m.scalar("?c").map(|_| ()),
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: &["f32[2,3]"],
-            before: "(transpose (div %0 (constant 3f32)) [1,0])",
-            after: "(div (transpose %0 [1,0]) (constant 3f32))",
-        },
-    },
-];
 
 /// A factor or divisor of a score, or of one of its operands, joins the scale.
 macro_rules! scale {
@@ -319,6 +218,41 @@ pub(super) static ATTENTION: &[Rule] = &[
         },
     },
     Rule {
+        name: "drop-row-guard",
+        lhs: "(matmul (select (equal* (reduce_max ?b ?axes true) ?inf) ?zero \
+              (softmax (score ?q ?k ?b ?s ?cap) ?axis)) ?v)",
+        rhs: "(attention ?q ?k ?v none ?b ?s :full 0 ?cap)",
+        guard: |m| {
+            let guard = (m.scalar("?zero")?, m.scalar("?inf")?) == (0.0, f64::NEG_INFINITY);
+            guard.then(|| m.last_axis("?axes", "?b")).flatten()?;
+            last_of_four(m)
+        },
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: QKV,
+            before: "(matmul (select (equal (reduce_max %3 [3] true) (constant -inff32)) \
+                     (constant 0f32) (softmax (score %0 %1 %3 0.5 0.0) 3)) %2)",
+            after: "(attention %0 %1 %2 none %3 0.5 :full 0 0.0)",
+        },
+    },
+    Rule {
+        name: "drop-known-row-guard",
+        lhs: "(matmul (select ?rows ?zero (softmax (score ?q ?k ?b ?s ?cap) ?axis)) ?v)",
+        rhs: "(attention ?q ?k ?v none ?b ?s :full 0 ?cap)",
+        guard: |m| {
+            (m.scalar("?zero")? == 0.0).then_some(())?;
+            guards_empty_rows(m)?;
+            last_of_four(m)
+        },
+        numerics: Numerics::Reassociates,
+        example: Example {
+            leaves: &["f32[2,4,1,8]", "f32[2,4,2,8]", "f32[2,4,2,6]"],
+            before: "(matmul (select (constant 0bool) (constant 0f32) \
+                     (softmax (score %0 %1 (constant 0,-1e38f32) 0.5 0.0) 3)) %2)",
+            after: "(attention %0 %1 %2 none (constant 0,-1e38f32) 0.5 :full 0 0.0)",
+        },
+    },
+    Rule {
         name: "repeated-heads",
         lhs: "(attention ?q (reshape (broadcast_to ?x ?xb) ?xs) (reshape (broadcast_to ?y ?yb) ?ys) \
               none ?b ?s ?mask ?w ?cap)",
@@ -360,12 +294,6 @@ pub(super) static ATTENTION: &[Rule] = &[
     },
 ];
 
-fn swap_last(rank: usize) -> Vec<i64> {
-    let mut perm: Vec<i64> = (0..).take(rank).collect();
-    perm.swap(rank - 2, rank - 1);
-    perm
-}
-
 /// Scores so low that the softmax gives them no weight beside any other.
 fn is_hidden(v: f64) -> bool {
     v <= -1e30
@@ -385,6 +313,23 @@ fn hidden(m: &mut Match<'_>) -> Option<()> {
 fn last_of_four(m: &mut Match<'_>) -> Option<()> {
     let rank = m.ty("?q")?.rank();
     (rank == 4 && m.int("?axis") == 3).then_some(())
+}
+
+/// The condition, a constant, names the queries from which the bias hides every key.
+fn guards_empty_rows(m: &Match<'_>) -> Option<()> {
+    let rows = m.fact("?rows")?.constant.as_ref()?;
+    let bias = m.fact("?b")?.constant.as_ref()?;
+    let (n, lead) = bias.shape().split_last()?;
+    let values = bias.to_f64s();
+    let hidden = |row: &[f64]| i64::from(row.iter().all(|v| *v == f64::NEG_INFINITY));
+    let empty = values.chunks(*n).map(hidden);
+    let empty = Tensor::from_i64s(rows.dtype(), &[lead, &[1]].concat(), empty);
+    let rank = rows.rank().max(empty.rank());
+    let from_end = |t: &Tensor, i: usize| t.shape().iter().rev().nth(i).copied().unwrap_or(1);
+    let shape: Vec<usize> =
+        (0..rank).rev().map(|i| from_end(rows, i).max(from_end(&empty, i))).collect();
+    let same = rows.broadcast_to(&shape) == empty.broadcast_to(&shape);
+    (same && shape.last() == Some(&1)).then_some(())
 }
 
 /// Binds operands of the batched form, one head each, from `[B·H, M, D]`.

@@ -109,6 +109,24 @@ pub(super) static PRODUCTS: &[Rule] = &[
         },
     },
     Rule {
+        name: "linear-of-rows",
+        lhs: "(reshape (linear ?x ?w ?b none ?n ?act) ?s)",
+        rhs: "(linear (reshape ?x ?t) ?w ?b none ?n ?act)",
+        guard: |m| {
+            let [lead @ .., n] = m.dims("?s") else { return None };
+            n.is(m.int("?n")).then_some(())?;
+            let k = m.ty("?x")?.shape.last()?.clone();
+            m.set_attr("?t", lead.iter().cloned().chain([k]).collect::<Vec<_>>());
+            Some(())
+        },
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[6,5]", "weight f32[5,19]"],
+            before: "(reshape (linear %0 (pack %1) none none 19 :none) <2,3,19>)",
+            after: "(linear (reshape %0 <2,3,5>) (pack %1) none none 19 :none)",
+        },
+    },
+    Rule {
         name: "transpose-stored-weight",
         lhs: "(transpose (cast ?w ?t) ?p)",
         rhs: "(cast (transpose ?w ?p) ?t)",

@@ -19,12 +19,17 @@ use values::{at_least_zero, dtype, non_empty, probability, share, target};
 /// Results go to stdout, everything else to stderr. Exit codes: 0 success, 1 the input is at fault,
 /// 2 the flags are, 70 a bug in brolly.
 #[derive(Debug, Parser)]
-#[command(name = "brolly", version, arg_required_else_help = true, after_help = "\
+#[command(
+    name = "brolly",
+    version,
+    arg_required_else_help = true,
+    after_help = "\
 Examples:
   brolly compile ./Llama-3.2-1B -o llama.brolly
   brolly generate llama.brolly --prompt \"The sea was\"
 
-An artifact is executable code: treat one from a stranger like a program from a stranger.")]
+An artifact is executable code: treat one from a stranger like a program from a stranger."
+)]
 pub(crate) struct Cli {
     #[command(flatten)]
     pub(crate) global: Global,
@@ -240,7 +245,9 @@ pub(crate) struct Sampling {
 ///
 /// With --json prints `{"tokens":[..],"logprobs":[null,-1.2,..]}`: nothing comes before the first.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  brolly score llama.brolly --prompt \"Once upon a time\" --json")]
+#[command(
+    after_help = "Example:\n  brolly score llama.brolly --prompt \"Once upon a time\" --json"
+)]
 pub(crate) struct Score {
     #[command(flatten)]
     pub(crate) source: Source,
@@ -339,7 +346,9 @@ pub(crate) struct Inspect {
 /// bit for bit. Then measures read bandwidth and FMA peak, and times prefill and decode between them;
 /// rates are totals over the streams. An encoder, or --gen-tokens 0, has no decode.
 #[derive(Debug, Args)]
-#[command(after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128")]
+#[command(
+    after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128"
+)]
 pub(crate) struct Bench {
     #[command(flatten)]
     pub(crate) source: Source,

@@ -133,7 +133,8 @@ fn wanted(dtype: DType) -> String {
 
 /// Checks everything but the values; returns the header and where the values begin.
 fn parse(bytes: &[u8]) -> Result<(Header, usize), String> {
-    let rest = bytes.strip_prefix(MAGIC).ok_or("is not a .npy file: it does not begin with \\x93NUMPY")?;
+    let rest =
+        bytes.strip_prefix(MAGIC).ok_or("is not a .npy file: it does not begin with \\x93NUMPY")?;
     let early = || "ends within its header".to_owned();
     let (version, rest) = rest.split_first_chunk::<2>().ok_or_else(early)?;
     let (length, rest) = match version {
@@ -145,7 +146,9 @@ fn parse(bytes: &[u8]) -> Result<(Header, usize), String> {
             let (n, rest) = rest.split_first_chunk::<4>().ok_or_else(early)?;
             (usize::try_from(u32::from_le_bytes(*n)).unwrap_or(usize::MAX), rest)
         }
-        [major, minor] => return Err(format!("has format version {major}.{minor}; 1.0, 2.0 and 3.0 are read")),
+        [major, minor] => {
+            return Err(format!("has format version {major}.{minor}; 1.0, 2.0 and 3.0 are read"));
+        }
     };
     let text = rest.get(..length).ok_or_else(early)?;
     let text = std::str::from_utf8(text).map_err(|_| "has a header that is not text".to_owned())?;

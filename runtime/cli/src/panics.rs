@@ -43,3 +43,17 @@ fn message(payload: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| payload.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("a panic without a message").to_owned()
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_panic_is_a_bug_of_ours() {
+        let failure = caught(|| panic!("a {} that cannot be", "state")).unwrap_err();
+        assert_eq!(failure.code(), 70);
+        let Failure::Bug(text) = failure else { panic!("a bug") };
+        assert!(text.contains("a state that cannot be"), "{text}");
+        assert!(caught(|| Ok(())).is_ok());
+    }
+}

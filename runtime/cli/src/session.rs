@@ -24,3 +24,15 @@ pub(crate) fn open(source: &Source, cx: &Context) -> Result<Session> {
 pub(crate) fn failure(error: ServeError) -> Failure {
     Failure::input(error)
 }
+
+/// Token ids of a prompt's text.
+///
+/// # Errors
+/// For an empty text, though the model may put a token before it: that is hardly what was meant.
+pub(crate) fn encode(session: &Session, prompt: &str) -> Result<Vec<u32>> {
+    if prompt.is_empty() {
+        let hint = "give a text, or the model's own first token with --tokens";
+        return Err(Failure::input(format!("--prompt: is empty; {hint}")));
+    }
+    session.encode(prompt).map_err(failure)
+}

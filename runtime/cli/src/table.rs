@@ -32,9 +32,8 @@ impl Table {
         let has_header = header.iter().any(|h| !h.is_empty());
         let rows: Vec<&Vec<String>> =
             has_header.then_some(&header).into_iter().chain(&self.rows).collect();
-        let width = |column: usize| {
-            rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0)
-        };
+        let width =
+            |column: usize| rows.iter().map(|row| row[column].chars().count()).max().unwrap_or(0);
         let widths: Vec<usize> = (0..header.len()).map(width).collect();
         let mut out = String::new();
         for row in rows {
@@ -71,6 +70,11 @@ pub(crate) fn seconds(s: f64) -> String {
     }
 }
 
+/// A number of things: `1 thread`, `2 threads`.
+pub(crate) fn plural(n: usize, thing: &str) -> String {
+    format!("{n} {thing}{}", if n == 1 { "" } else { "s" })
+}
+
 fn scaled(n: f64, base: f64, units: &[&str]) -> String {
     let mut value = n;
     let mut unit = 0;
@@ -93,10 +97,7 @@ mod tests {
         table.row(["import".into(), seconds(0.0123)]);
         table.row(["é".into(), seconds(75.0)]);
         let text = table.render();
-        assert_eq!(
-            text,
-            "  stage         time\n  import    12.30 ms\n  é       1 min 15 s\n"
-        );
+        assert_eq!(text, "  stage         time\n  import    12.30 ms\n  é       1 min 15 s\n");
     }
 
     #[test]

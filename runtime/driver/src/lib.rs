@@ -16,7 +16,7 @@ mod pipeline;
 mod progress;
 
 pub use cache::Cache;
-pub use codegen::native_target;
+pub use codegen::{Codegen, native_target};
 pub use compile::{CompileOptions, Compiled, StageTime, check, compile};
 pub use error::CompileError;
 pub use pipeline::run_pass;

@@ -1,7 +1,5 @@
 //! Memory of a fixed size, zero until it is written, and counted by what is really used.
 
-#![allow(unsafe_code, reason = "kernels write to an arena by pointer")]
-
 use std::io;
 
 use memmap2::{Advice, MmapMut, MmapOptions};

@@ -28,8 +28,8 @@ impl Code {
         }
         let mut options = MmapOptions::new();
         let options = options.offset(range.start).len(length);
-        // SAFETY: the mapping cannot be written through; as for every mapped file, nobody may truncate
-        // it meanwhile.
+        // SAFETY: the mapping cannot be written through; as for every mapped file, nobody may
+        // truncate it meanwhile.
         Ok(Code(Some(unsafe { options.map_exec(file)? })))
     }
 
@@ -38,9 +38,9 @@ impl Code {
         let bytes = self.0.as_deref().unwrap_or_default();
         let code = bytes.get(usize::try_from(offset).ok()?..)?.first()?;
         let code: *const u8 = code;
-        // SAFETY: function pointers are data pointers on every platform that the crate supports, and
-        // this one is not null. Whether code of the right signature is there is the caller's promise
-        // when it calls the `unsafe` function.
+        // SAFETY: function pointers are data pointers on every platform that the crate supports,
+        // and this one is not null. Whether code of the right signature is there is the caller's
+        // promise when it calls the `unsafe` function.
         Some(unsafe { std::mem::transmute::<*const u8, KernelFn>(code) })
     }
 }

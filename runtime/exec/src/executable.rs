@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ir::{CompiledDim, Dim, Place, Port, Program, Region, Tensor};
+use ir::{CompiledDim, Dim, ModelKind, Place, Port, Program, Region, Tensor};
 
 use crate::{
     Arena, ExecError, Model, States, Trace,
@@ -30,9 +30,10 @@ pub struct Executable {
     /// Symbols that were bound when loading.
     bound: Values,
     sizes: Sizes,
-    /// Where each of the kernels' sizes comes from, and each one's number of tiles.
+    /// Where each of the kernels' sizes comes from.
     dims: Vec<usize>,
-    tiles: Vec<usize>,
+    /// Tiles, operations and bytes of each kernel.
+    work: Vec<Work>,
     /// Pointers that differ from run to run.
     patches: Vec<Patch>,
     inputs: Vec<Slot>,
@@ -79,6 +80,28 @@ struct Slot {
 }
 
 #[derive(Debug)]
+struct Work {
+    tiles: usize,
+    cost: Option<(CompiledDim, CompiledDim)>,
+}
+
+impl Work {
+    /// Below these a launch takes about as long as two threads need to meet.
+    const SMALL_FLOPS: i64 = 1 << 16;
+    const SMALL_BYTES: i64 = 1 << 15;
+
+    fn is_small(&self, symbols: &[i64]) -> bool {
+        let cost = |(flops, bytes): &(CompiledDim, CompiledDim)| {
+            Some(
+                flops.eval(symbols)? <= Self::SMALL_FLOPS
+                    && bytes.eval(symbols)? <= Self::SMALL_BYTES,
+            )
+        };
+        self.cost.as_ref().and_then(cost).unwrap_or(false)
+    }
+}
+
+#[derive(Debug)]
 struct Patch {
     arg: usize,
     base: Base,
@@ -96,11 +119,12 @@ enum Base {
 unsafe impl Send for Executable {}
 
 impl Executable {
-    /// Loads an entry point of a model. Symbols in `bound` keep their value for all runs; those in the
-    /// types of states must be among them.
+    /// Loads an entry point of a model. Symbols in `bound` keep their value for all runs; those in
+    /// the types of states must be among them.
     ///
     /// # Errors
-    /// [`ExecError::Artifact`] if there is no such entry, [`ExecError::Symbol`], [`ExecError::Memory`].
+    /// [`ExecError::Artifact`] if there is no such entry, [`ExecError::Symbol`],
+    /// [`ExecError::Memory`].
     pub fn load(
         model: &Arc<Model>,
         entry: &str,
@@ -127,7 +151,7 @@ impl Executable {
             bound,
             sizes: Sizes::default(),
             dims: Vec::new(),
-            tiles: Vec::new(),
+            work: Vec::new(),
             patches: Vec::new(),
             inputs: Vec::new(),
             outputs: Vec::new(),
@@ -165,8 +189,8 @@ impl Executable {
 
     /// Runs the program once.
     ///
-    /// `symbols` has a value for every symbol that is not bound, `inputs` the elements of every input in
-    /// row-major order.
+    /// `symbols` has a value for every symbol that is not bound, `inputs` the elements of every
+    /// input in row-major order.
     ///
     /// # Errors
     /// [`ExecError::Symbol`] and [`ExecError::Port`] for values, inputs and states that do not fit;
@@ -291,7 +315,11 @@ impl Executable {
             for dim in &kernel.dims {
                 self.dims.push(size(&mut self.sizes, dim)?);
             }
-            self.tiles.push(size(&mut self.sizes, &kernel.tiles)?);
+            let compile = |dim: &Dim| dim.compile(&program.symbols).ok();
+            self.work.push(Work {
+                tiles: size(&mut self.sizes, &kernel.tiles)?,
+                cost: compile(&kernel.flops).zip(compile(&kernel.bytes)),
+            });
         }
         let arena = self.arena.as_mut_ptr();
         for launch in &program.launches {
@@ -351,8 +379,9 @@ impl Executable {
         for (slot, dim) in self.launches.dims_mut().iter_mut().zip(&self.dims) {
             *slot = self.sizes.values[*dim];
         }
-        for (kernel, tiles) in self.tiles.iter().enumerate() {
-            self.launches.set_tiles(kernel, self.sizes.values[*tiles]);
+        for (kernel, work) in self.work.iter().enumerate() {
+            let tiles = self.sizes.values[work.tiles];
+            self.launches.set_work(kernel, tiles, tiles <= 1 || work.is_small(&self.sizes.symbols));
         }
         let bases = self.state_bases(states)?;
         for patch in &self.patches {
@@ -415,6 +444,9 @@ impl Executable {
             };
             ranges.push((range, *bytes));
         }
+        if self.model.artifact().manifest().model.kind != ModelKind::Graph {
+            check_segments(inputs).map_err(|reason| symbolic.port("input", SEGMENTS, reason))?;
+        }
         let is_known = |name: &str| program.inputs.iter().any(|port| *port.name == *name);
         if let Some((name, _)) = inputs.iter().find(|(name, _)| !is_known(name)) {
             let known: Vec<_> = program.inputs.iter().map(|p| format!("`{}`", p.name)).collect();
@@ -441,6 +473,24 @@ impl Executable {
             Symbolic::new(self.program()).port("output", name, reason)
         })
     }
+}
+
+/// The input that says where sequences begin among packed tokens, see [`ModelKind`].
+const SEGMENTS: &str = "cu_seqlens";
+
+/// Whether segments split the tokens: kernels use them as they are.
+fn check_segments(inputs: &[(&str, &[u8])]) -> Result<(), String> {
+    let words = |wanted: &str| {
+        let (_, bytes) = inputs.iter().find(|(name, _)| *name == wanted)?;
+        Some(bytes.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])))
+    };
+    let (Some(tokens), Some(segments)) = (words("tokens"), words(SEGMENTS)) else { return Ok(()) };
+    let (tokens, segments): (usize, Vec<i32>) = (tokens.len(), segments.collect());
+    let ends_well = segments.last().is_some_and(|end| usize::try_from(*end) == Ok(tokens));
+    if segments.first() != Some(&0) || !ends_well || !segments.is_sorted_by(|a, b| a < b) {
+        return Err(format!("must rise from 0 to the {tokens} tokens"));
+    }
+    Ok(())
 }
 
 impl Sizes {

@@ -24,6 +24,8 @@ struct Kernel {
     entry: KernelFn,
     first_dim: usize,
     tiles: i64,
+    /// So little work that one thread does it all.
+    is_small: bool,
 }
 
 #[derive(Debug)]
@@ -41,8 +43,8 @@ pub(crate) struct Scratch {
     pub(crate) stride: usize,
 }
 
-// SAFETY: the pointers are plain values here; what they point to is used by `run` alone, whose caller
-// vouches for it.
+// SAFETY: the pointers are plain values here; what they point to is used by `run` alone, whose
+// caller vouches for it.
 unsafe impl Send for LaunchList {}
 // SAFETY: as above.
 unsafe impl Sync for LaunchList {}
@@ -52,7 +54,7 @@ unsafe impl Sync for Scratch {}
 impl LaunchList {
     /// Adds a kernel with so many sizes; returns its number.
     pub(crate) fn add_kernel(&mut self, entry: KernelFn, dims: usize) -> usize {
-        self.kernels.push(Kernel { entry, first_dim: self.dims.len(), tiles: 0 });
+        self.kernels.push(Kernel { entry, first_dim: self.dims.len(), tiles: 0, is_small: false });
         self.dims.resize(self.dims.len() + dims, 0);
         self.kernels.len() - 1
     }
@@ -70,8 +72,10 @@ impl LaunchList {
         &mut self.dims
     }
 
-    pub(crate) fn set_tiles(&mut self, kernel: usize, tiles: i64) {
+    /// Sets a kernel's number of tiles, and whether one thread computes them all.
+    pub(crate) fn set_work(&mut self, kernel: usize, tiles: i64, is_small: bool) {
         self.kernels[kernel].tiles = tiles;
+        self.kernels[kernel].is_small = is_small;
     }
 
     pub(crate) fn set_arg(&mut self, index: usize, pointer: *mut u8) {
@@ -82,8 +86,8 @@ impl LaunchList {
     ///
     /// # Safety
     /// The kernels have the signature of [`KernelFn`]; for its sizes each one reads and writes only
-    /// memory that its arguments and `scratch.stride` bytes of scratch memory of its thread cover, all
-    /// of it alive and used by nobody else meanwhile; and tiles of one launch are independent.
+    /// memory that its arguments and `scratch.stride` bytes of scratch memory of its thread cover,
+    /// all of it alive and used by nobody else meanwhile; and tiles of one launch are independent.
     pub(crate) unsafe fn run(
         &self,
         pool: &Pool,
@@ -100,12 +104,19 @@ impl LaunchList {
                 times.as_ref().filter(|_| worker.index() == 0).and_then(|t| t.lock().ok());
             let mut start = times.as_ref().map(|_| Instant::now());
             let scratch = scratch.base.wrapping_add(worker.index() * scratch.stride);
+            // Small launches in a row are one thread's, in order.
+            let mut is_after_small = true;
             for (i, launch) in self.launches.iter().enumerate() {
-                if i > 0 && worker.threads() > 1 {
+                let kernel = &self.kernels[launch.kernel];
+                if i > 0 && worker.threads() > 1 && !(is_after_small && kernel.is_small) {
                     worker.barrier();
                 }
-                let kernel = &self.kernels[launch.kernel];
-                let share = worker.share(kernel.tiles);
+                is_after_small = kernel.is_small;
+                let share = match (kernel.is_small, worker.index()) {
+                    (false, _) => worker.share(kernel.tiles),
+                    (true, 0) => 0..kernel.tiles,
+                    (true, _) => 0..0,
+                };
                 if !share.is_empty() {
                     let args = self.args[launch.first_arg..].as_ptr();
                     let dims = self.dims[kernel.first_dim..].as_ptr();

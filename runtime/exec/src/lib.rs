@@ -18,8 +18,8 @@
 //! ```
 //!
 //! Everything that can be decided is decided when a program is loaded: pointers, sizes, the split
-//! into tiles. A run copies the inputs into the arena, evaluates the sizes that depend on symbols, and
-//! walks the launches on all threads at once with a barrier between two launches. Which thread
+//! into tiles. A run copies the inputs into the arena, evaluates the sizes that depend on symbols,
+//! and walks the launches on all threads at once with a barrier between two launches. Which thread
 //! computes which tiles depends on nothing but their numbers, and no kernel's result depends on it.
 //!
 //! Not here: what a model means (tokens, sequences, sampling), and any arithmetic.

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path};
 
-use ir::artifact::Manifest;
+use ir::artifact::{Manifest, PAGE};
 use serde::Serialize;
 
 use crate::{ExecError, Executable, States, bind::Symbolic, resident::resident_bytes};
@@ -11,8 +11,8 @@ use crate::{ExecError, Executable, States, bind::Symbolic, resident::resident_by
 /// artifact. The tokenizer comes on top, see [`host_overhead_bytes`].
 pub const HOST_OVERHEAD_BYTES: u64 = 24 << 20;
 
-/// The host's overhead for an artifact: [`HOST_OVERHEAD_BYTES`], and room for the tokenizer's tables,
-/// which take some ten times the bytes of its file.
+/// The host's overhead for an artifact: [`HOST_OVERHEAD_BYTES`], and room for the tokenizer's
+/// tables, which take some ten times the bytes of its file.
 pub fn host_overhead_bytes(manifest: &Manifest) -> u64 {
     HOST_OVERHEAD_BYTES + 10 * manifest.text.bytes
 }
@@ -42,8 +42,8 @@ impl Memory {
         weight_bytes + code_bytes + arena_bytes + scratch_bytes + state_bytes + host_bytes
     }
 
-    /// The peak of some entry points of an artifact, before anything is loaded; `symbols` has a value
-    /// for every symbol in the types of states.
+    /// The peak of some entry points of an artifact, before anything is loaded; `symbols` has a
+    /// value for every symbol in the types of states.
     ///
     /// Programs that name their states alike share them.
     ///
@@ -56,8 +56,10 @@ impl Memory {
         symbols: &[(&str, i64)],
     ) -> Result<Memory, ExecError> {
         let weights = manifest.weights.first().zip(manifest.weights.last());
+        // Data begin on a page boundary, and whole pages are mapped.
+        let pages = |offset: u64, end: u64| end.next_multiple_of(PAGE) - offset / PAGE * PAGE;
         let mut memory = Memory {
-            weight_bytes: weights.map_or(0, |(a, z)| z.offset + z.bytes - a.offset),
+            weight_bytes: weights.map_or(0, |(a, z)| pages(a.offset, z.offset + z.bytes)),
             code_bytes: manifest.code.bytes,
             host_bytes: host_overhead_bytes(manifest),
             ..Memory::default()
@@ -96,8 +98,8 @@ impl Memory {
         memory
     }
 
-    /// Compares what must be writable memory (arenas, scratch, states, host) with what this process may
-    /// use.
+    /// Compares what must be writable memory (arenas, scratch, states, host) with what this process
+    /// may use.
     ///
     /// # Errors
     /// [`ExecError::Memory`], which names the parts.

@@ -208,8 +208,8 @@ impl Shared {
             if region.is_null() {
                 return;
             }
-            // SAFETY: `Pool::run` keeps the region alive until every worker has counted itself out of
-            // `inside`, which this one does below; the next region starts only after that.
+            // SAFETY: `Pool::run` keeps the region alive until every worker has counted itself out
+            // of `inside`, which this one does below; the next region starts only after that.
             let region = unsafe { &*region };
             self.enter(index, region);
             if self.inside.fetch_sub(1, SeqCst) == 1 {

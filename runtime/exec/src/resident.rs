@@ -1,14 +1,14 @@
 //! How much of a range of addresses is physical memory, by `/proc/self/pagemap`.
 //!
-//! Each page has a word there whose bit 63 says that the page is mapped and bit 62 that it is swapped
-//! out. That counts exactly what `Rss` counts, for anonymous memory and files alike.
+//! Each page has a word there whose bit 63 says that the page is mapped and bit 62 that it is
+//! swapped out. That counts exactly what `Rss` counts, for anonymous memory and files alike.
 
 use std::{fs::File, os::unix::fs::FileExt};
 
 const PAGE: usize = 4096;
 
-/// Bytes of the pages of `memory` that are mapped or swapped out; all of them where the system does not
-/// tell.
+/// Bytes of the pages of `memory` that are mapped or swapped out; all of them where the system does
+/// not tell.
 pub(crate) fn resident_bytes(memory: &[u8]) -> u64 {
     counted(memory).unwrap_or(memory.len() as u64)
 }

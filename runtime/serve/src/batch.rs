@@ -73,8 +73,8 @@ impl Batch {
         }
     }
 
-    /// Adds tokens of a sequence that stand at positions `start..`; logits are wanted after those of
-    /// them that `rows` counts.
+    /// Adds tokens of a sequence that stand at positions `start..`; logits are wanted after those
+    /// of them that `rows` counts.
     ///
     /// # Panics
     /// If the table has no room for the positions.

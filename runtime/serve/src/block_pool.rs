@@ -1,8 +1,8 @@
 //! Key/value memory in blocks: who owns which, and where a position lies.
 //!
-//! Kwon et al. 2023, arXiv:2309.06180. A sequence owns whole blocks; position `p` is entry `p % BS` of
-//! its block number `p / BS`. The pool knows nothing of tensors: a block's number is an index into
-//! the first axis of every cache.
+//! Kwon et al. 2023, arXiv:2309.06180. A sequence owns whole blocks; position `p` is entry `p % BS`
+//! of its block number `p / BS`. The pool knows nothing of tensors: a block's number is an index
+//! into the first axis of every cache.
 
 /// There are not enough free blocks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -122,8 +122,8 @@ mod tests {
     }
 
     proptest! {
-        /// Sequences grow and end in any order: no two positions ever share a slot, none is lost, and
-        /// a refused growth changes nothing.
+        /// Sequences grow and end in any order: no two positions ever share a slot, none is lost,
+        /// and a refused growth changes nothing.
         #[test]
         fn slots_belong_to_one_position(
             blocks in 1..20u32,

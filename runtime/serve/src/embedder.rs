@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use exec::{Executable, Memory, Model, States};
+use ir::Tensor;
 
 use crate::{ServeError, verdict::Verdict};
 
@@ -58,6 +59,16 @@ impl Embedder {
             vectors.extend(self.run(&lists[range])?);
         }
         Ok(vectors)
+    }
+
+    /// Runs it once on the program's own inputs and returns all its outputs.
+    pub(crate) fn run_tensors(
+        &mut self,
+        inputs: &[(&str, Tensor)],
+    ) -> Result<Vec<(Arc<str>, Tensor)>, ServeError> {
+        let outputs = self.exe.run_tensors(inputs)?;
+        self.verdict.wait()?;
+        Ok(outputs)
     }
 
     pub(crate) fn executable(&mut self) -> &mut Executable {

@@ -43,8 +43,8 @@ pub enum ServeError {
     },
     /// The model computes something that is no number.
     #[error(
-        "the model's logits after position {position} hold NaN: its weights are broken, or overflow in \
-         the precision that it was compiled for"
+        "the model's logits after position {position} hold NaN: its weights are broken, or \
+         overflow in the precision that it was compiled for"
     )]
     NotANumber {
         /// Position of the last token that the model has seen.

@@ -1,8 +1,8 @@
 //! Sequences that grow token by token.
 //!
-//! A step takes tokens whose keys and values are not computed yet: first those of prompts, cut where
-//! the model's limit on tokens says, then one of each sequence. There are no phases: a sequence whose
-//! last token is in the step gets a new one. The loop knows nothing of text.
+//! A step takes tokens whose keys and values are not computed yet: first those of prompts, cut
+//! where the model's limit on tokens says, then one of each sequence. There are no phases: a
+//! sequence whose last token is in the step gets a new one. The loop knows nothing of text.
 
 use std::ops::ControlFlow;
 
@@ -80,8 +80,8 @@ impl Sequence {
         let total = prompt.len().saturating_add(max_tokens);
         if total > limits.max_seq_len {
             let reason = format!(
-                "{} tokens and {max_tokens} new ones are more than the {} that the model is compiled \
-                 or opened for",
+                "{} tokens and {max_tokens} new ones are more than the {} that the model is \
+                 compiled or opened for",
                 prompt.len(),
                 limits.max_seq_len
             );

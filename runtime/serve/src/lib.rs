@@ -17,11 +17,11 @@
 //! # Ok::<(), brolly_serve::ServeError>(())
 //! ```
 //!
-//! Beneath it, each in a file of its own: a [`BlockPool`] that hands out key/value memory, [`Batch`]es
-//! of packed tokens for a [`StepModel`], the [`Sampler`], and the loop that advances [sequences](generate).
-//! A token's distribution depends on the tokens before it and on nothing else, neither on the batch
-//! nor on how the prompt was cut, and random numbers are a function of seed, sequence and position:
-//! so answers do not depend on load.
+//! Beneath it, each in a file of its own: a [`BlockPool`] that hands out key/value memory,
+//! [`Batch`]es of packed tokens for a [`StepModel`], the [`Sampler`], and the loop that advances
+//! [sequences](generate). A token's distribution depends on the tokens before it and on nothing
+//! else, neither on the batch nor on how the prompt was cut, and random numbers are a function of
+//! seed, sequence and position: so answers do not depend on load.
 
 mod batch;
 mod block_pool;

@@ -1,7 +1,7 @@
 //! Philox4x32-10, a random function of a counter.
 //!
-//! Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3". There is no state: the same key
-//! and counter give the same numbers whatever was drawn before, on every machine.
+//! Salmon et al. 2011, "Parallel Random Numbers: As Easy as 1, 2, 3". There is no state: the same
+//! key and counter give the same numbers whatever was drawn before, on every machine.
 
 const ROUNDS: usize = 10;
 

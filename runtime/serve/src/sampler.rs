@@ -2,9 +2,10 @@
 //!
 //! Temperature, then the k most likely tokens, then the fewest that reach a share p of what is left
 //! (Holtzman et al. 2020, arXiv:1904.09751), then those with at least a share of the most likely
-//! one's probability (Nguyen et al. 2024, arXiv:2407.01082): the order of transformers. Equal logits
-//! rank by token id. Sums are taken in f64 in a fixed order, and the random number is a function of
-//! seed, sequence and position, so the same request draws the same tokens under any load.
+//! one's probability (Nguyen et al. 2024, arXiv:2407.01082): the order of transformers. Equal
+//! logits rank by token id. Sums are taken in f64 in a fixed order, and the random number is a
+//! function of seed, sequence and position, so the same request draws the same tokens under any
+//! load.
 
 use std::{
     cmp::Ordering,
@@ -203,8 +204,9 @@ fn weight(params: &SamplingParams, best: Candidate, c: Candidate) -> f64 {
 mod tests {
     use super::*;
 
-    fn sampler(params: SamplingParams) -> Sampler {
-        Sampler::new(SamplingParams { seed: Some(5), ..params }, 0).unwrap()
+    fn sampler(mut params: SamplingParams) -> Sampler {
+        params.seed = Some(5);
+        Sampler::new(params, 0).unwrap()
     }
 
     /// Shares of each token in many draws.
@@ -314,7 +316,7 @@ mod tests {
         assert!(first.iter().eq(backwards.iter().rev()));
         let other = Sampler::new(SamplingParams { seed: Some(5), ..hot() }, 1);
         let mut other = other.unwrap();
-        assert!((0..20).any(|p| other.sample(&logits, p, &[]) != first[p as usize]));
+        assert!((0..20).zip(&first).any(|(p, token)| other.sample(&logits, p, &[]) != *token));
         let fresh = || Sampler::new(hot(), 0).unwrap().seed();
         assert_ne!(fresh(), fresh());
     }

@@ -4,8 +4,8 @@ use crate::{Batch, BlockPool, ServeError, StepModel, generate::check_tokens};
 
 /// The logarithm of each token's probability given those before it; `None` for the first.
 ///
-/// The text is computed in pieces of as many tokens as the model gives rows of logits for; the result
-/// is the same, bit for bit, for any piece size.
+/// The text is computed in pieces of as many tokens as the model gives rows of logits for; the
+/// result is the same, bit for bit, for any piece size.
 ///
 /// # Errors
 /// [`ServeError::Request`] for no tokens, ids out of the vocabulary or too many tokens;

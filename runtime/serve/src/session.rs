@@ -205,8 +205,8 @@ impl Session {
     /// Generates after a prompt; `on_token` may end it.
     ///
     /// # Errors
-    /// [`ServeError::Request`] before anything is computed, if prompt or parameters are out of range;
-    /// [`ServeError::Kind`] if the model does not generate.
+    /// [`ServeError::Request`] before anything is computed, if prompt or parameters are out of
+    /// range; [`ServeError::Kind`] if the model does not generate.
     pub fn generate(
         &mut self,
         prompt: &[u32],
@@ -217,7 +217,8 @@ impl Session {
         Ok(generations.remove(0))
     }
 
-    /// Generates after several prompts at once; the results are those of one at a time, bit for bit.
+    /// Generates after several prompts at once; the results are those of one at a time, bit for
+    /// bit.
     ///
     /// Opened with [`SessionOptions::sequences`], so many of the longest sequences fit.
     ///
@@ -234,7 +235,12 @@ impl Session {
         let mut stoppings = Vec::with_capacity(requests.len());
         for (prompt, params) in requests {
             stoppings.push(self.stopping(prompt.len(), params)?);
-            texts.push(Detokenizer::new(self.tokenizer()?, prompt, &params.stop)?);
+            texts.push(Detokenizer::new(
+                self.tokenizer()?,
+                prompt,
+                &params.stop,
+                params.min_tokens,
+            )?);
         }
         let decoder = self.decoder("does not generate text")?;
         let limits = decoder.limits().clone();
@@ -318,6 +324,9 @@ impl Session {
     /// # Errors
     /// As [`embed`](Self::embed), and [`ServeError::Text`].
     pub fn embed_texts(&mut self, texts: &[&str]) -> Result<Vec<Vec<f32>>, ServeError> {
+        if !matches!(self.engine, Engine::Encoder(_)) {
+            return Err(self.kind("does not embed text"));
+        }
         let lists: Vec<Vec<u32>> =
             texts.iter().map(|text| self.encode_for_embedding(text)).collect::<Result<_, _>>()?;
         self.embed(&lists.iter().map(Vec::as_slice).collect::<Vec<_>>())
@@ -355,7 +364,7 @@ impl Session {
                 verdict.wait()?;
                 Ok(outputs)
             }
-            Engine::Encoder(embedder) => Ok(embedder.executable().run_tensors(inputs)?),
+            Engine::Encoder(embedder) => embedder.run_tensors(inputs),
             Engine::Decoder(_) => {
                 Err(self.kind("keeps keys and values between steps, so it is not run as a graph"))
             }

@@ -24,7 +24,7 @@ struct Tile<'a> {
 }
 
 impl Gen<'_> {
-    /// Sums of a chunk of more than `tile_rows` rows.
+    /// A chunk of more than `DIRECT_ROWS` rows.
     pub(super) fn blocked(&self, output: &Output, chunk: Chunk) {
         let (e, plan) = (self.e, self.plan);
         let k = e.i64(size(self.spec.k));
@@ -86,24 +86,18 @@ impl Gen<'_> {
         let next: Vec<Val> =
             (0..count).map(|index| self.panel(e.add_const(first, count + index))).collect();
         let finished = self.finished(block, panel, count);
-        // Tiles as even as they can be: the first `longer` have one row more.
         let tiles = e.div_ceil_const(chunk.rows, size(plan.tile_rows));
-        let (short, longer) =
-            (e.div_unsigned(chunk.rows, tiles), e.rem_unsigned(chunk.rows, tiles));
         // Bytes of the next panels' block that each step of k prefetches.
         let line = e.i64(size(PANEL * self.spec.weight.bytes()));
         let ahead_step = e.div_unsigned(e.add_const(e.add(line, tiles), -1), tiles);
-        e.for_each(e.i64(0), tiles, 1, |tile| {
+        self.row_tiles(chunk, |tile, row, rows| {
             let offset = e.mul(e.mul(tile, block.steps), ahead_step);
             let ahead: Vec<Val> = next
                 .iter()
                 .map(|&panel| e.at(self.block_start(panel, block), Elem::I8, offset))
                 .collect();
-            let row = e.add(e.mul(tile, short), e.min(tile, longer));
-            let rows = e.add(short, e.cast(e.cmp(Cmp::Lt, tile, longer), Elem::I64));
             let tile = Tile { w: &w, panel, row, ahead: &ahead, ahead_step };
-            let most = size(plan.tile_rows);
-            let cases: Vec<i64> = ((most + 1) / 2..=most).collect();
+            let cases: Vec<i64> = (size(plan.least_tile_rows())..=size(plan.tile_rows)).collect();
             e.switch(rows, &cases, |rows| self.tile(chunk, block, &tile, rows));
             let write = || {
                 let shift = size(self.spec.halves()) - count;

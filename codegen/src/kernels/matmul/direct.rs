@@ -2,7 +2,8 @@
 //!
 //! Each panel is one sequential stream from memory. Several streams at once, each prefetched a fixed
 //! distance ahead, keep enough cache lines in flight to saturate the memory bus; the end of a panel
-//! prefetches the beginning of the one that its stream goes on with.
+//! prefetches the beginning of the one that its stream goes on with. Further tiles of rows find the
+//! panel in cache.
 
 use super::epilogue::Output;
 use super::{Chunk, Elem, Gen, LANES, PANEL, SUMS, Ty, Val, size};
@@ -14,21 +15,24 @@ const PREFETCH_BYTES: u64 = 10 << 10;
 const UNROLL: u64 = 4;
 
 impl Gen<'_> {
-    /// Sums of a chunk of at most `tile_rows` rows.
+    /// A chunk of at most `DIRECT_ROWS` rows.
     pub(super) fn direct(&self, output: &Output, chunk: Chunk) {
         let e = self.e;
         let cases: Vec<i64> = (1..=size(self.plan.tile_rows)).collect();
-        e.switch(chunk.rows, &cases, |rows| {
-            let at_once = self.panels_at_once(rows.cast_unsigned());
-            let grouped = e.sub(chunk.panels, e.rem_unsigned(chunk.panels, e.i64(size(at_once))));
-            e.for_each(e.i64(0), grouped, size(at_once), |panel| {
-                self.direct_panels(chunk, panel, rows, size(at_once));
-            });
-            if at_once > 1 {
-                e.for_each(grouped, chunk.panels, 1, |panel| {
-                    self.direct_panels(chunk, panel, rows, 1);
+        self.row_tiles(chunk, |_, row, rows| {
+            e.switch(rows, &cases, |rows| {
+                let at_once = size(self.panels_at_once(rows.cast_unsigned()));
+                let rest = e.rem_unsigned(chunk.panels, e.i64(at_once));
+                let grouped = e.sub(chunk.panels, rest);
+                e.for_each(e.i64(0), grouped, at_once, |panel| {
+                    self.direct_panels(chunk, panel, row, rows, at_once);
                 });
-            }
+                if at_once > 1 {
+                    e.for_each(grouped, chunk.panels, 1, |panel| {
+                        self.direct_panels(chunk, panel, row, rows, 1);
+                    });
+                }
+            });
         });
         let zero = e.i64(0);
         self.epilogue(output, chunk, zero..chunk.panels, zero..chunk.rows);
@@ -40,10 +44,10 @@ impl Gen<'_> {
         (sums / (rows * self.plan.panel_registers)).clamp(1, 4)
     }
 
-    fn direct_panels(&self, chunk: Chunk, panel: Val, rows: i64, panels: i64) {
+    fn direct_panels(&self, chunk: Chunk, panel: Val, row: Val, rows: i64, panels: i64) {
         let e = self.e;
-        let x: Vec<Val> =
-            (0..rows).map(|row| self.x_row(e.add_const(chunk.first_row, row))).collect();
+        let first = e.add(chunk.first_row, row);
+        let x: Vec<Val> = (0..rows).map(|r| self.x_row(e.add_const(first, r))).collect();
         let first = e.add(chunk.first_panel, panel);
         let w: Vec<Val> = (0..panels).map(|panel| self.panel(e.add_const(first, panel))).collect();
 
@@ -60,7 +64,7 @@ impl Gen<'_> {
         let several = |k: Val, sums: &[Val], ahead: i64| {
             let mut sums = sums.to_vec();
             for step in 0..UNROLL {
-                if (step * line) % 64 == 0 {
+                if (step * line).is_multiple_of(64) {
                     for &w in &w {
                         let k = e.add_const(k, size(step) + ahead);
                         e.prefetch(e.at(w, elem, e.mul_const(k, size(PANEL))));
@@ -82,8 +86,8 @@ impl Gen<'_> {
         }
         let mut sums = sums.into_iter();
         for p in 0..panels {
-            for (row, sum) in (0..rows).zip(&mut sums) {
-                let start = self.sum_row(chunk, e.add_const(panel, p), e.i64(row));
+            for (r, sum) in (0..rows).zip(&mut sums) {
+                let start = self.sum_row(chunk, e.add_const(panel, p), e.add_const(row, r));
                 e.store(sum, start);
             }
         }

@@ -77,7 +77,7 @@ impl Prompt {
             }
             tables.push(table.into_iter().map(|b| b as i64).collect());
         }
-        assert!(blocks % 7 != 0, "the blocks are permuted");
+        assert!(!blocks.is_multiple_of(7), "the blocks are permuted");
         (
             Tensor::from_f64s(dtype, &[blocks, KV_HEADS, KEY, BLOCK], k),
             Tensor::from_f64s(dtype, &[blocks, KV_HEADS, BLOCK, VALUE], v),
@@ -104,9 +104,7 @@ impl Prompt {
             parts.iter().flat_map(|(_, a, b)| (*a as i64)..(*b as i64)).collect();
         let q: Vec<f64> = parts
             .iter()
-            .flat_map(|(s, a, b)| {
-                self.q.slice(0, self.start(*s) + a, b - a, 1).to_f64s()
-            })
+            .flat_map(|(s, a, b)| self.q.slice(0, self.start(*s) + a, b - a, 1).to_f64s())
             .collect();
         let tokens = positions.len();
         let q = Tensor::from_f64s(DType::F32, &[tokens, HEADS, KEY], q);
@@ -132,7 +130,14 @@ fn symbolic(mut spec: KernelSpec) -> KernelSpec {
     let paged = spec.op == "paged_attention";
     let dim = |name: &str| name.parse::<Dim>().unwrap();
     let names: &[&[(usize, &str)]] = if paged {
-        &[&[(0, "T")], &[(0, "NB")], &[(0, "NB")], &[(0, "S"), (1, "MB")], &[(0, "S + 1")], &[(0, "T")]]
+        &[
+            &[(0, "T")],
+            &[(0, "NB")],
+            &[(0, "NB")],
+            &[(0, "S"), (1, "MB")],
+            &[(0, "S + 1")],
+            &[(0, "T")],
+        ]
     } else {
         &[&[(0, "T")], &[(0, "T")], &[(0, "T")], &[(0, "S + 1")]]
     };

@@ -30,17 +30,6 @@ impl Case {
         Case { op, attrs, args: args.iter().map(|t| Some((*t).clone())).collect() }
     }
 
-    // TEMP
-    pub(super) fn spec(&self) -> KernelSpec {
-        let module = Module::new("test");
-        let mut b = module.builder("f");
-        let args: Vec<Option<Value>> = self.args.iter().enumerate().map(|(i, arg)| Some(b.param(&i.to_string(), type_of(arg.as_ref()?)).unwrap())).collect();
-        let results = b.op(self.op, self.attrs.clone(), &args).unwrap();
-        let layout = |t: &Tensor| Layout::contiguous(&type_of(t));
-        KernelSpec { op: OpRef::named(self.op).0.name(), attrs: b.graph().node(results[0].node).attrs.clone(), operands: self.args.iter().map(|a| a.as_ref().map(layout)).collect(), results: results.iter().map(|v| Layout::contiguous(b.ty(*v))).collect(), body: None, symbols: Arc::default() }
-    }
-    // END
-
     /// The interpreter's results, in f64.
     pub(super) fn expected(&self) -> (KernelSpec, Vec<Tensor>) {
         let module = Module::new("test");
@@ -98,28 +87,6 @@ impl Runner {
         let loaded = Loaded::new(&compiled.image, &symbols);
         Runner { loaded, kernels: compiled.kernels, specs }
     }
-
-    // TEMP
-    pub(super) fn time(&self, index: usize, args: &[Option<Tensor>], env: &Env, clock: fn() -> f64) -> f64 {
-        let (spec, kernel) = (&self.specs[index], &self.kernels[index]);
-        let mut buffers: Vec<Buffer> = Vec::new();
-        for (layout, arg) in spec.operands.iter().zip(args) {
-            buffers.push(match (layout, arg) { (Some(l), Some(a)) => Buffer::of(l, a, env), _ => Buffer::default() });
-        }
-        for layout in &spec.results { buffers.push(Buffer::new(layout, env)); }
-        let addresses: Vec<*mut u8> = buffers.iter_mut().map(Buffer::address).collect();
-        let dims: Vec<i64> = kernel.dims.iter().map(|d| d.eval(env).unwrap()).collect();
-        let tiles = kernel.tiles.eval(env).unwrap();
-        let mut scratch = Scratch::new(kernel.scratch_bytes);
-        let mut best = f64::MAX;
-        for _ in 0..7 {
-            let t = clock();
-            self.loaded.call(&kernel.symbol, &addresses, &dims, &mut scratch, 0..tiles);
-            best = best.min(clock() - t);
-        }
-        best
-    }
-    // END
 
     /// Runs kernel `index` with its tiles in `parts` calls.
     pub(super) fn run(

@@ -48,12 +48,7 @@ pub(super) fn attention(cx: &mut Cx<'_, '_>) -> Results {
 }
 
 /// `softmax(q · kᵀ · scale, capped, masked)`, zero where a query sees nothing.
-fn probabilities(
-    cx: &mut Cx<'_, '_>,
-    q: Value,
-    k: Value,
-    past: &Dim,
-) -> Result<Value, OpError> {
+fn probabilities(cx: &mut Cx<'_, '_>, q: Value, k: Value, past: &Dim) -> Result<Value, OpError> {
     let dtype = cx.dtype(q);
     let scale = match cx.attrs.float("scale")? {
         Some(scale) => scale,
@@ -98,12 +93,7 @@ fn probabilities(
 }
 
 /// What is added to scores: the mask operand and the causal rule.
-fn masks(
-    cx: &mut Cx<'_, '_>,
-    q: Value,
-    k: Value,
-    past: &Dim,
-) -> Result<Vec<Value>, OpError> {
+fn masks(cx: &mut Cx<'_, '_>, q: Value, k: Value, past: &Dim) -> Result<Vec<Value>, OpError> {
     let mut masks = Vec::new();
     if let Some(mask) = cx.opt(3) {
         masks.push(additive(cx, mask, cx.dtype(q))?);
@@ -185,13 +175,19 @@ pub(super) fn rotary_embedding(cx: &mut Cx<'_, '_>) -> Results {
     let rotated = match cx.attrs.int_or("rotary_embedding_dim", 0)? {
         0 => size,
         n if (2..=size).contains(&n) => n,
-        n => return Err(OpError::attr("rotary_embedding_dim", format_args!("{n} is not below {size}"))),
+        n => {
+            return Err(OpError::attr(
+                "rotary_embedding_dim",
+                format_args!("{n} is not below {size}"),
+            ));
+        }
     };
     let [cos, sin] = [1, 2].map(|i| angles(cx, i));
     let (cos, sin) = (cos?, sin?);
     let [turn, keep] = cut(cx, x, 3, &Dim::from(rotated))?;
     let half = Dim::from(rotated / 2);
-    let pairs: [Dim; 2] = if interleaved { [half.clone(), 2.into()] } else { [2.into(), half.clone()] };
+    let pairs: [Dim; 2] =
+        if interleaved { [half.clone(), 2.into()] } else { [2.into(), half.clone()] };
     let axis = if interleaved { 4 } else { 3 };
     let mut split = shape[..3].to_vec();
     split.extend(pairs);

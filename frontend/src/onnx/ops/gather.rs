@@ -12,12 +12,11 @@ pub(super) fn gather(cx: &mut Cx<'_, '_>) -> Results {
     let axis = cx.axis(0, cx.rank(data))?;
     let grid = cx.shape(indices);
     // Sizes picked from a shape are folded by their facts.
-    if cx.b.fact(data).dims.is_none() {
-        if let Some(form) = cx.form(indices) {
-            if let Some(v) = take(cx, data, axis, &grid, &[form])? {
-                return Ok(vec![v]);
-            }
-        }
+    if cx.b.fact(data).dims.is_none()
+        && let Some(form) = cx.form(indices)
+        && let Some(v) = take(cx, data, axis, &grid, &[form])?
+    {
+        return Ok(vec![v]);
     }
     let axis = i64::try_from(axis).unwrap_or(i64::MAX);
     Ok(vec![cx.op("gather", Attrs::none().with("axis", axis), &[data, indices])?])
@@ -56,16 +55,12 @@ pub(super) fn gather_elements(cx: &mut Cx<'_, '_>) -> Results {
 pub(super) fn gather_nd(cx: &mut Cx<'_, '_>) -> Results {
     let (data, indices) = (cx.arg(0)?, cx.arg(1)?);
     let batch = cx.attrs.int_or("batch_dims", 0)?;
-    if batch == 0 {
-        let grid = cx.shape(indices);
-        if let Some(columns) = columns(cx, indices) {
-            let grid = &grid[..grid.len() - 1];
-            if columns.len() <= cx.rank(data) {
-                if let Some(v) = take(cx, data, 0, grid, &columns)? {
-                    return Ok(vec![v]);
-                }
-            }
-        }
+    let grid = cx.shape(indices);
+    if batch == 0
+        && let Some(columns) = columns(cx, indices).filter(|c| c.len() <= cx.rank(data))
+        && let Some(v) = take(cx, data, 0, &grid[..grid.len() - 1], &columns)?
+    {
+        return Ok(vec![v]);
     }
     Ok(vec![cx.op("gather_nd", Attrs::none().with("batch_dims", batch), &[data, indices])?])
 }
@@ -140,10 +135,8 @@ fn take(
     let mut sorted = order.clone();
     sorted.sort_unstable();
     let place = |a: &usize| first + order.iter().position(|o| o == a).unwrap_or(0);
-    let perm: Vec<usize> = (0..first)
-        .chain(sorted.iter().map(place))
-        .chain(first + order.len()..cx.rank(x))
-        .collect();
+    let perm: Vec<usize> =
+        (0..first).chain(sorted.iter().map(place)).chain(first + order.len()..cx.rank(x)).collect();
     if !perm.is_sorted() {
         x = cx.transpose(x, &perm)?;
     }
@@ -182,11 +175,7 @@ fn walk(
 }
 
 /// Data that hold one value everywhere, over another shape.
-fn everywhere(
-    cx: &mut Cx<'_, '_>,
-    data: Value,
-    shape: &[Dim],
-) -> Result<Option<Value>, OpError> {
+fn everywhere(cx: &mut Cx<'_, '_>, data: Value, shape: &[Dim]) -> Result<Option<Value>, OpError> {
     let Some(form) = cx.form(data).filter(Affine::is_splat) else { return Ok(None) };
     let value = cx.size(cx.dtype(data), &form.base)?;
     cx.broadcast_to(value, shape.to_vec()).map(Some)

@@ -10,6 +10,7 @@ use super::super::{
     external::ExternalFiles,
     tensor,
 };
+use super::slice;
 
 pub(super) fn constant_of_shape(cx: &mut Cx<'_, '_>) -> Results {
     let shape = cx.elements(0, "the shape")?;
@@ -90,6 +91,49 @@ fn float_range(cx: &mut Cx<'_, '_>, dtype: DType) -> Results {
     let (delta, start) = (cx.scalar(dtype, delta)?, cx.scalar(dtype, start)?);
     let v = cx.plain("mul", &[v, delta])?;
     Ok(vec![cx.plain("add", &[v, start])?])
+}
+
+/// `on` where a new axis' coordinate is the index, `off` elsewhere.
+pub(super) fn one_hot(cx: &mut Cx<'_, '_>) -> Results {
+    let (indices, values) = (cx.arg(0)?, cx.arg(2)?);
+    let mut shape = cx.shape(indices);
+    cx::check_rank(shape.len() + 1)?;
+    let axis = cx.axis(-1, shape.len() + 1)?;
+    let depth = match &cx.elements(1, "the depth")?[..] {
+        [d] if cx.sizes.non_negative(d) == Some(true) => d.clone(),
+        _ => return Err(OpError::new("the depth must be one number, not negative")),
+    };
+    shape.insert(axis, Dim::from(1));
+    let indices = cx.cast(indices, DType::I64)?;
+    let indices = cx.reshape(indices, shape.clone())?;
+    let (zero, size) = (cx.scalar(DType::I64, 0.0)?, cx.size(DType::I64, &depth)?);
+    let negative = cx.plain("less", &[indices, zero])?;
+    let from_end = cx.plain("add", &[indices, size])?;
+    let indices = cx.plain("select", &[negative, from_end, indices])?;
+    let mut coordinates = vec![Dim::from(1); shape.len()];
+    coordinates[axis] = depth;
+    let coordinates = cx.iota(coordinates, axis, DType::I64)?;
+    let here = cx.plain("equal", &[indices, coordinates])?;
+    let [off, on] = slice::cut(cx, values, 0, &Dim::from(1))?;
+    let (off, on) = (cx.reshape(off, vec![])?, cx.reshape(on, vec![])?);
+    Ok(vec![cx.plain("select", &[here, on, off])?])
+}
+
+/// Coordinates of the elements that are not zero, where all are known not to be: how exporters
+/// number elements before opset 11.
+pub(super) fn non_zero(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let node = cx.b.graph().node(x.node);
+    let source = if node.op.name() == "broadcast_to" { node.input(0) } else { x };
+    let nowhere = |t: &Tensor| t.to_f64s().contains(&0.0);
+    let known = cx.b.fact(source).constant.as_ref().is_some_and(|t| !nowhere(t));
+    match &cx.shape(x)[..] {
+        [n] if known => Ok(vec![cx.iota(vec![Dim::from(1), n.clone()], 1, DType::I64)?]),
+        _ => Err(OpError::new(
+            "depends on data for its result's size, which is not supported: export the model \
+             without it, for instance with another opset",
+        )),
+    }
 }
 
 /// The upper or lower triangle: a comparison of row and column numbers, so that masks stay

@@ -1,6 +1,6 @@
-//! Elementwise operators whose ONNX form is not ours, and `Gemm`.
+//! Elementwise operators whose ONNX form is not ours, and products.
 
-use ir::{DType, OpError, Value};
+use ir::{DType, Dim, OpError, Value};
 
 use super::super::{
     cx::{Cx, Results},
@@ -134,6 +134,31 @@ pub(super) fn is_inf(cx: &mut Cx<'_, '_>) -> Results {
     };
     let infinity = cx.scalar(cx.dtype(x), infinity)?;
     Ok(vec![cx.plain("equal", &[x, infinity])?])
+}
+
+/// As NumPy's: a vector is a row on the left and a column on the right.
+pub(super) fn matmul(cx: &mut Cx<'_, '_>) -> Results {
+    let (mut a, mut b) = (cx.arg(0)?, cx.arg(1)?);
+    let [left, right] = [a, b].map(|v| cx.rank(v) == 1);
+    if left {
+        let k = cx.shape(a)[0].clone();
+        a = cx.reshape(a, vec![Dim::from(1), k])?;
+    }
+    if right {
+        let k = cx.shape(b)[0].clone();
+        b = cx.reshape(b, vec![k, Dim::from(1)])?;
+    }
+    let mut y = cx.plain("matmul", &[a, b])?;
+    if left || right {
+        let mut shape = cx.shape(y);
+        let columns = shape.pop().filter(|_| !right);
+        if left {
+            shape.pop();
+        }
+        shape.extend(columns);
+        y = cx.reshape(y, shape)?;
+    }
+    Ok(vec![y])
 }
 
 /// `alpha · A · B + beta · C`, A and B transposed on demand.

@@ -55,6 +55,8 @@ pub(super) static HANDLERS: &[Entry] = &[
     from(9, "ConstantOfShape", generate::constant_of_shape),
     from(11, "Range", generate::range),
     from(14, "Trilu", generate::trilu),
+    from(9, "OneHot", generate::one_hot),
+    from(9, "NonZero", generate::non_zero),
     // Element by element.
     from(1, "Cast", math::cast),
     from(15, "CastLike", math::cast_like),
@@ -68,6 +70,7 @@ pub(super) static HANDLERS: &[Entry] = &[
     from(20, "Gelu", math::gelu),
     from(24, "Swish", math::swish),
     from(10, "IsInf", math::is_inf),
+    from(1, "MatMul", math::matmul),
     from(1, "Gemm", math::gemm),
     // Reductions.
     from(1, "ReduceSum", |cx| reduce::reduce(cx, "reduce_sum")),

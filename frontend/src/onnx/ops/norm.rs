@@ -39,7 +39,26 @@ fn norm(cx: &mut Cx<'_, '_>, op: &str) -> Results {
     }
     let y = cx.op(op, Attrs::none().with("eps", eps), &args)?;
     let y = cx.cast(y, dtype)?;
-    Ok(vec![cx.reshape(y, shape)?])
+    let mut results = vec![cx.reshape(y, shape.clone())?];
+    if cx.outputs > 1 && op == "layer_norm" {
+        let mut kept = shape;
+        kept[axis..].fill(Dim::from(1));
+        results.extend(moments(cx, args[0], eps, &kept)?);
+    }
+    Ok(results)
+}
+
+/// Mean and inverse standard deviation over the last axis, which a layer norm has as results.
+fn moments(cx: &mut Cx<'_, '_>, x: Value, eps: f64, shape: &[Dim]) -> Result<[Value; 2], OpError> {
+    let axis = cx.rank(x) - 1;
+    let mean = cx.reduce("reduce_mean", x, &[axis], true)?;
+    let centred = cx.plain("sub", &[x, mean])?;
+    let square = cx.plain("mul", &[centred, centred])?;
+    let var = cx.reduce("reduce_mean", square, &[axis], true)?;
+    let eps = cx.scalar(cx.dtype(x), eps)?;
+    let var = cx.plain("add", &[var, eps])?;
+    let inverse = cx.plain("rsqrt", &[var])?;
+    Ok([cx.reshape(mean, shape.to_vec())?, cx.reshape(inverse, shape.to_vec())?])
 }
 
 /// Inference: `(x - mean) / sqrt(var + eps) · scale + bias` by channel, axis 1.

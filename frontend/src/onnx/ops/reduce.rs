@@ -1,6 +1,6 @@
 //! Reductions, running sums and softmax.
 
-use ir::{Attrs, Dim, OpError, Value};
+use ir::{Attrs, DType, Dim, OpError, Value};
 
 use super::super::cx::{Cx, Results};
 use super::slice::halves;
@@ -16,6 +16,11 @@ fn extent(cx: &Cx<'_, '_>, x: Value) -> Result<(Vec<usize>, bool), OpError> {
 pub(super) fn reduce(cx: &mut Cx<'_, '_>, op: &str) -> Results {
     let x = cx.arg(0)?;
     let (axes, keep) = extent(cx, x)?;
+    if cx.dtype(x) == DType::Bool {
+        let bits = cx.cast(x, DType::U8)?;
+        let y = cx.reduce(op, bits, &axes, keep)?;
+        return Ok(vec![cx.cast(y, DType::Bool)?]);
+    }
     // Rules read the last axis as -1.
     if axes.len() == 1 && axes[0] + 1 == cx.rank(x) {
         let attrs = Attrs::none().with("axes", vec![-1]).with("keep", keep);

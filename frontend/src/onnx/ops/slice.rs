@@ -93,7 +93,10 @@ pub(super) fn split(cx: &mut Cx<'_, '_>) -> Results {
     let count = cx.attrs.int("num_outputs")?;
     let parts = i64::try_from(cx.outputs).unwrap_or(i64::MAX);
     if count.is_some_and(|c| c != parts) || parts == 0 {
-        return Err(OpError::attr("num_outputs", format!("must be the number of results, {parts}")));
+        return Err(OpError::attr(
+            "num_outputs",
+            format!("must be the number of results, {parts}"),
+        ));
     }
     let lengths = match given {
         Some(lengths) => lengths,

@@ -71,7 +71,8 @@ impl FromStr for Input {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Input, String> {
-        let parts = text.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty());
+        let parts =
+            text.split_once('=').filter(|(name, file)| !name.is_empty() && !file.is_empty());
         let (name, file) = parts.ok_or("write NAME=FILE.npy")?;
         Ok(Input { name: name.into(), file: file.into() })
     }
@@ -146,7 +147,9 @@ mod tests {
         assert_eq!("batch=1..8".parse(), bound(1, 8));
         assert_eq!("batch=4".parse(), bound(4, 4));
         assert_eq!("batch=1..=8".parse(), bound(1, 8));
-        for wrong in ["=1..2", "batch=", "batch=1..", "batch=..2", "batch=2..1", "batch=-1..2", "1..2"] {
+        for wrong in
+            ["=1..2", "batch=", "batch=1..", "batch=..2", "batch=2..1", "batch=-1..2", "1..2"]
+        {
             assert!(wrong.parse::<Bound>().is_err(), "{wrong}");
         }
         let input = "x=a=b.npy".parse();

@@ -124,8 +124,9 @@ impl Sizes {
         let total = prompt.saturating_add(if is_encoder { 0 } else { new.max(1) });
         if total > *most {
             return Err(Failure::input(format!(
-                "--prompt-tokens {prompt} and --gen-tokens {new} are {total} tokens with the first new \
-                 one, and the model is compiled for {most}"
+                "--prompt-tokens {prompt} and {} new ones are more than the {most} tokens that the \
+                 model is compiled for",
+                total - prompt
             )));
         }
         let size = |n: u64| {
@@ -225,8 +226,13 @@ fn median(rounds: &[Round], of: impl Fn(&Round) -> f64) -> f64 {
 
 fn render(d: &Document) -> String {
     let mut out = format!(
-        "{}: {} threads, {} streams of {} + {} tokens, median of {} rounds\n\n",
-        d.model, d.threads, d.batch, d.prompt_tokens, d.gen_tokens, d.rounds
+        "{}: {}, {} of {} + {} tokens, median of {}\n\n",
+        d.model,
+        table::plural(d.threads, "thread"),
+        table::plural(d.batch, "stream"),
+        d.prompt_tokens,
+        d.gen_tokens,
+        table::plural(d.rounds, "round")
     );
     let mut speed = Table::new(&["", ">", ""]);
     let rate = |v: f64| format!("{v:.1} tokens/s");

@@ -63,20 +63,20 @@ pub(crate) fn generate(args: &Generate, cx: &Context) -> Result<()> {
 fn encode(session: &Session, prompt: &ChatOrPrompt) -> Result<Vec<u32>> {
     let ChatOrPrompt { prompt, tokens, chat, system } = prompt;
     match (prompt, tokens) {
-        (Some(text), _) => session.encode(text),
+        (Some(text), _) => session::encode(session, text),
         (_, Some(tokens)) => Ok(tokens.0.clone()),
         _ => {
             let message = |(role, text): (&str, &String)| json!({ "role": role, "content": text });
             let roles = ["user", "assistant"].into_iter().cycle();
             let system = system.iter().map(|text| ("system", text));
-            session.encode_chat(ChatRequest {
+            let conversation = ChatRequest {
                 messages: system.chain(roles.zip(chat)).map(message).collect(),
                 add_generation_prompt: true,
                 ..ChatRequest::default()
-            })
+            };
+            session.encode_chat(conversation).map_err(failure)
         }
     }
-    .map_err(failure)
 }
 
 fn params(session: &Session, flags: &Sampling, prompt: usize) -> GenerateParams {

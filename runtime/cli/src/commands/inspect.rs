@@ -31,11 +31,7 @@ pub(crate) fn inspect(args: &Inspect, cx: &Context) -> Result<()> {
     ))
 }
 
-fn document<'a>(
-    artifact: &'a Artifact,
-    report: &'a Report,
-    cx: &Context,
-) -> Result<Document<'a>> {
+fn document<'a>(artifact: &'a Artifact, report: &'a Report, cx: &Context) -> Result<Document<'a>> {
     let bytes = artifact.file().metadata().map_or(0, |m| m.len());
     let name = artifact.path().display().to_string();
     Document::new(name, bytes, artifact.manifest(), report, cx.threads().get())

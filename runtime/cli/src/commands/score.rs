@@ -14,7 +14,7 @@ use crate::{
 pub(crate) fn score(args: &Score, cx: &Context) -> Result<()> {
     let mut session = session::open(&args.source, cx)?;
     let tokens = match (&args.prompt, &args.tokens) {
-        (Some(text), _) => session.encode(text).map_err(failure)?,
+        (Some(text), _) => session::encode(&session, text)?,
         (None, tokens) => tokens.as_ref().map_or_else(Vec::new, |t| t.0.clone()),
     };
     let scores = session.score(&tokens).map_err(failure)?;

@@ -72,8 +72,8 @@ fn memory(document: &Document<'_>) -> String {
     };
     let _ = writeln!(
         out,
-        "<p>For {} threads.{keys} What runs never takes more than predicted.</p>",
-        summary.threads
+        "<p>For {}.{keys} What runs never takes more than predicted.</p>",
+        table::plural(summary.threads, "thread")
     );
     out
 }
@@ -139,10 +139,10 @@ fn section(entry: &Entry<'_>) -> String {
         entry.symbols.iter().map(|(s, b)| format!("{s} in {}..{}", b.lo, b.hi)).collect();
     let _ = writeln!(
         out,
-        "<details><summary>{} inputs, {} outputs, {} states; {}</summary>\n{}</details>",
-        entry.inputs.len(),
-        entry.outputs.len(),
-        entry.states.len(),
+        "<details><summary>{}, {}, {}; {}</summary>\n{}</details>",
+        table::plural(entry.inputs.len(), "input"),
+        table::plural(entry.outputs.len(), "output"),
+        table::plural(entry.states.len(), "state"),
         escape(&bounds.join(", ")),
         data_table(&columns, &rows)
     );
@@ -199,7 +199,7 @@ mod tests {
         }
         assert!(html.contains("<title>a &lt;b&gt;.brolly</title>"));
         assert_eq!(html.matches("<b>layer").count(), 1, "layers are folded");
-        assert!(html.contains("<b>layer × 3</b> <i>4 launches each, calls 0-2</i>"));
+        assert!(html.contains("<b>layer × 3</b> <i>4 launches each, calls 0-2</i></span>"));
         assert_eq!(html.matches("<rect class=\"norm\" x=").count(), 3);
         assert!(html.contains("class=\"peak\""));
         for outside in ["http://", "https://", "src=", "href=", "url(", "@import"] {

@@ -3,6 +3,8 @@
 //! The label of a launch begins with the call that it comes from, `layer.3/mlp.down linear`. Calls of
 //! one function that launch the same kernels in the same order are shown once.
 
+use std::collections::HashMap;
+
 use ir::Program;
 use serde::Serialize;
 
@@ -30,22 +32,22 @@ pub(crate) enum Item {
 
 /// The parts of a program.
 pub(crate) fn outline(program: &Program) -> Vec<Item> {
-    let mut items: Vec<Item> = Vec::new();
+    // Launches of a call may be interleaved with others: the planner orders by operands alone.
     let mut segments: Vec<Segment<'_>> = Vec::new();
+    let mut started: HashMap<(&str, usize), usize> = HashMap::new();
     for (number, launch) in program.launches.iter().enumerate() {
-        match (segments.last_mut(), call(&launch.label)) {
-            (Some(s), Some((name, call, rest))) if s.name == name && s.call == Some(call) => {
-                s.launches.push((number, rest));
-            }
-            (_, Some((name, call, rest))) => {
-                segments.push(Segment { name, call: Some(call), launches: vec![(number, rest)] });
-            }
-            (_, None) => {
-                let launches = vec![(number, launch.label.as_str())];
-                segments.push(Segment { name: "", call: None, launches });
-            }
+        let Some((name, call, rest)) = call(&launch.label) else {
+            let launches = vec![(number, launch.label.as_str())];
+            segments.push(Segment { name: "", call: None, launches });
+            continue;
+        };
+        let at = *started.entry((name, call)).or_insert(segments.len());
+        if at == segments.len() {
+            segments.push(Segment { name, call: Some(call), launches: Vec::new() });
         }
+        segments[at].launches.push((number, rest));
     }
+    let mut items: Vec<Item> = Vec::new();
     for segment in segments {
         let Some(call) = segment.call else {
             let (launch, label) = segment.launches[0];
@@ -72,7 +74,7 @@ pub(crate) fn outline(program: &Program) -> Vec<Item> {
     items
 }
 
-/// Launches of one call that follow each other.
+/// The launches of one call, or one of the entry itself.
 struct Segment<'a> {
     name: &'a str,
     call: Option<usize>,
@@ -119,14 +121,12 @@ mod tests {
 
     #[test]
     fn calls_that_are_alike_are_folded() {
-        let launch = |(kernel, label): (u32, &str)| Launch {
-            kernel,
-            args: Vec::new(),
-            label: label.into(),
-        };
+        let launch =
+            |(kernel, label): (u32, &str)| Launch { kernel, args: Vec::new(), label: label.into() };
         let launches = [
             (0, "embed gather"),
             (1, "layer.0/norm rms_norm"),
+            (4, "rotary fused"),
             (2, "layer.0/mlp linear"),
             (1, "layer.1/norm rms_norm"),
             (2, "layer.1/mlp linear"),
@@ -148,7 +148,13 @@ mod tests {
             .collect();
         assert_eq!(
             shown,
-            ["0 embed gather", "layer x 3 (0-1, 3) of 2", "layer x 1 (2) of 1", "8 /head/MatMul linear"]
+            [
+                "0 embed gather",
+                "layer x 3 (0-1, 3) of 2",
+                "2 rotary fused",
+                "layer x 1 (2) of 1",
+                "9 /head/MatMul linear"
+            ]
         );
     }
 }

@@ -82,8 +82,9 @@ fn kind(program: &Program, interval: &Interval) -> &'static str {
 
 fn axes(out: &mut String, program: &Program, x: &dyn Fn(f64) -> f64, y: &dyn Fn(u64) -> f64) {
     let launches = program.launches.len();
-    for fourth in 0..=4u64 {
-        let byte = program.arena_bytes / 4 * fourth;
+    // A power of two, three to six of which fit.
+    let step = 1u64 << (program.arena_bytes / 3).max(1).ilog2();
+    for byte in (0..=program.arena_bytes).step_by(usize::try_from(step).unwrap_or(usize::MAX)) {
         let at = y(byte);
         let _ = writeln!(
             out,
@@ -110,8 +111,10 @@ fn legend(program: &Program) -> String {
     let used: Vec<&str> = program.intervals.iter().map(|i| kind(program, i)).collect();
     let names = ["input"].into_iter().chain(KINDS.map(|(name, _)| name)).chain(["other"]);
     let entries = names.filter(|name| used.contains(name)).map(|name| {
-        format!("<span><svg class=\"key\" viewBox=\"0 0 10 10\"><rect class=\"{name}\" width=\"10\" \
-                 height=\"10\"/></svg> {name}</span>")
+        format!(
+            "<span><svg class=\"key\" viewBox=\"0 0 10 10\"><rect class=\"{name}\" width=\"10\" \
+                 height=\"10\"/></svg> {name}</span>"
+        )
     });
     format!("<p class=\"legend\">{}</p>\n", entries.collect::<String>())
 }

@@ -135,8 +135,8 @@ impl<'a> Parser<'a> {
         self.expect('(')?;
         while !self.eat(')') {
             self.rest = self.rest.trim_start();
-            let digits = self.rest.len()
-                - self.rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+            let digits =
+                self.rest.len() - self.rest.trim_start_matches(|c: char| c.is_ascii_digit()).len();
             let (number, rest) = self.rest.split_at(digits);
             let extent = number.parse().map_err(|_| self.unexpected("an extent"))?;
             // NumPy has no arrays of more axes.

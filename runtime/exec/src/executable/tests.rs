@@ -17,7 +17,7 @@ fn a_program_runs_at_every_size_and_number_of_threads() {
         let mut f = Executable::load(&model, "f", &[("M", 3)]).unwrap();
         let mut states = States::new(f.program(), &[("M", 3)]).unwrap();
         let mut total = 0;
-        for n in [1, 64, 0, 5, 2] {
+        for n in [1, 64, 0, 33, 5, 60, 2] {
             let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
             f.run(&mut states, &[("N", n)], &[("x", bytes(&x))]).unwrap();
             let want: Vec<f32> = x.iter().map(|x| x + 17.5).collect();
@@ -98,6 +98,21 @@ fn tensors_fix_the_symbols() {
 }
 
 #[test]
+fn segments_must_split_the_tokens() {
+    let check = |tokens: usize, segments: &[i32]| {
+        let tokens = vec![0i32; tokens];
+        let tokens = ("tokens", bytemuck::cast_slice(&tokens));
+        check_segments(&[tokens, (SEGMENTS, bytemuck::cast_slice(segments))])
+    };
+    assert_eq!(check(5, &[0, 2, 5]), Ok(()));
+    assert_eq!(check(5, &[0, 5]), Ok(()));
+    for wrong in [&[][..], &[0], &[0, 4], &[1, 5], &[0, 3, 3, 5], &[0, 6, 5], &[0, -1, 5]] {
+        assert_eq!(check(5, wrong), Err("must rise from 0 to the 5 tokens".into()), "{wrong:?}");
+    }
+    assert_eq!(check_segments(&[("x", &[])]), Ok(()));
+}
+
+#[test]
 fn launches_are_timed_and_traced_on_request() {
     let model = testing::model("trace", vec![testing::program("f", 2)], 2);
     let mut f = Executable::load(&model, "f", &[("M", 1)]).unwrap();
@@ -112,7 +127,7 @@ fn launches_are_timed_and_traced_on_request() {
     run(&mut f);
     run(&mut f);
     let times: Vec<_> = f.launch_times().map(|t| (t.label.to_owned(), t.flops, t.bytes)).collect();
-    let want = ["add.0", "add.1", "count"].map(|label| (label.to_owned(), 8, 64));
+    let want = ["add.0", "add.1", "count"].map(|label| (label.to_owned(), 8, 8000));
     assert_eq!(times, want);
     let mut json = Vec::new();
     trace.write(&mut json).unwrap();
@@ -134,6 +149,7 @@ fn the_prediction_holds_what_is_touched() {
     let x = [0.0; 64];
     f.run(&mut states, &[("N", 64)], &[("x", bytes(&x))]).unwrap();
     let measured = Memory::measure(&[&f], &states);
+    assert_eq!((predicted.weight_bytes, measured.weight_bytes), (4096, 4096));
     assert_eq!(predicted.arena_bytes, 512);
     assert_eq!((measured.arena_bytes, measured.scratch_bytes), (512, 4096));
     assert_eq!((predicted.state_bytes, measured.state_bytes), (8000, 4096));

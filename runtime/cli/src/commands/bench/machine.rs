@@ -47,9 +47,8 @@ pub(super) struct Machine {
 impl Machine {
     /// Prepares to measure; takes memory of [`READ_BYTES`] or a sixteenth of what there is.
     pub(super) fn new(threads: usize) -> Machine {
-        let limit = exec::memory_limit_bytes().map_or(READ_BYTES, |b| {
-            usize::try_from(b / 16).unwrap_or(READ_BYTES)
-        });
+        let limit = exec::memory_limit_bytes()
+            .map_or(READ_BYTES, |b| usize::try_from(b / 16).unwrap_or(READ_BYTES));
         // Not zero, or the system would give one page many times.
         let memory = vec![1; READ_BYTES.min(limit) / size_of::<u64>()];
         Machine { threads, memory, best: Roofline::default() }
@@ -148,9 +147,7 @@ fn scalar(rounds: u64) {
 #[cfg(target_arch = "x86_64")]
 mod x86 {
     use std::{
-        arch::x86_64::{
-            _mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps,
-        },
+        arch::x86_64::{_mm256_fmadd_ps, _mm256_set1_ps, _mm512_fmadd_ps, _mm512_set1_ps},
         hint::black_box,
     };
 
@@ -189,7 +186,10 @@ mod tests {
     fn every_number_of_streams_reads_all_of_it() {
         let memory: Vec<u64> = (0..1024).collect();
         let want = 1024 * 1023 / 2;
-        assert_eq!([read::<1>, read::<2>, read::<4>, read::<8>].map(|read| read(&memory)), [want; 4]);
+        assert_eq!(
+            [read::<1>, read::<2>, read::<4>, read::<8>].map(|read| read(&memory)),
+            [want; 4]
+        );
     }
 
     #[test]

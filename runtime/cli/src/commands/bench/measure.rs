@@ -77,9 +77,8 @@ impl Workload {
         let new = self.gen_tokens.min(8);
         let params = params(new);
         let requests: Vec<_> = self.prompts().into_iter().map(|p| (p, &params)).collect();
-        let together = session
-            .generate_batch(&requests, |_| ControlFlow::Continue(()))
-            .map_err(failure)?;
+        let together =
+            session.generate_batch(&requests, |_| ControlFlow::Continue(())).map_err(failure)?;
         let whole = [first.as_slice(), &together[0].tokens].concat();
         let scores = session.score(&whole).map_err(failure)?;
         let scores: Vec<f32> = scores[first.len()..].iter().filter_map(|s| *s).collect();
@@ -131,11 +130,7 @@ impl Workload {
 }
 
 fn params(max_tokens: usize) -> GenerateParams {
-    GenerateParams {
-        max_tokens: Some(max_tokens),
-        ignore_eos: true,
-        ..GenerateParams::default()
-    }
+    GenerateParams { max_tokens: Some(max_tokens), ignore_eos: true, ..GenerateParams::default() }
 }
 
 /// When the last stream had its first token, of streams of `tokens` each.

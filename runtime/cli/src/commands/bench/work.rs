@@ -15,7 +15,7 @@ pub(super) struct Work {
 ///
 /// Logits are wanted for one row a sequence.
 pub(super) fn work(program: &Program, tokens: u64, sequences: u64) -> Work {
-    let mut env: Env = program.symbols.iter().map(|(s, b)| (s.clone(), b.hi)).collect();
+    let mut env: Env = program.symbols.iter().map(|(s, b)| (s.clone(), b.lo)).collect();
     for (symbol, value) in [("T", tokens), ("S", sequences), ("R", sequences)] {
         if let Some(slot) = env.get_mut(symbol) {
             *slot = i64::try_from(value).unwrap_or(i64::MAX);
@@ -34,7 +34,8 @@ pub(super) fn work(program: &Program, tokens: u64, sequences: u64) -> Work {
 pub(super) fn kv_bytes(program: &Program) -> f64 {
     let one = |port: &ir::Port| {
         // [blocks, heads, .., ..]: of the last two axes one is the position in a block.
-        let block: f64 = port.ty.shape[1..].iter().filter_map(Dim::as_const).map(|d| d as f64).product();
+        let block: f64 =
+            port.ty.shape[1..].iter().filter_map(Dim::as_const).map(|d| d as f64).product();
         block * port.ty.dtype.size() as f64
     };
     let states = program.states.iter().filter(|port| port.ty.rank() == 4);

@@ -63,12 +63,15 @@ pub(super) fn facts(document: &Document<'_>) -> String {
 
 /// Shares of a whole, side by side.
 pub(super) fn bar(parts: &[(&str, u64)]) -> String {
+    let total: u64 = parts.iter().map(|(_, bytes)| bytes).sum();
     let mut out = String::from("<div class=\"bar\">");
     for (i, (name, bytes)) in parts.iter().enumerate().filter(|(_, (_, bytes))| *bytes > 0) {
         let _ = write!(
             out,
-            "<span class=\"part{i}\" style=\"flex-grow:{bytes}\" title=\"{name} {}\">{name}</span>",
-            table::bytes(*bytes)
+            "<span class=\"part{i}\" style=\"flex-grow:{bytes}\" title=\"{name} {}\">{}</span>",
+            table::bytes(*bytes),
+            // A narrow part has no room for its name.
+            if *bytes as f64 > 0.012 * name.len() as f64 * total as f64 { name } else { "" }
         );
     }
     out + "</div>\n"
@@ -85,7 +88,7 @@ pub(super) fn graph(entry: &Entry<'_>) -> String {
     let row = |(launch, label): (usize, &str)| {
         let (kernel, cost) = cost(launch);
         format!(
-            "<li><code>{}</code> <i>{}</i> {}</li>\n",
+            "<li><span class=\"label\"><code>{}</code> <i>{}</i></span>{}</li>\n",
             escape(label.strip_suffix(&format!(" {}", kernel.op)).unwrap_or(label)),
             escape(kernel.op),
             meter(share(cost.seconds), cost.seconds)
@@ -104,8 +107,8 @@ pub(super) fn graph(entry: &Entry<'_>) -> String {
                 };
                 let _ = writeln!(
                     out,
-                    "<li><details><summary><b>{}{times}</b> <i>{} launches each, calls {}</i> {}\
-                     </summary><ol>",
+                    "<li><details><summary><span class=\"label\"><b>{}{times}</b> <i>{} launches each, \
+                     calls {}</i></span>{}</summary><ol>",
                     escape(name),
                     launches.len(),
                     ranges(calls),
