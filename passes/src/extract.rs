@@ -3,14 +3,14 @@
 //! The cost of a choice is the sum over the operators that outputs depend on, each counted once
 //! however often it is read. The greedy phase follows extraction-gym's `faster-greedy-dag`: each
 //! class keeps the set of classes that its best term needs. The greedy choice of a class does not
-//! see what others could share with it, so a local search follows: it switches one class, or all
-//! classes that could read one unused class together (query, key and value reading one merged
-//! product), and keeps what lowers the total.
+//! see what others could share with it, so a local search follows.
 //!
 //! Weight-only terms and views cost nothing: the former are computed when the model is compiled.
 //! An operator without a kernel costs so much that any other term is better, but is never refused:
 //! the original term can always be chosen. Ties go to the original term, then to the order of
 //! insertion; nothing depends on time or on hashing.
+
+mod improve;
 
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
@@ -26,11 +26,6 @@ const NODE: f64 = 1e-12;
 /// How much longer a general product of a weight takes than one of a packed weight: it brings the
 /// weight in order while it runs.
 const UNPACKED: f64 = 1.25;
-/// Rounds of local search.
-const ROUNDS: usize = 8;
-/// Evaluations of a whole choice that local search may spend, times the number of classes.
-const WORK: usize = 200_000_000;
-
 /// The chosen node of every class.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
@@ -290,68 +285,6 @@ impl Problem {
             }
         }
         Ok(total)
-    }
-
-    /// Classes that the roots depend on.
-    fn used(&self) -> Vec<bool> {
-        let mut used = vec![false; self.classes.len()];
-        let mut stack = self.roots.clone();
-        while let Some(i) = stack.pop() {
-            if !std::mem::replace(&mut used[i], true) {
-                let choice = self.choice[i].and_then(|c| self.classes[i].nodes.get(c));
-                stack.extend(choice.iter().flat_map(|n| &n.children));
-            }
-        }
-        used
-    }
-
-    fn improve(&mut self) {
-        let Ok(mut best) = self.total() else { return };
-        let mut budget = WORK / self.classes.len().max(1);
-        for _ in 0..ROUNDS {
-            let before = best;
-            for moves in self.moves() {
-                if budget == 0 {
-                    return;
-                }
-                budget -= 1;
-                let old: Vec<_> = moves.iter().map(|(c, _)| (*c, self.choice[*c])).collect();
-                for (class, node) in &moves {
-                    self.choice[*class] = Some(*node);
-                }
-                match self.total() {
-                    Ok(cost) if cost < best * (1.0 - 1e-12) => best = cost,
-                    _ => old.into_iter().for_each(|(c, n)| self.choice[c] = n),
-                }
-            }
-            if best >= before {
-                return;
-            }
-        }
-    }
-
-    /// Changes to try: one class to another of its nodes; all classes that could read one unused
-    /// class, together.
-    fn moves(&self) -> Vec<Vec<(usize, usize)>> {
-        let used = self.used();
-        let mut single = Vec::new();
-        let mut joint: BTreeMap<usize, Vec<(usize, usize)>> = BTreeMap::new();
-        for (i, class) in self.classes.iter().enumerate().filter(|(i, _)| used[*i]) {
-            for (j, node) in class.nodes.iter().enumerate() {
-                if self.choice[i] == Some(j) {
-                    continue;
-                }
-                single.push(vec![(i, j)]);
-                for c in node.children.iter().filter(|c| !used[**c]) {
-                    let group = joint.entry(*c).or_default();
-                    if group.iter().all(|(k, _)| *k != i) {
-                        group.push((i, j));
-                    }
-                }
-            }
-        }
-        let joint = joint.into_values().filter(|g| g.len() > 1);
-        joint.chain(single).collect()
     }
 }
 

@@ -3,6 +3,7 @@
 use std::path::{Path, PathBuf};
 
 use frontend::ImportOptions;
+use ir::{Bounds, DType, Tensor};
 use serde::Deserialize;
 
 use crate::support::{compile_to, data, open, options_with_text};
@@ -50,5 +51,54 @@ fn sentences_embed_as_sentence_transformers_embeds_them() {
     for ((sentence, got), want) in sentences.iter().zip(&got).zip(&expect.embeddings) {
         let c = cosine(got, want);
         assert!(c >= 0.9999, "{c} for {sentence:?}");
+    }
+}
+
+/// Mean over tokens, scaled to length one, as the model's `modules.json` asks for.
+fn pool(states: &[f32], hidden: usize) -> Vec<f32> {
+    let mut mean = vec![0.0f32; hidden];
+    for row in states.chunks(hidden) {
+        mean.iter_mut().zip(row).for_each(|(m, x)| *m += x);
+    }
+    let norm = mean.iter().map(|x| x * x).sum::<f32>().sqrt();
+    mean.iter().map(|x| x / norm).collect()
+}
+
+#[test]
+fn its_onnx_exports_embed_alike_with_every_attention_fused() {
+    let Some(folder) = model() else { return };
+    let exports = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/minilm-onnx");
+    let Ok(entries) = std::fs::read_dir(&exports) else {
+        println!("skipped: `tests/reference/minilm.py onnx .cache/minilm-onnx` makes the exports");
+        return;
+    };
+    let text = std::fs::read_to_string(data("minilm/expect.json")).unwrap();
+    let expect: Expect = serde_json::from_str(&text).unwrap();
+    let (tokens, _) =
+        compile_to("minilm", &folder, &options_with_text(&folder, ImportOptions::default()));
+    let tokenizer = open(&tokens, 1);
+    for entry in entries {
+        let file = entry.unwrap().path().join("model.onnx");
+        let bound = |name: &str, hi: i64| (name.into(), Bounds { lo: 1, hi });
+        let import = ImportOptions {
+            bounds: [bound("batch", 4), bound("sequence", 256)].into_iter().collect(),
+            ..ImportOptions::default()
+        };
+        let (path, compiled) = compile_to("minilm-onnx", &file, &crate::support::options(import));
+        let attentions = compiled.fusions.iter().filter(|f| f.kind == "attention");
+        let (fused, not): (Vec<_>, Vec<_>) = attentions.partition(|f| f.fused);
+        assert!(not.is_empty(), "{}: {not:#?}", file.display());
+        assert_eq!(fused.len(), 6, "{}", file.display());
+        let mut session = open(&path, 2);
+        for (sentence, want) in expect.sentences.iter().zip(&expect.embeddings) {
+            let ids = tokenizer.encode_for_embedding(sentence).unwrap();
+            let shape = [1, ids.len()];
+            let ids = Tensor::from_i64s(DType::I64, &shape, ids.iter().map(|t| i64::from(*t)));
+            let mask = Tensor::from_i64s(DType::I64, &shape, vec![1; shape[1]]);
+            let out = session.run(&[("input_ids", ids), ("attention_mask", mask)]).unwrap();
+            let states = out.iter().find(|(n, _)| &**n == "last_hidden_state").unwrap();
+            let c = cosine(&pool(&states.1.to_f32s(), want.len()), want);
+            assert!(c >= 0.9999, "{}: {c} for {sentence:?}", file.display());
+        }
     }
 }

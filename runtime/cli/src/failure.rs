@@ -14,7 +14,7 @@ use miette::{
 #[derive(Debug)]
 pub(crate) enum Failure {
     /// The input is at fault.
-    Input(Problems),
+    Input(Box<Problems>),
     /// The flags are.
     Usage(String),
     /// Brolly is.
@@ -29,15 +29,16 @@ pub(crate) type Result<T, E = Failure> = std::result::Result<T, E>;
 impl Failure {
     /// One problem of the input.
     pub(crate) fn input(problem: impl fmt::Display) -> Failure {
-        Failure::Input(Problems::new(problem.to_string(), Vec::new()))
+        Failure::Input(Problems::new(problem.to_string(), Vec::new()).into())
     }
 
     /// Several problems of the input under one headline; a single one speaks for itself.
     pub(crate) fn inputs(headline: impl Into<String>, mut problems: Vec<String>) -> Failure {
-        Failure::Input(match problems.len() {
+        let problems = match problems.len() {
             1 => Problems::new(problems.remove(0), Vec::new()),
             _ => Problems::new(headline.into(), problems),
-        })
+        };
+        Failure::Input(problems.into())
     }
 
     /// The exit code.
@@ -69,7 +70,7 @@ impl Failure {
 #[derive(Debug)]
 pub(crate) struct Problems {
     headline: String,
-    each: Vec<Problems>,
+    each: Option<Box<Cause>>,
     help: Option<String>,
     place: Option<(NamedSource<String>, LabeledSpan)>,
 }
@@ -77,16 +78,17 @@ pub(crate) struct Problems {
 impl Problems {
     /// A headline and what stands under it.
     pub(crate) fn new(headline: String, each: Vec<String>) -> Problems {
-        let each = each.into_iter().map(|p| Problems::new(p, Vec::new())).collect();
+        let link = |next, text| Some(Box::new(Cause { text, next }));
+        let each = each.into_iter().rev().fold(None, link);
         Problems { headline, each, help: None, place: None }
     }
 
     /// The problems one by one.
     #[cfg_attr(not(feature = "compiler"), allow(dead_code, reason = "only `check` needs it"))]
     pub(crate) fn each(&self) -> Vec<&str> {
-        match self.each.as_slice() {
-            [] => vec![&self.headline],
-            each => each.iter().map(|p| p.headline.as_str()).collect(),
+        match self.causes().collect::<Vec<_>>() {
+            none if none.is_empty() => vec![&self.headline],
+            each => each,
         }
     }
 
@@ -105,6 +107,11 @@ impl Problems {
         Problems { place: Some((NamedSource::new(file, text.to_owned()), span)), ..self }
     }
 
+    fn causes(&self) -> impl Iterator<Item = &str> {
+        let links = std::iter::successors(self.each.as_deref(), |c| c.next.as_deref());
+        links.map(|c| c.text.as_str())
+    }
+
     fn render(&self, is_terminal: bool) -> String {
         if !is_terminal {
             return self.plain();
@@ -120,8 +127,8 @@ impl Problems {
     /// For files and programs: a line a problem.
     fn plain(&self) -> String {
         let mut out = format!("error: {}\n", self.headline);
-        for problem in &self.each {
-            out += &format!("  - {}\n", problem.headline.replace('\n', "\n    "));
+        for problem in self.causes() {
+            out += &format!("  - {}\n", problem.replace('\n', "\n    "));
         }
         if let Some(help) = &self.help {
             out += &format!("help: {help}\n");
@@ -136,7 +143,30 @@ impl fmt::Display for Problems {
     }
 }
 
-impl std::error::Error for Problems {}
+impl std::error::Error for Problems {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.each.as_ref()?)
+    }
+}
+
+/// One of several problems, linked to the next: so they are shown as a tree.
+#[derive(Debug)]
+struct Cause {
+    text: String,
+    next: Option<Box<Cause>>,
+}
+
+impl fmt::Display for Cause {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl std::error::Error for Cause {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&**self.next.as_ref()?)
+    }
+}
 
 impl Diagnostic for Problems {
     fn help<'a>(&'a self) -> Option<Box<dyn fmt::Display + 'a>> {
@@ -150,13 +180,6 @@ impl Diagnostic for Problems {
     fn labels(&self) -> Option<Box<dyn Iterator<Item = LabeledSpan> + '_>> {
         let (_, span) = self.place.as_ref()?;
         Some(Box::new(std::iter::once(span.clone())))
-    }
-
-    fn related<'a>(&'a self) -> Option<Box<dyn Iterator<Item = &'a dyn Diagnostic> + 'a>> {
-        if self.each.is_empty() {
-            return None;
-        }
-        Some(Box::new(self.each.iter().map(|p| p as &dyn Diagnostic)))
     }
 }
 

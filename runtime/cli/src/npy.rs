@@ -30,7 +30,7 @@ impl Array {
     /// What is wrong, as the rest of a sentence about the file.
     pub(crate) fn open(path: &Path) -> Result<Array, String> {
         let map = map_file(path).map_err(|e| format!("cannot be read: {e}"))?;
-        let (header, at) = parse((&map).as_ref())?;
+        let (header, at) = parse(map.as_ref())?;
         Ok(Array { header, map: Arc::new(map), at })
     }
 

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ir::{CompiledDim, Dim, ModelKind, Place, Port, Program, Region, Tensor};
+use ir::{CompiledDim, Dim, ModelKind, Place, Port, Program, Region, Target, Tensor};
 
 use crate::{
     Arena, ExecError, Model, States, Trace,
@@ -86,18 +86,13 @@ struct Work {
 }
 
 impl Work {
-    /// Below these a launch takes about as long as two threads need to meet.
-    const SMALL_FLOPS: i64 = 1 << 16;
-    const SMALL_BYTES: i64 = 1 << 15;
-
-    fn is_small(&self, symbols: &[i64]) -> bool {
-        let cost = |(flops, bytes): &(CompiledDim, CompiledDim)| {
-            Some(
-                flops.eval(symbols)? <= Self::SMALL_FLOPS
-                    && bytes.eval(symbols)? <= Self::SMALL_BYTES,
-            )
+    /// Seconds that one thread takes, by the target's rates.
+    fn seconds(&self, symbols: &[i64], target: &Target) -> f64 {
+        let seconds = |(flops, bytes): &(CompiledDim, CompiledDim)| {
+            let flops = flops.eval(symbols)? as f64 / target.peak_flops;
+            Some(flops.max(bytes.eval(symbols)? as f64 / target.read_bandwidth))
         };
-        self.cost.as_ref().and_then(cost).unwrap_or(false)
+        self.cost.as_ref().and_then(seconds).unwrap_or(f64::INFINITY)
     }
 }
 
@@ -379,10 +374,7 @@ impl Executable {
         for (slot, dim) in self.launches.dims_mut().iter_mut().zip(&self.dims) {
             *slot = self.sizes.values[*dim];
         }
-        for (kernel, work) in self.work.iter().enumerate() {
-            let tiles = self.sizes.values[work.tiles];
-            self.launches.set_work(kernel, tiles, tiles <= 1 || work.is_small(&self.sizes.symbols));
-        }
+        self.share_work();
         let bases = self.state_bases(states)?;
         for patch in &self.patches {
             let base = match patch.base {
@@ -407,6 +399,24 @@ impl Executable {
             trace.record_run(&program.name, start, labels.zip(times));
         }
         Ok(())
+    }
+
+    /// Decides which launches are worth more than one thread: those that take longer than threads
+    /// take to meet, in a run that takes longer than threads take to wake up.
+    fn share_work(&mut self) {
+        let target = &self.model.artifact().manifest().target;
+        let symbols = &self.sizes.symbols;
+        let seconds: Vec<f64> =
+            self.work.iter().map(|work| work.seconds(symbols, target)).collect();
+        let programs = &self.model.artifact().manifest().programs;
+        let launches = programs[self.index].launches.iter();
+        let total: f64 = launches.map(|launch| seconds[launch.kernel as usize]).sum();
+        let is_short = total < WAKE_LAUNCHES * target.launch_seconds;
+        for (kernel, (work, seconds)) in self.work.iter().zip(seconds).enumerate() {
+            let tiles = self.sizes.values[work.tiles];
+            let is_small = is_short || tiles <= 1 || seconds < target.launch_seconds;
+            self.launches.set_work(kernel, tiles, is_small);
+        }
     }
 
     /// The address of each state, all large enough for the current sizes.
@@ -474,6 +484,9 @@ impl Executable {
         })
     }
 }
+
+/// Waking the threads takes as long as so many launches.
+const WAKE_LAUNCHES: f64 = 25.0;
 
 /// The input that says where sequences begin among packed tokens, see [`ModelKind`].
 const SEGMENTS: &str = "cu_seqlens";

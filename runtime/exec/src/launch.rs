@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::{code::KernelFn, pool::Pool};
+use crate::{
+    code::KernelFn,
+    pool::{Pool, Worker},
+};
 
 /// Launches in order.
 #[derive(Debug, Default)]
@@ -50,6 +53,13 @@ unsafe impl Send for LaunchList {}
 unsafe impl Sync for LaunchList {}
 // SAFETY: every thread uses its own part.
 unsafe impl Sync for Scratch {}
+
+impl Scratch {
+    /// That of one thread.
+    fn of(&self, thread: usize) -> *mut u8 {
+        self.base.wrapping_add(thread * self.stride)
+    }
+}
 
 impl LaunchList {
     /// Adds a kernel with so many sizes; returns its number.
@@ -98,25 +108,27 @@ impl LaunchList {
             times.clear();
             Mutex::new(times)
         });
-        let scratch = &scratch;
-        pool.run(|worker| {
-            let mut times =
-                times.as_ref().filter(|_| worker.index() == 0).and_then(|t| t.lock().ok());
+        let walk = |worker: Option<&Worker<'_>>| {
+            let index = worker.map_or(0, Worker::index);
+            let mut times = times.as_ref().filter(|_| index == 0).and_then(|t| t.lock().ok());
             let mut start = times.as_ref().map(|_| Instant::now());
-            let scratch = scratch.base.wrapping_add(worker.index() * scratch.stride);
+            let scratch = scratch.of(index);
             // Small launches in a row are one thread's, in order.
             let mut is_after_small = true;
             for (i, launch) in self.launches.iter().enumerate() {
                 let kernel = &self.kernels[launch.kernel];
-                if i > 0 && worker.threads() > 1 && !(is_after_small && kernel.is_small) {
+                let share = match worker {
+                    Some(worker) if !kernel.is_small => worker.share(kernel.tiles),
+                    _ if index == 0 => 0..kernel.tiles,
+                    _ => 0..0,
+                };
+                if let Some(worker) = worker.filter(|w| w.threads() > 1)
+                    && i > 0
+                    && !(is_after_small && kernel.is_small)
+                {
                     worker.barrier();
                 }
                 is_after_small = kernel.is_small;
-                let share = match (kernel.is_small, worker.index()) {
-                    (false, _) => worker.share(kernel.tiles),
-                    (true, 0) => 0..kernel.tiles,
-                    (true, _) => 0..0,
-                };
                 if !share.is_empty() {
                     let args = self.args[launch.first_arg..].as_ptr();
                     let dims = self.dims[kernel.first_dim..].as_ptr();
@@ -129,6 +141,11 @@ impl LaunchList {
                     *start = end;
                 }
             }
-        });
+        };
+        if self.launches.iter().all(|launch| self.kernels[launch.kernel].is_small) {
+            walk(None);
+        } else {
+            pool.run(|worker| walk(Some(worker)));
+        }
     }
 }

@@ -1,8 +1,9 @@
 //! A thread pool for short parallel regions.
 //!
 //! All threads of the pool, the caller among them, run one closure and meet at barriers within it.
-//! Work is split statically, by thread number. Waiting threads spin for some microseconds, because
-//! the next launch is usually that near, and then sleep, so that an idle pool costs nothing.
+//! Work is split statically, by thread number. Waiting threads spin, because the next launch is usually
+//! near, and then sleep, so that an idle pool costs nothing. How long they spin adapts: where others
+//! compete for the cores, a spinning thread keeps the one that it waits for from running.
 //!
 //! No work stealing, no queues, no nesting.
 
@@ -13,19 +14,22 @@ use std::{
     cell::Cell,
     io,
     num::NonZeroUsize,
-    ops::Range,
+    ops::{Range, RangeInclusive},
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     ptr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicUsize, Ordering::SeqCst},
+        atomic::{
+            AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+            Ordering::{Relaxed, SeqCst},
+        },
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
-/// How long a thread spins before it sleeps, where every thread has a core.
-const SPIN: Duration = Duration::from_micros(100);
+/// How long a thread spins before it sleeps, in nanoseconds: at most, and at least.
+const SPIN_NS: RangeInclusive<u64> = 2_000..=100_000;
 
 /// Threads that the process may use: its affinity mask, and the quota of its control group.
 pub fn available_threads() -> NonZeroUsize {
@@ -92,16 +96,14 @@ impl Pool {
     /// What the operating system says if it starts no more threads.
     pub fn new(threads: NonZeroUsize) -> io::Result<Pool> {
         let threads = threads.get();
-        // A spinning thread must not take the core of the one that it waits for.
-        let spin = if threads <= available_threads().get() { SPIN } else { Duration::ZERO };
         let shared = Arc::new(Shared {
             threads,
             region: AtomicPtr::new(ptr::null_mut()),
-            started: Event::new(spin),
+            started: Event::new(),
             inside: AtomicUsize::new(0),
-            left: Event::new(spin),
+            left: Event::new(),
             arrived: AtomicUsize::new(0),
-            passed: Event::new(spin),
+            passed: Event::new(),
             aborted: AtomicBool::new(false),
             panic: Mutex::new(None),
         });
@@ -236,18 +238,19 @@ impl Shared {
 /// A counter that threads wait on.
 #[derive(Debug)]
 struct Event {
-    spin: Duration,
     count: AtomicU32,
+    /// Less after each spin in vain, more after each that was not.
+    spin_ns: AtomicU64,
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     changed: Condvar,
 }
 
 impl Event {
-    fn new(spin: Duration) -> Event {
+    fn new() -> Event {
         Event {
-            spin,
             count: AtomicU32::new(0),
+            spin_ns: AtomicU64::new(*SPIN_NS.end()),
             sleepers: AtomicUsize::new(0),
             lock: Mutex::new(()),
             changed: Condvar::new(),
@@ -269,15 +272,8 @@ impl Event {
 
     /// Waits until the count differs from `seen` and returns it.
     fn wait_past(&self, seen: u32) -> u32 {
-        let mut start = None;
-        while start.get_or_insert_with(Instant::now).elapsed() < self.spin {
-            for _ in 0..64 {
-                let value = self.value();
-                if value != seen {
-                    return value;
-                }
-                std::hint::spin_loop();
-            }
+        if let Some(value) = self.spin_past(seen) {
+            return value;
         }
         let mut guard = lock(&self.lock);
         self.sleepers.fetch_add(1, SeqCst);
@@ -286,6 +282,27 @@ impl Event {
         }
         self.sleepers.fetch_sub(1, SeqCst);
         self.value()
+    }
+
+    fn spin_past(&self, seen: u32) -> Option<u32> {
+        let spin_ns = self.spin_ns.load(Relaxed);
+        let spin = Duration::from_nanos(spin_ns);
+        let set = |ns: u64| self.spin_ns.store(ns.clamp(*SPIN_NS.start(), *SPIN_NS.end()), Relaxed);
+        let mut start = None;
+        while start.get_or_insert_with(Instant::now).elapsed() < spin {
+            for _ in 0..64 {
+                let value = self.value();
+                if value != seen {
+                    if spin_ns < *SPIN_NS.end() {
+                        set(spin_ns + spin_ns / 16);
+                    }
+                    return Some(value);
+                }
+                std::hint::spin_loop();
+            }
+        }
+        set(spin_ns / 2);
+        None
     }
 }
 

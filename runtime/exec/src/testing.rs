@@ -45,8 +45,8 @@ fn kernel(op: &str, code_offset: u64, dims: Vec<Dim>, tiles: Dim) -> Kernel {
         tiles,
         scratch_bytes: 8,
         flops: Dim::symbol("N"),
-        // From 33 elements on it claims enough for several threads.
-        bytes: Dim::symbol("N") * Dim::from(1000),
+        // It claims so much that a few elements are worth several threads.
+        bytes: Dim::symbol("N") * Dim::from(100_000),
     }
 }
 

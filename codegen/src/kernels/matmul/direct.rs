@@ -58,7 +58,7 @@ impl Gen<'_> {
         let own = k.saturating_sub(ahead) / UNROLL * UNROLL;
         let next = size(ahead) + size(k) * (panels - 1);
         let one = |k: Val, sums: &[Val]| {
-            let w: Vec<Val> = w.iter().map(|&w| self.weights(w, k)).collect();
+            let w: Vec<Val> = w.iter().map(|&w| self.widened_lanes(w, k)).collect();
             self.step(&x, k, &w, sums)
         };
         let several = |k: Val, sums: &[Val], ahead: i64| {
@@ -88,9 +88,41 @@ impl Gen<'_> {
         for p in 0..panels {
             for (r, sum) in (0..rows).zip(&mut sums) {
                 let start = self.sum_row(chunk, e.add_const(panel, p), e.add_const(row, r));
-                e.store(sum, start);
+                e.store(self.lanes_in_order(sum), start);
             }
         }
+    }
+
+    /// Whether sums are kept with even columns first.
+    const fn splits_pairs(&self) -> bool {
+        matches!(self.spec.weight, Elem::Bf16) && self.plan.panel_registers == 2
+    }
+
+    /// Row `k` of a panel, widened to f32 with its lanes in whatever order is cheapest.
+    ///
+    /// Two bf16 in a 32-bit lane widen by one shift (the lower) and one mask (the upper), where widening
+    /// in order takes a shuffle and a shift for each half.
+    fn widened_lanes(&self, panel: Val, k: Val) -> Val {
+        if !self.splits_pairs() {
+            return self.weights(panel, k);
+        }
+        let e = self.e;
+        let at = e.at(panel, Elem::Bf16, e.mul_const(k, size(PANEL)));
+        let pairs = e.load(Ty::Vector(Elem::I32, LANES / 2), at);
+        let halves = Ty::Vector(Elem::F32, LANES / 2);
+        let even = e.bitcast(e.shl(pairs, 16), halves);
+        let odd = e.bitcast(e.and(pairs, e.int(pairs.ty(), -0x1_0000)), halves);
+        let all: Vec<u32> = (0..LANES).collect();
+        e.shuffle(even, odd, &all)
+    }
+
+    /// Sums over [`Self::widened_lanes`] in the order of columns.
+    fn lanes_in_order(&self, sums: Val) -> Val {
+        if !self.splits_pairs() {
+            return sums;
+        }
+        let order: Vec<u32> = (0..LANES).map(|lane| lane / 2 + lane % 2 * (LANES / 2)).collect();
+        self.e.shuffle(sums, sums, &order)
     }
 
     /// Row `k` of a panel, widened to f32.

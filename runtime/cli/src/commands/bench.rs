@@ -254,17 +254,8 @@ fn render(d: &Document) -> String {
     }
     out += &speed.render();
     let mut memory = Table::new(&["memory", ">predicted", ">measured"]);
-    let rows: [(&str, fn(&Memory) -> u64); 7] = [
-        ("weights", |m| m.weight_bytes),
-        ("code", |m| m.code_bytes),
-        ("arena", |m| m.arena_bytes),
-        ("scratch", |m| m.scratch_bytes),
-        ("keys and values", |m| m.state_bytes),
-        ("host, stated", |m| m.host_bytes),
-        ("peak", Memory::total),
-    ];
-    for (name, bytes) in rows {
-        let [predicted, measured] = [&d.predicted_memory, &d.measured_memory].map(bytes);
+    let [predicted, measured] = [&d.predicted_memory, &d.measured_memory].map(uses);
+    for ((name, predicted), (_, measured)) in predicted.into_iter().zip(measured) {
         memory.row([name.into(), table::bytes(predicted), table::bytes(measured)]);
     }
     out += &format!("\n{}", memory.render());
@@ -274,6 +265,18 @@ fn render(d: &Document) -> String {
         }
     }
     out
+}
+
+fn uses(m: &Memory) -> [(&'static str, u64); 7] {
+    [
+        ("weights", m.weight_bytes),
+        ("code", m.code_bytes),
+        ("arena", m.arena_bytes),
+        ("scratch", m.scratch_bytes),
+        ("keys and values", m.state_bytes),
+        ("host, stated", m.host_bytes),
+        ("peak", m.total()),
+    ]
 }
 
 fn op_table(ops: &[OpTime]) -> String {

@@ -2,6 +2,8 @@
 //!
 //! What models compute is tested elsewhere.
 
+#![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
+
 #[cfg(feature = "compiler")]
 mod compiled;
 

@@ -127,7 +127,7 @@ fn launches_are_timed_and_traced_on_request() {
     run(&mut f);
     run(&mut f);
     let times: Vec<_> = f.launch_times().map(|t| (t.label.to_owned(), t.flops, t.bytes)).collect();
-    let want = ["add.0", "add.1", "count"].map(|label| (label.to_owned(), 8, 8000));
+    let want = ["add.0", "add.1", "count"].map(|label| (label.to_owned(), 8, 800_000));
     assert_eq!(times, want);
     let mut json = Vec::new();
     trace.write(&mut json).unwrap();

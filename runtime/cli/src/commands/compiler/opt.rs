@@ -22,8 +22,8 @@ pub(crate) fn opt(args: &Opt, _: &Context) -> Result<()> {
     };
     read.map_err(|e| Failure::input(format!("{name}: cannot be read: {e}")))?;
     let mut module = ir::parse_module(&text).map_err(|e| {
-        let problem = Problems::new(format!("{name}:{e}"), Vec::new());
-        Failure::Input(problem.at(&name, &text, e.line, e.column))
+        let problem = Problems::new(format!("{name}: {e}"), Vec::new());
+        Failure::Input(problem.at(&name, &text, e.line, e.column).into())
     })?;
     ir::verify(&module).map_err(|problems| {
         let problems: Vec<String> = problems.iter().map(ToString::to_string).collect();

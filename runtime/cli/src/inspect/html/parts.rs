@@ -140,9 +140,9 @@ pub(super) fn kernels(entry: &Entry<'_>) -> String {
         Column::number("bytes"),
         Column::number("estimate"),
         Column::number("× launches"),
-        Column::number("FLOP, smallest"),
-        Column::number("bytes, smallest"),
-        Column::number("estimate, smallest"),
+        Column::number("min FLOP"),
+        Column::number("min bytes"),
+        Column::number("min estimate"),
     ];
     let mut kernels: Vec<&KernelUse<'_>> = entry.kernels.iter().collect();
     let all = |k: &KernelUse<'_>| k.largest.seconds * k.launches as f64;
@@ -169,7 +169,7 @@ pub(super) fn kernels(entry: &Entry<'_>) -> String {
         })
         .collect();
     format!(
-        "{}<p>Of one launch in the largest step ({}) and in the smallest ({}); time by the roofline of \
+        "{}<p>Of one launch in the largest step ({}), and at least, in the smallest ({}); time by the roofline of \
          one core of the target.</p>\n",
         data_table(&columns, &rows),
         escape(&entry.largest.describe()),
