@@ -10,7 +10,7 @@ use crate::{
 /// Adds nodes to a function, inferring the type of each.
 ///
 /// ```
-/// # use ir::{DType, Module, TensorType};
+/// # use brolly_ir::{DType, Module, TensorType};
 /// let module = Module::new("example");
 /// let mut b = module.builder("main");
 /// let x = b.param("x", TensorType::new(DType::F32, [2i64, 3]))?;
@@ -18,7 +18,7 @@ use crate::{
 /// b.output("y", y);
 /// let graph = b.finish();
 /// assert_eq!(graph.ty(y).to_string(), "f32[2, 3]");
-/// # Ok::<(), ir::OpError>(())
+/// # Ok::<(), brolly_ir::OpError>(())
 /// ```
 pub struct Builder<'m> {
     module: &'m Module,
@@ -78,6 +78,7 @@ impl<'m> Builder<'m> {
     ///
     /// # Errors
     /// [`OpError`], prefixed with operator and source node.
+    #[allow(clippy::needless_pass_by_value, reason = "attributes are built where they are passed")]
     pub fn op(
         &mut self,
         op: &str,

@@ -64,8 +64,11 @@ pub struct InferCx<'a> {
     /// Bounds of the module's symbols.
     pub symbols: &'a Symbols,
     /// Parameter and result types of a function, by name.
-    pub callee: &'a dyn Fn(&str) -> Option<(Vec<TensorType>, Vec<TensorType>)>,
+    pub callee: &'a dyn Fn(&str) -> Option<FunctionType>,
 }
+
+/// Types of a function's parameters and results.
+pub type FunctionType = (Vec<TensorType>, Vec<TensorType>);
 
 impl InferCx<'_> {
     /// The fact of a required operand.

@@ -292,14 +292,14 @@ impl<'a> Planner<'a> {
         };
         if self.kernels.supports(&spec).is_err() {
             // A view that this kernel cannot read becomes a copy in row-major order.
-            for i in 0..inputs.len() {
-                let Some(x) = inputs[i].clone() else { continue };
+            for (i, input) in inputs.iter_mut().enumerate() {
+                let Some(x) = input.clone() else { continue };
                 if x.layout.is_contiguous() || in_place.iter().any(|(_, o)| *o == i) {
                     continue;
                 }
                 let Some(copy) = self.copy(id, &x, None) else { return };
                 spec.operands[i] = Some(copy.layout.clone());
-                inputs[i] = Some(copy);
+                *input = Some(copy);
                 if self.kernels.supports(&spec).is_ok() {
                     break;
                 }

@@ -30,7 +30,7 @@ impl OpDef for Cumsum {
             let n = x.shape()[axis];
             let mut v = x.to_f64s();
             for i in 0..v.len() {
-                if (i / inner) % n > 0 {
+                if !(i / inner).is_multiple_of(n) {
                     v[i] += v[i - inner];
                 }
             }

@@ -23,10 +23,10 @@ impl OpDef for Iota {
         let shape = cx.attrs.dims("shape").to_vec();
         cx.axis("axis", shape.len())?;
         let ty = TensorType::new(cx.attrs.dtype("dtype"), shape);
-        if let ([n], true) = (ty.shape.as_slice(), ty.dtype.is_int()) {
-            if let Some(n) = n.as_const().filter(|n| *n <= 64) {
-                return Ok(vec![Fact::symbolic(ty, (0..n).map(Dim::from).collect())]);
-            }
+        if let ([n], true) = (ty.shape.as_slice(), ty.dtype.is_int())
+            && let Some(n) = n.as_const().filter(|n| *n <= 64)
+        {
+            return Ok(vec![Fact::symbolic(ty, (0..n).map(Dim::from).collect())]);
         }
         Ok(vec![Fact::of(ty)])
     }

@@ -33,10 +33,10 @@ impl OpDef for Linear {
                 _ => return Err(OpError::new(format!("bias is {}", bias.ty))),
             }
         }
-        if let Some(residual) = optional(3) {
-            if residual.ty.equal(&ty, cx.symbols) != Some(true) {
-                return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
-            }
+        if let Some(residual) = optional(3)
+            && residual.ty.equal(&ty, cx.symbols) != Some(true)
+        {
+            return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
         }
         Ok(vec![Fact::of(ty)])
     }

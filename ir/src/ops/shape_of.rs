@@ -34,11 +34,12 @@ impl OpDef for ShapeOf {
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, args| {
-            let shape = args[0].as_ref().expect("operand").shape().iter();
+            let shape = args[0].as_ref().expect("operand").shape();
             let rank = shape.len() as i64;
-            let clamp = |v: i64| if v < 0 { v + rank } else { v }.clamp(0, rank) as usize;
-            let (start, end) = (clamp(cx.attrs.int("start")), clamp(cx.attrs.int("end")));
-            let dims = shape.skip(start).take(end.saturating_sub(start)).map(|d| *d as i64);
+            let from_front = |v: i64| if v < 0 { v + rank } else { v }.clamp(0, rank);
+            let range = from_front(cx.attrs.int("start"))..from_front(cx.attrs.int("end"));
+            let axes = shape.iter().zip(0i64..).filter(|(_, i)| range.contains(i));
+            let dims = axes.map(|(d, _)| *d as i64);
             vec![Tensor::from_i64s(DType::I64, &cx.shape(0), dims)]
         })
     }

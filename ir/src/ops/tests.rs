@@ -43,11 +43,8 @@ fn samples_evaluate_to_the_inferred_types_in_both_precisions() {
             let inputs: Vec<_> = sample.args.iter().flatten().cloned().collect();
             let run = |precision| {
                 let none = indexmap::IndexMap::new();
-                let out = Interpreter::new(&module, &none, precision).run(
-                    "main",
-                    &inputs,
-                    &Env::new(),
-                );
+                let out =
+                    Interpreter::new(&module, &none, precision).run("main", &inputs, &Env::new());
                 out.unwrap_or_else(|e| panic!("{}: {e}", op.name()))
             };
             let (narrow, wide) = (run(Precision::F32), run(Precision::F64));

@@ -343,7 +343,8 @@ fn paged_steps_give_the_logits_of_the_whole_sequence() {
     for chunk in [5usize, 12, 1, 1, 1, 1] {
         let range: Vec<i64> = (next as i64..(next + chunk) as i64).collect();
         memory.env.insert("T".into(), chunk as i64);
-        let slots: Vec<i64> = range.iter().map(|p| table[*p as usize / 16] * 16 + p % 16).collect();
+        let slot = |p: &i64| table[usize::try_from(*p).unwrap() / 16] * 16 + p % 16;
+        let slots: Vec<i64> = range.iter().map(slot).collect();
         for port in &plan.program.inputs {
             let value = match &*port.name {
                 "tokens" => ints(&tokens[next..next + chunk]),

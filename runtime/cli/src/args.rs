@@ -1,4 +1,5 @@
-//! The command line as clap reads it. Values are checked here as far as they can be without a model.
+//! The command line as clap reads it. Values are checked here as far as they can be without a
+//! model.
 
 mod values;
 
@@ -66,8 +67,8 @@ pub(crate) enum Command {
 
 /// Build an artifact from a model.
 ///
-/// Prints the time of each stage, what was fused and what not and why, and the peak of memory, which
-/// the artifact will never exceed.
+/// Prints the time of each stage, what was fused and what not and why, and the peak of memory,
+/// which the artifact will never exceed.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -155,12 +156,12 @@ pub(crate) struct Source {
 
 /// Continue a text.
 ///
-/// Streams the new text; with --json prints `{"tokens":[..],"text":"..","logprobs":[..]}` of the new
-/// tokens, each with its log-probability under the unscaled distribution. Ends after an
+/// Streams the new text; with --json prints `{"tokens":[..],"text":"..","logprobs":[..]}` of the
+/// new tokens, each with its log-probability under the unscaled distribution. Ends after an
 /// end-of-sequence token, before a stop string, or after exactly --max-tokens tokens.
 ///
-/// Sampling follows the model's generation_config.json if that says to sample, flag by flag; else it is
-/// greedy unless a sampling flag is given.
+/// Sampling follows the model's generation_config.json if that says to sample, flag by flag; else
+/// it is greedy unless a sampling flag is given.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
@@ -187,14 +188,16 @@ pub(crate) struct Generate {
 pub(crate) struct ChatOrPrompt {
     /// A text to continue
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
-    #[arg(required_unless_present_any = ["tokens", "chat"], conflicts_with_all = ["tokens", "chat"])]
+    #[arg(required_unless_present_any = ["tokens", "chat"])]
+    #[arg(conflicts_with_all = ["tokens", "chat"])]
     pub(crate) prompt: Option<String>,
 
     /// Token ids to continue: 1,2,3
     #[arg(long, value_name = "IDS", allow_hyphen_values = true, conflicts_with = "chat")]
     pub(crate) tokens: Option<Tokens>,
 
-    /// A message to answer, through the model's chat template; repeated, user and assistant take turns
+    /// A message to answer, through the model's chat template; repeated, user and assistant take
+    /// turns
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     pub(crate) chat: Vec<String>,
 
@@ -207,12 +210,13 @@ pub(crate) struct ChatOrPrompt {
 /// How to choose tokens, and when to stop.
 #[derive(Debug, Args)]
 pub(crate) struct Sampling {
-    /// Most new tokens [default: the model's max_new_tokens, or 256; never beyond the compiled bound]
+    /// Most new tokens [default: the model's max_new_tokens, or 256; never beyond the compiled
+    /// bound]
     #[arg(long, value_name = "N", allow_negative_numbers = true)]
     pub(crate) max_tokens: Option<u64>,
 
-    /// Divides the logits; 0 always takes the likeliest token [default: the model's if it samples; 1
-    /// with --top-k, --top-p or --min-p; else 0]
+    /// Divides the logits; 0 always takes the likeliest token [default: the model's if it samples;
+    /// 1 with --top-k, --top-p or --min-p; else 0]
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) temperature: Option<f64>,
 
@@ -300,7 +304,7 @@ pub(crate) struct Embed {
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Example:
-  brolly exec model.brolly --input input_ids=ids.npy --input attention_mask=mask.npy --output-dir out")]
+  brolly exec bert.brolly --input input_ids=ids.npy --input attention_mask=mask.npy --output-dir out")]
 pub(crate) struct Exec {
     #[command(flatten)]
     pub(crate) source: Source,
@@ -342,9 +346,9 @@ pub(crate) struct Inspect {
 
 /// Measure speed and memory, against what this machine can do.
 ///
-/// Checks the artifact first: every weight against its digest, and batched results against single ones,
-/// bit for bit. Then measures read bandwidth and FMA peak, and times prefill and decode between them;
-/// rates are totals over the streams. An encoder, or --gen-tokens 0, has no decode.
+/// Checks the artifact first: every weight against its digest, and batched results against single
+/// ones, bit for bit. Then measures read bandwidth and FMA peak, and times prefill and decode
+/// between them; rates are totals over the streams. An encoder, or --gen-tokens 0, has no decode.
 #[derive(Debug, Args)]
 #[command(
     after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128"

@@ -1,14 +1,18 @@
 //! Why a command ends without success, and how that is told.
 //!
-//! Exit codes: 1 where the input is at fault, 2 for flags that make no sense (clap's own errors too),
-//! 70 where brolly is (`EX_SOFTWARE` of BSD's `sysexits.h`). Every one comes with a message on stderr.
-//! A closed stdout is no failure: whoever reads has enough.
+//! Exit codes: 1 where the input is at fault, 2 for flags that make no sense (clap's own errors
+//! too), 70 where brolly is (`EX_SOFTWARE` of BSD's `sysexits.h`). Every one comes with a message
+//! on stderr. A closed stdout is no failure: whoever reads has enough.
 
 use std::{fmt, io::IsTerminal};
 
 use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode,
 };
+
+/// What to do about a bug of ours.
+const REPORT: &str =
+    "please report it, with the command and what it was given; RUST_BACKTRACE=1 shows where";
 
 /// Why a command ends without success.
 #[derive(Debug)]
@@ -58,8 +62,9 @@ impl Failure {
             Failure::Usage(text) => {
                 &Problems::new(text.clone(), Vec::new()).help("see `brolly --help`")
             }
-            Failure::Bug(text) => &Problems::new(format!("this is a bug in brolly: {text}"), vec![])
-                .help("please report it, with the command and what it was given; RUST_BACKTRACE=1 shows where"),
+            Failure::Bug(text) => {
+                &Problems::new(format!("this is a bug in brolly: {text}"), vec![]).help(REPORT)
+            }
             Failure::Closed => return,
         };
         eprint!("{}", problems.render(std::io::stderr().is_terminal()));

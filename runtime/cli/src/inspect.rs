@@ -1,8 +1,8 @@
 //! What an artifact holds, prepared for people and programs.
 //!
-//! Everything is read from the manifest and the compiler's report; nothing is run. [`Summary`] has the
-//! facts of the head, [`Cost`]s are estimates by roofline for one core of the target, at the smallest
-//! and at the largest step that the artifact was compiled for.
+//! Everything is read from the manifest and the compiler's report; nothing is run. [`Summary`] has
+//! the facts of the head, [`Cost`]s are estimates by roofline for one core of the target, at the
+//! smallest and at the largest step that the artifact was compiled for.
 
 mod cost;
 mod document;

@@ -1,7 +1,7 @@
 //! The `brolly` command: compiles models and runs them.
 //!
-//! Everything that it does stands in the crates below; here are the command line ([`args`]), one file
-//! a command ([`commands`]), and how results and failures are shown ([`output`], [`failure`]).
+//! Everything that it does stands in the crates below; here are the command line ([`args`]), one
+//! file a command ([`commands`]), and how results and failures are shown ([`output`], [`failure`]).
 //!
 //! A panic is a bug of ours and is told as one, in a line, with exit code 70.
 

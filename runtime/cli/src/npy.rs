@@ -1,8 +1,9 @@
 //! NumPy's `.npy` files, as NEP 1 and `numpy.lib.format` define them: one array a file.
 //!
 //! Nothing is converted. Types that NumPy lacks travel as raw bits: bf16 as `u2`, f8 as `u1`, 4-bit
-//! integers one value a byte as `i1` and `u1`. Arrays in Fortran order are read as transposed views;
-//! big-endian ones, objects and structures are refused, and so are files that end too early or late.
+//! integers one value a byte as `i1` and `u1`. Arrays in Fortran order are read as transposed
+//! views; big-endian ones, objects and structures are refused, and so are files that end too early
+//! or late.
 
 mod header;
 

@@ -82,8 +82,7 @@ impl Stages<'_> {
 /// # Errors
 /// All problems of the first stage that has any.
 pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, CompileError> {
-    let mut imported =
-        frontend::import(model, &options.import).map_err(CompileError::Import)?;
+    let mut imported = frontend::import(model, &options.import).map_err(CompileError::Import)?;
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
     for pass in PASSES {
@@ -138,7 +137,12 @@ pub fn compile(
     let compiled = Compiled {
         stages: Vec::new(),
         fusions: cx.report.fusions.clone(),
-        kernels: code.kernels.iter().map(|k| &k.symbol).collect::<std::collections::BTreeSet<_>>().len(),
+        kernels: code
+            .kernels
+            .iter()
+            .map(|k| &k.symbol)
+            .collect::<std::collections::BTreeSet<_>>()
+            .len(),
         launches: programs.iter().map(|p| (p.name.clone(), p.launches.len())).collect(),
         code_bytes: code.image.len() as u64,
         weight_bytes: 0,

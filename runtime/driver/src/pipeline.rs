@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use ir::{Bounds, Env, KernelSpec, Kernels, Layout, Module, ModelKind, Symbols};
+use ir::{Bounds, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols};
 use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
 
 /// What passes learn and later stages need.
@@ -135,10 +135,10 @@ fn keep_reachable(module: &mut Module) {
         next += 1;
         let Some(graph) = module.function(&name) else { continue };
         for id in graph.topo() {
-            if let Some(ir::Attr::Str(callee)) = graph.node(id).attrs.get("callee") {
-                if !live.contains(callee) {
-                    live.push(callee.clone());
-                }
+            if let Some(ir::Attr::Str(callee)) = graph.node(id).attrs.get("callee")
+                && !live.contains(callee)
+            {
+                live.push(callee.clone());
             }
         }
     }

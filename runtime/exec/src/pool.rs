@@ -1,9 +1,10 @@
 //! A thread pool for short parallel regions.
 //!
 //! All threads of the pool, the caller among them, run one closure and meet at barriers within it.
-//! Work is split statically, by thread number. Waiting threads spin, because the next launch is usually
-//! near, and then sleep, so that an idle pool costs nothing. How long they spin adapts: where others
-//! compete for the cores, a spinning thread keeps the one that it waits for from running.
+//! Work is split statically, by thread number. Waiting threads spin, because the next launch is
+//! usually near, and then sleep, so that an idle pool costs nothing. How long they spin adapts:
+//! where others compete for the cores, a spinning thread keeps the one that it waits for from
+//! running.
 //!
 //! No work stealing, no queues, no nesting.
 

@@ -108,8 +108,8 @@ impl Sizes {
         let asked = args.gen_tokens.unwrap_or(0);
         if is_encoder && asked > 0 {
             return Err(Failure::Usage(format!(
-                "--gen-tokens {asked}: {architecture} is an encoder, which generates nothing; time it \
-                 with --gen-tokens 0"
+                "--gen-tokens {asked}: {architecture} is an encoder, which generates nothing; \
+                 time it with --gen-tokens 0"
             )));
         }
         let room = most.saturating_sub(if is_encoder { 0 } else { asked.max(1) }).max(1);

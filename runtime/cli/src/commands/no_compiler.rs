@@ -18,8 +18,8 @@ pub(crate) fn cached_artifact(
 ) -> Result<Artifact> {
     let model = model.display();
     Err(Failure::input(format!(
-        "{model}: is a model, and this brolly is the runtime alone; compile it with the full brolly, \
-         `brolly compile {model} -o FILE`, and give FILE here"
+        "{model}: is a model, and this brolly is the runtime alone; compile it with the full \
+         brolly, `brolly compile {model} -o FILE`, and give FILE here"
     )))
 }
 

@@ -22,8 +22,8 @@ pub(crate) struct Cost {
 }
 
 impl Step {
-    /// The largest step of a program: every symbol at its upper bound, memory for states apart, which
-    /// has the size `blocks`.
+    /// The largest step of a program: every symbol at its upper bound, memory for states apart,
+    /// which has the size `blocks`.
     pub(crate) fn largest(program: &Program, target: &Target, states: &[(String, i64)]) -> Step {
         Step::at(program, target, states, |b| b.hi)
     }

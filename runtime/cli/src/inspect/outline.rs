@@ -1,7 +1,7 @@
 //! Launches by function: repeated calls folded into one.
 //!
-//! The label of a launch begins with the call that it comes from, `layer.3/mlp.down linear`. Calls of
-//! one function that launch the same kernels in the same order are shown once.
+//! The label of a launch begins with the call that it comes from, `layer.3/mlp.down linear`. Calls
+//! of one function that launch the same kernels in the same order are shown once.
 
 use std::collections::HashMap;
 

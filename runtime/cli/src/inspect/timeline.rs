@@ -1,7 +1,7 @@
 //! The memory timeline: what lies where in the arena, launch by launch, as a picture.
 //!
-//! To the right go the launches, upwards the addresses; a rectangle is a value, from the launch that
-//! writes it to the last that reads it. The broken line is the size of the arena, the peak.
+//! To the right go the launches, upwards the addresses; a rectangle is a value, from the launch
+//! that writes it to the last that reads it. The broken line is the size of the arena, the peak.
 
 use std::fmt::Write as _;
 

@@ -37,7 +37,8 @@ fn every_type_and_rank_round_trips() {
 
 #[test]
 fn what_numpy_writes_is_read() {
-    // numpy.save of numpy.asfortranarray([[1, 2, 3], [4, 5, 6]], dtype=int16), and a version 2 file.
+    // numpy.save of numpy.asfortranarray([[1, 2, 3], [4, 5, 6]], dtype=int16), and a version 2
+    // file.
     let text = "{'descr': '<i2', 'fortran_order': True, 'shape': (2, 3), }     \n";
     let values = [1, 0, 4, 0, 2, 0, 5, 0, 3, 0, 6, 0];
     for version in [1, 2, 3] {

@@ -1,8 +1,8 @@
 //! What this machine can do: the speed of reading memory and of multiplying.
 //!
 //! Shared machines are as fast as their neighbours let them be, so only ratios within one run mean
-//! anything: both are measured between the rounds of a benchmark, by the same number of threads, and
-//! the best counts.
+//! anything: both are measured between the rounds of a benchmark, by the same number of threads,
+//! and the best counts.
 
 #![allow(unsafe_code, reason = "calls functions compiled for features that were found")]
 

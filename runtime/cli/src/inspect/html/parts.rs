@@ -107,8 +107,8 @@ pub(super) fn graph(entry: &Entry<'_>) -> String {
                 };
                 let _ = writeln!(
                     out,
-                    "<li><details><summary><span class=\"label\"><b>{}{times}</b> <i>{} launches each, \
-                     calls {}</i></span>{}</summary><ol>",
+                    "<li><details><summary><span class=\"label\"><b>{}{times}</b> <i>{} launches \
+                     each, calls {}</i></span>{}</summary><ol>",
                     escape(name),
                     launches.len(),
                     ranges(calls),
@@ -169,8 +169,8 @@ pub(super) fn kernels(entry: &Entry<'_>) -> String {
         })
         .collect();
     format!(
-        "{}<p>Of one launch in the largest step ({}), and at least, in the smallest ({}); time by the roofline of \
-         one core of the target.</p>\n",
+        "{}<p>Of one launch in the largest step ({}), and at least, in the smallest ({}); time by the \
+         roofline of one core of the target.</p>\n",
         data_table(&columns, &rows),
         escape(&entry.largest.describe()),
         escape(&entry.smallest.describe())
@@ -180,8 +180,8 @@ pub(super) fn kernels(entry: &Entry<'_>) -> String {
 /// A share as a bar, with the time beside it.
 fn meter(share: f64, seconds: f64) -> String {
     format!(
-        "<span class=\"meter\"><span style=\"width:{:.2}%\"></span></span> <span class=\"n\">{:.1} %, \
-         {}</span>",
+        "<span class=\"meter\"><span style=\"width:{:.2}%\"></span></span> \
+         <span class=\"n\">{:.1} %, {}</span>",
         share * 100.0,
         share * 100.0,
         table::seconds(seconds)
