@@ -1,7 +1,7 @@
 //! From kernel specifications to one image of machine code.
 //!
-//! Each distinct text is compiled once, on several threads; specifications that differ only in sizes
-//! read at run time share code. The same specifications give the same bytes.
+//! Each distinct text is compiled once, on several threads; specifications that differ only in
+//! sizes read at run time share code. The same specifications give the same bytes.
 
 use std::{
     collections::BTreeSet,
@@ -60,8 +60,8 @@ impl Codegen {
         &self.target
     }
 
-    /// Generates, compiles and links kernels. `progress(done, all)` is called, from any thread, when a
-    /// distinct kernel is done.
+    /// Generates, compiles and links kernels. `progress(done, all)` is called, from any thread,
+    /// when a distinct kernel is done.
     ///
     /// # Errors
     /// Every [`CodegenError`] of every specification.

@@ -1,13 +1,13 @@
 //! Typed emitter: prints one MLIR module per kernel.
 //!
-//! Values carry their type and get fresh SSA names; constants are shared and stand at the top of the
-//! function; loops and conditionals take closures. Every method takes `&self`, so calls nest:
-//! `e.fma(e.load(ty, p), x, acc)`. A type error in a generator is a bug of ours and panics here with
-//! both types, before MLIR sees the text.
+//! Values carry their type and get fresh SSA names; constants are shared and stand at the top of
+//! the function; loops and conditionals take closures. Every method takes `&self`, so calls nest:
+//! `e.fma(e.load(ty, p), x, acc)`. A type error in a generator is a bug of ours and panics here
+//! with both types, before MLIR sees the text.
 //!
-//! The arithmetic is strict: no fast-math flags, no contraction, so a kernel's rounding is exactly what
-//! its generator wrote. What is not here: knowledge of any operator (see `kernels`), and polynomials
-//! (see `math`).
+//! The arithmetic is strict: no fast-math flags, no contraction, so a kernel's rounding is exactly
+//! what its generator wrote. What is not here: knowledge of any operator (see `kernels`), and
+//! polynomials (see `math`).
 
 mod arith;
 mod control;
@@ -155,7 +155,8 @@ impl Emitter {
         )
     }
 
-    /// A constant of `ty` (splat for vectors) from a float; rounded to f32 first unless `ty` is f64.
+    /// A constant of `ty` (splat for vectors) from a float; rounded to f32 first unless `ty` is
+    /// f64.
     #[must_use]
     pub fn float(&self, ty: Ty, value: f64) -> Val {
         assert!(ty.elem().is_float(), "float constant of type {ty}");

@@ -1,10 +1,10 @@
 //! Links relocatable objects into one position-independent, import-free image.
 //!
-//! The image is one span: all code, then all read-only data. Only PC-relative references within it are
-//! allowed (`R_X86_64_PC32`, `R_X86_64_PLT32`), and they are resolved here, so the image can be mapped
-//! read-execute from a file at any page, by any number of processes, with nothing to patch. A reference
-//! to a symbol outside, a GOT entry, an absolute address or writable data is an error: a generator
-//! emitted something that has no place in a kernel.
+//! The image is one span: all code, then all read-only data. Only PC-relative references within it
+//! are allowed (`R_X86_64_PC32`, `R_X86_64_PLT32`), and they are resolved here, so the image can be
+//! mapped read-execute from a file at any page, by any number of processes, with nothing to patch.
+//! A reference to a symbol outside, a GOT entry, an absolute address or writable data is an error:
+//! a generator emitted something that has no place in a kernel.
 //!
 //! x86-64 ELF only. The order of the objects fixes the bytes.
 

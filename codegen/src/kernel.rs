@@ -9,7 +9,8 @@
 //! `args` are data pointers and `dims` run-time sizes, both in the order of [`Kernel::args`] and
 //! [`Kernel::dims`]; `scratch` is the calling thread's own, 64-byte aligned, at least
 //! [`Kernel::scratch_bytes`] long and undefined on entry. The tiles `begin..end` are computed; a
-//! caller splits `0..tiles` among threads in contiguous ranges, and no split changes a result's bits.
+//! caller splits `0..tiles` among threads in contiguous ranges, and no split changes a result's
+//! bits.
 
 /// One generated kernel.
 #[derive(Clone, Debug, PartialEq, Eq)]

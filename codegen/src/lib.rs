@@ -1,4 +1,5 @@
-//! Kernel generators and the compiler below them: typed specifications in, one executable image out.
+//! Kernel generators and the compiler below them: typed specifications in, one executable image
+//! out.
 //!
 //! - [`emit`]: typed printer of MLIR.
 //! - [`math`]: elementary functions as vector polynomials.

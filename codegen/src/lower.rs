@@ -1,8 +1,9 @@
 //! From kernel specifications to MLIR: one file a family, one table.
 //!
-//! A family takes a [`KernelSpec`], in which every operand has its layout and sizes may be symbolic,
-//! and emits the kernel that reads and writes exactly these layouts. Constant sizes and strides are
-//! folded into the code; symbolic ones are [`Emitted::dims`], which the kernel reads when it runs.
+//! A family takes a [`KernelSpec`], in which every operand has its layout and sizes may be
+//! symbolic, and emits the kernel that reads and writes exactly these layouts. Constant sizes and
+//! strides are folded into the code; symbolic ones are [`Emitted::dims`], which the kernel reads
+//! when it runs.
 //!
 //! What all families keep to: arithmetic in f32 (narrower floats are widened when read and rounded
 //! when stored), results that do not depend on how tiles are split among threads, and reductions in

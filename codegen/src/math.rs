@@ -1,8 +1,8 @@
 //! Elementary functions as polynomials over f32 scalars or vectors.
 //!
-//! Every function is straight-line code without tables, branches or library calls, so it has the same
-//! rounding at every width and on every target. Errors below are the greatest over a sweep of the
-//! stated range, against f64, and are asserted in the tests. NaN in gives NaN out.
+//! Every function is straight-line code without tables, branches or library calls, so it has the
+//! same rounding at every width and on every target. Errors below are the greatest over a sweep of
+//! the stated range, against f64, and are asserted in the tests. NaN in gives NaN out.
 //!
 //! Minimax coefficients of exp, log, sin and cos are Moshier's (Cephes, `single/`); the rational
 //! approximations of tanh and erf are weighted least-squares (Lawson) fits of relative error.
@@ -28,8 +28,8 @@ const ROUND: f64 = 12_582_912.0;
 #[must_use]
 pub fn exp(e: &Emitter, x: Val) -> Val {
     let x = clamp(e, x, -87.3, 89.0);
-    // The biased exponent of 2^(n-1) sits in the low bits: 126 more than n. The other factor 2 is in
-    // the coefficients, so that n = 128 does not overflow and n = -126 gives 0.
+    // The biased exponent of 2^(n-1) sits in the low bits: 126 more than n. The other factor 2 is
+    // in the coefficients, so that n = 128 does not overflow and n = -126 gives 0.
     let biased = ROUND + 126.0;
     let shifted = e.fma(x, e.like(x, std::f64::consts::LOG2_E), e.like(x, biased));
     let n = e.sub(shifted, e.like(x, biased));

@@ -1,9 +1,9 @@
-//! From a kernel's MLIR text to machine code: parse, lower to the `llvm` dialect, translate to LLVM IR,
-//! optimise and emit for an explicit CPU.
+//! From a kernel's MLIR text to machine code: parse, lower to the `llvm` dialect, translate to LLVM
+//! IR, optimise and emit for an explicit CPU.
 //!
-//! One MLIR context per thread, kept for its life; a fresh LLVM context per kernel. Nothing depends on
-//! the machine that compiles (except [`Cpu::native`]), on time or on threads: the same text gives the
-//! same bytes.
+//! One MLIR context per thread, kept for its life; a fresh LLVM context per kernel. Nothing depends
+//! on the machine that compiles (except [`Cpu::native`]), on time or on threads: the same text
+//! gives the same bytes.
 
 #![allow(unsafe_code, reason = "MLIR and LLVM are C libraries")]
 
@@ -30,7 +30,8 @@ pub use llvm::Cpu;
 const PIPELINE: &str = "builtin.module(canonicalize,cse,convert-scf-to-cf,convert-vector-to-llvm,\
                         convert-to-llvm,cse,reconcile-unrealized-casts)";
 
-/// Why a kernel could not be compiled. Each is a bug of its generator or of the target's description.
+/// Why a kernel could not be compiled. Each is a bug of its generator or of the target's
+/// description.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum CompileError {
@@ -169,7 +170,8 @@ impl Session {
             let diagnostics = format!("{error}; {}", self.diagnostics());
             return Err(CompileError::Lower { symbol: symbol(), diagnostics });
         }
-        // SAFETY: the operation is a live module whose context has every LLVM translation registered.
+        // SAFETY: the operation is a live module whose context has every LLVM translation
+        // registered.
         let backend = unsafe { Backend::translate(module.as_operation().to_raw()) };
         let Some(backend) = backend else {
             return Err(CompileError::Translate {

@@ -18,8 +18,8 @@ const FEATURES: &[CpuFeature] = &[
     CpuFeature::Avx512bf16,
 ];
 
-/// The level of the x86-64 architecture that this machine reaches, with the extensions beyond it that
-/// kernels may use: what is named is all that the code needs.
+/// The level of the x86-64 architecture that this machine reaches, with the extensions beyond it
+/// that kernels may use: what is named is all that the code needs.
 ///
 /// # Errors
 /// Names what the baseline needs and this machine lacks.

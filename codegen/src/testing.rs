@@ -21,7 +21,8 @@ impl Loaded {
         Self { map: map.make_exec().expect("executable memory"), symbols: symbols.clone() }
     }
 
-    /// Calls `symbol` on the tiles. Pointers and sizes must be what the kernel's documentation asks for.
+    /// Calls `symbol` on the tiles. Pointers and sizes must be what the kernel's documentation asks
+    /// for.
     pub(crate) fn call(
         &self,
         symbol: &str,

@@ -1,4 +1,5 @@
-//! Hugging Face folders: `config.json`, safetensors and, for encoders, sentence-transformers' files.
+//! Hugging Face folders: `config.json`, safetensors and, for encoders, sentence-transformers'
+//! files.
 
 use std::{
     path::{Path, PathBuf},

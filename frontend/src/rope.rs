@@ -156,7 +156,8 @@ impl Rope {
         self.powers(base).into_iter().map(|p| 1.0 / p).collect()
     }
 
-    /// The planes between which yarn blends: those that turn `betas` times over the original length.
+    /// The planes between which yarn blends: those that turn `betas` times over the original
+    /// length.
     fn yarn_range(&self, original: u64, betas: [f64; 2], truncate: bool) -> [f64; 2] {
         let d = self.head_dim as f64;
         let [low, high] = betas

@@ -1,10 +1,10 @@
 //! Brings functions into a normal form: what is known becomes a constant, equal nodes become one,
 //! nodes without effect disappear.
 //!
-//! Every node is inferred anew. A value whose contents inference knows becomes a `constant` or, where
-//! sizes are symbolic, a `size_vector`; operators over constants are evaluated by the interpreter,
-//! within a budget of bytes and operations. Axes are counted from the front. What remains needs no
-//! further simplification of shapes; everything else is the e-graph's work.
+//! Every node is inferred anew. A value whose contents inference knows becomes a `constant` or,
+//! where sizes are symbolic, a `size_vector`; operators over constants are evaluated by the
+//! interpreter, within a budget of bytes and operations. Axes are counted from the front. What
+//! remains needs no further simplification of shapes; everything else is the e-graph's work.
 
 use std::{collections::BTreeMap, sync::Arc};
 

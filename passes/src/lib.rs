@@ -1,9 +1,10 @@
 //! The passes of brolly: from a model's graph as it was imported to a planned program.
 //!
-//! [`canonicalize`] and [`optimize`] work on every function by itself; the latter builds one e-graph a
-//! function, applies the tables of [`rule`]s and extracts the cheapest term for the machine.
-//! [`page_kv`] puts keys and values in paged memory, [`prepare`] separates what is computed once,
-//! [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything a place.
+//! [`canonicalize`] and [`optimize`] work on every function by itself; the latter builds one
+//! e-graph a function, applies the tables of [`rule`]s and extracts the cheapest term for the
+//! machine. [`page_kv`] puts keys and values in paged memory, [`prepare`] separates what is
+//! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
+//! a place.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].

@@ -135,7 +135,8 @@ impl Reader<'_> {
                 let n = ty.rank();
                 let axes = (0..n).map(|i| {
                     let perm = attrs.ints("perm");
-                    // Axis i of the result, from the end, is this axis of the operand, from the end.
+                    // Axis i of the result, from the end, is this axis of the operand, from the
+                    // end.
                     usize::try_from(perm[n - 1 - i]).ok().map(|p| Some(n - 1 - p))
                 });
                 let axes: Vec<Option<usize>> = axes.collect::<Option<_>>()?;

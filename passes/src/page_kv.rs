@@ -39,8 +39,8 @@ pub struct State {
 /// Adds the entry `step` beside `entry`, and returns the states that it carries.
 ///
 /// `step` takes the source's parameters, then `slots i32[T]`, `block_tables i32[S, MB]` and two
-/// memories for each attention; it returns the source's outputs, `logsumexp` of its `logits`, and the
-/// memories.
+/// memories for each attention; it returns the source's outputs, `logsumexp` of its `logits`, and
+/// the memories.
 ///
 /// # Errors
 /// Names every operator that mixes positions in a way that paging does not keep.

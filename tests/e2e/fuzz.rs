@@ -1,7 +1,7 @@
 //! Parsers of untrusted bytes under random damage: each must answer, with whatever answer.
 //!
-//! A few thousand rounds in every test run; `cargo xtask fuzz` sets `BROLLY_FUZZ_SECONDS` and goes on.
-//! Mutations start from good files: random bytes alone never get past a magic number.
+//! A few thousand rounds in every test run; `cargo xtask fuzz` sets `BROLLY_FUZZ_SECONDS` and goes
+//! on. Mutations start from good files: random bytes alone never get past a magic number.
 
 use std::{
     path::Path,

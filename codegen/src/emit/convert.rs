@@ -19,8 +19,8 @@ impl Emitter {
 
     /// Converts to `elem`; integers are signed, `Bool` is 0 or 1.
     ///
-    /// Float to narrower float rounds to nearest even and keeps NaN; float to integer truncates and is
-    /// undefined outside the integer's range; integer to narrower integer drops high bits.
+    /// Float to narrower float rounds to nearest even and keeps NaN; float to integer truncates and
+    /// is undefined outside the integer's range; integer to narrower integer drops high bits.
     #[must_use]
     pub fn cast(&self, a: Val, elem: Elem) -> Val {
         let from = a.elem();

@@ -4,7 +4,8 @@ use super::Emitter;
 
 impl Emitter {
     /// Emits `body` at the top of the function, before everything else but constants, so that its
-    /// values may be used anywhere. It may read the kernel's parameters and other entry values only.
+    /// values may be used anywhere. It may read the kernel's parameters and other entry values
+    /// only.
     pub fn at_entry<R>(&self, body: impl FnOnce() -> R) -> R {
         let (text, depth) = {
             let mut state = self.state.borrow_mut();

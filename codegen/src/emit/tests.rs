@@ -1,3 +1,5 @@
+//! What the emitter prints, golden texts and assembled code.
+
 #![allow(clippy::cast_possible_truncation, reason = "sizes and samples are small")]
 
 use super::*;

@@ -1,3 +1,5 @@
+//! Linking: layouts, relocations and what is refused.
+
 use super::*;
 use crate::Kernel;
 use crate::emit::{Emitter, Val};

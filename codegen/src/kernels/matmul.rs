@@ -1,16 +1,16 @@
 //! `y[M, N] = epilogue(x[M, K] · W[K, N])`, every M in one kernel.
 //!
-//! W is packed in column panels of 16, `[ceil(N/16)][K][16]`, the last one padded with zeros. **Every
-//! output is one chain of fused multiply-adds over k = 0, 1, .., K-1 that starts at 0.0**, whatever M,
-//! the tiles, the blocking or the vector width: blocks over K store and reload the f32 partial sums. So a
-//! row's result does not depend on the batch that it is part of, bit for bit.
+//! W is packed in column panels of 16, `[ceil(N/16)][K][16]`, the last one padded with zeros.
+//! **Every output is one chain of fused multiply-adds over k = 0, 1, .., K-1 that starts at 0.0**,
+//! whatever M, the tiles, the blocking or the vector width: blocks over K store and reload the f32
+//! partial sums. So a row's result does not depend on the batch that it is part of, bit for bit.
 //!
 //! M is known at run time only, and the kernel takes one of two ways:
-//! - up to 48 rows (`direct`): several panels at once straight from packed W, with prefetch. One row
-//!   is bound by memory bandwidth.
+//! - up to 48 rows (`direct`): several panels at once straight from packed W, with prefetch. One
+//!   row is bound by memory bandwidth.
 //! - more rows (`blocked`): as in Goto & van de Geijn 2008 (doi:10.1145/1356052.1356053), with K
-//!   blocks of W widened to f32 in L1 and blocks of x in L2. Rows are split evenly over the register
-//!   tiles, so tails are never much narrower than the rest.
+//!   blocks of W widened to f32 in L1 and blocks of x in L2. Rows are split evenly over the
+//!   register tiles, so tails are never much narrower than the rest.
 //!
 //! Both leave raw sums in scratch, and one epilogue (`epilogue`) writes y from them.
 //!
@@ -62,10 +62,11 @@ pub struct Matmul {
     pub bias: bool,
     /// The activation.
     pub activation: Activation,
-    /// Elements between the rows of the f32 `[M, N]` that is added after the activation, if any. It may
-    /// be the memory of y, where y is f32 and the strides agree.
+    /// Elements between the rows of the f32 `[M, N]` that is added after the activation, if any. It
+    /// may be the memory of y, where y is f32 and the strides agree.
     pub residual: Option<u64>,
-    /// `y = activation(x · G) * (x · U)`: W holds panels of G and U by turns, `[ceil(N/16)][2][K][16]`.
+    /// `y = activation(x · G) * (x · U)`: W holds panels of G and U by turns,
+    /// `[ceil(N/16)][2][K][16]`.
     pub gated: bool,
     /// Panels in a tile, the unit of work of a thread; even when gated.
     pub panels_per_tile: u64,

@@ -1,11 +1,12 @@
 //! `attention` and `paged_attention`.
 //!
 //! Both go through one [`flash`] core, in chunks of keys aligned to the start of their sequence and
-//! in one order, so a row's result is the same bits whichever operator, cache layout, batch, chunking
-//! of the prompt or number of threads it is computed with, as long as its keys and values are.
+//! in one order, so a row's result is the same bits whichever operator, cache layout, batch,
+//! chunking of the prompt or number of threads it is computed with, as long as its keys and values
+//! are.
 //!
-//! A tile is a key/value head and a block of tokens, heads first: threads get whole heads where there
-//! are enough of them, and the rows of a tile share what is read of keys and values.
+//! A tile is a key/value head and a block of tokens, heads first: threads get whole heads where
+//! there are enough of them, and the rows of a tile share what is read of keys and values.
 
 mod dense;
 mod flash;
@@ -27,7 +28,8 @@ pub(super) struct Attention;
 /// `paged_attention`.
 pub(super) struct PagedAttention;
 
-/// Rows (tokens times query heads of a group) of a tile, about. Transposing keys is worth more rows.
+/// Rows (tokens times query heads of a group) of a tile, about. Transposing keys is worth more
+/// rows.
 const DENSE_ROWS: i64 = 48;
 const PAGED_ROWS: i64 = 24;
 
@@ -253,7 +255,8 @@ impl Lower for PagedAttention {
     }
 
     fn flops(&self, spec: &KernelSpec) -> Dim {
-        // How many keys there are is known when it runs only; at most, all that a table has room for.
+        // How many keys there are is known when it runs only; at most, all that a table has room
+        // for.
         let axis = |i: usize, axis: usize| {
             spec.operands[i].as_ref().map_or(Dim::from(0), |l| l.ty.shape[axis].clone())
         };
@@ -286,8 +289,8 @@ struct Piece {
     tokens: Val,
 }
 
-/// Splits packed tokens into tiles and each of those at the ends of sequences; tokens behind the last
-/// sequence are left alone. Returns the number of tiles.
+/// Splits packed tokens into tiles and each of those at the ends of sequences; tokens behind the
+/// last sequence are left alone. Returns the number of tiles.
 fn segments(
     cx: &Cx<'_>,
     flash: &Flash<'_>,

@@ -2,8 +2,8 @@
 //! its own, coordinates (`iota`) and plain copies between layouts.
 //!
 //! Axes that all operands walk as one are merged, so that dense operands give one flat loop. The
-//! innermost axis goes sixteen elements at a time; operands that are neither dense nor constant along
-//! it are gathered lane by lane.
+//! innermost axis goes sixteen elements at a time; operands that are neither dense nor constant
+//! along it are gathered lane by lane.
 
 use std::collections::BTreeMap;
 

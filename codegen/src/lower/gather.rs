@@ -1,6 +1,7 @@
 //! `gather` and its relatives: blocks of memory picked by indices, moved as bits.
 //!
-//! Every one of them is a [`Pick`]: for each point of an outer space, an index tuple names the block.
+//! Every one of them is a [`Pick`]: for each point of an outer space, an index tuple names the
+//! block.
 
 use ir::{DType, Dim, KernelSpec, Target, normalize_axis};
 
@@ -104,8 +105,8 @@ impl Pick {
         })
     }
 
-    /// Where the block of a point begins: offset in data (zero if outside), whether it is inside, and
-    /// offset in the moved operand.
+    /// Where the block of a point begins: offset in data (zero if outside), whether it is inside,
+    /// and offset in the moved operand.
     fn block(&self, cx: &Cx<'_>, indices: &View, point: Val) -> (Val, Val, Val) {
         let e = &cx.e;
         let at = self.outer.offsets(cx, point);

@@ -1,8 +1,8 @@
 //! Batched products of two run-time matrices, in any layout.
 //!
 //! A tile is a panel of sixteen columns and a block of rows of one matrix of the batch. The panel's
-//! rows are read in place where columns are dense, and otherwise packed block by block; every output is
-//! one chain of fused multiply-adds over k from zero, as in [`crate::kernels::matmul`].
+//! rows are read in place where columns are dense, and otherwise packed block by block; every
+//! output is one chain of fused multiply-adds over k from zero, as in [`crate::kernels::matmul`].
 
 use ir::{Dim, KernelSpec, Target};
 

@@ -1,7 +1,8 @@
 //! Reductions over any axes, and running sums.
 //!
 //! Where the reduced axis is dense, sixteen partial results run along it and are folded by halves;
-//! where the axis that stays is dense, sixteen results are computed at once, each element by element.
+//! where the axis that stays is dense, sixteen results are computed at once, each element by
+//! element.
 
 use ir::{DType, Dim, KernelSpec, Target, normalize_axis};
 

@@ -1,7 +1,7 @@
 //! Norms and softmax: every row along one axis is reduced and then mapped.
 //!
-//! Sixteen partial sums run along the row and are folded by halves, then the elements beyond the last
-//! whole strip are added one by one: one order for a row, whatever the other rows are.
+//! Sixteen partial sums run along the row and are folded by halves, then the elements beyond the
+//! last whole strip are added one by one: one order for a row, whatever the other rows are.
 
 use ir::{Dim, KernelSpec, Target, normalize_axis};
 

@@ -1,3 +1,5 @@
+//! Elementary functions against f64 over sweeps.
+
 #![allow(clippy::cast_possible_truncation, reason = "sizes and samples are small")]
 
 use super::*;

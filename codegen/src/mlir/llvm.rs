@@ -85,7 +85,8 @@ impl Backend {
     /// Optimises for `cpu` and emits.
     pub(super) fn emit(&self, cpu: &Cpu, output: Output) -> Result<Vec<u8>, String> {
         let machine = Machine::new(cpu)?;
-        // SAFETY: module and machine are live; every string is NUL-terminated and outlives its call.
+        // SAFETY: module and machine are live; every string is NUL-terminated and outlives its
+        // call.
         unsafe {
             LLVMSetTarget(self.module, TRIPLE.as_ptr());
             let layout = LLVMCreateTargetDataLayout(machine.0);
@@ -176,7 +177,8 @@ struct Machine(LLVMTargetMachineRef);
 impl Machine {
     fn new(cpu: &Cpu) -> Result<Self, String> {
         static X86: Once = Once::new();
-        // SAFETY: the target is registered once; strings outlive the calls; messages are consumed once.
+        // SAFETY: the target is registered once; strings outlive the calls; messages are consumed
+        // once.
         unsafe {
             X86.call_once(|| {
                 LLVMInitializeX86TargetInfo();

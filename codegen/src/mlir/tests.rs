@@ -1,3 +1,5 @@
+//! Compiling text: determinism, targets and diagnostics.
+
 use super::*;
 use crate::emit::Emitter;
 use crate::math;

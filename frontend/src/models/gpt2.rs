@@ -1,4 +1,5 @@
-//! GPT-2: learned positions, LayerNorm, joined query, key and value projections. Radford et al. 2019.
+//! GPT-2: learned positions, LayerNorm, joined query, key and value projections. Radford et al.
+//! 2019.
 
 use super::{
     Family, Model,

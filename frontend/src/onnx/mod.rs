@@ -1,4 +1,5 @@
-//! ONNX files: opsets 7 to [`NEWEST_OPSET`], as exporters write them, into a graph with entry `main`.
+//! ONNX files: opsets 7 to [`NEWEST_OPSET`], as exporters write them, into a graph with entry
+//! `main`.
 //!
 //! The importer is generic: a node whose operator stands in the table of [`ir::OPS`] with an ONNX
 //! name imports by that entry; irregular ones have a short function each in `ops/`. Its parts, in

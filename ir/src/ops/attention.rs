@@ -1,24 +1,33 @@
 //! `attention`: the only operator that mixes positions.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, one, optional, required, same_dtype}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one, optional, required, same_dtype},
+};
 
 /// Scaled dot-product attention, `softmax(mask(cap(q·kᵀ·scale) + bias)) · v`.
 ///
-/// Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245. Query
-/// head `h` reads key/value head `h / (Hq / Hkv)`. `mask` is `full` or `causal`; a `window` W > 0 hides
-/// keys at distance W or more before the query; `softcap` c > 0 maps scores to `c·tanh(s/c)`.
-/// A query that sees no key yields zero.
+/// Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
+/// Query head `h` reads key/value head `h / (Hq / Hkv)`. `mask` is `full` or `causal`; a positive
+/// `window` W hides keys at distance W or more before the query; a positive `softcap` c maps scores
+/// to `c·tanh(s/c)`. A query that sees no key yields zero.
 /// # Shapes
-/// Packed: `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `cu_seqlens: [S+1]` → `[T, Hq, Dv]`;
-/// token `t` sees tokens of its own segment.
-/// Batched: `q: [B, Hq, M, D]`, `k: [B, Hkv, N, D]`, `v: [B, Hkv, N, Dv]`, `bias` broadcast to
-/// `[B, Hq, M, N]` → `[B, Hq, M, Dv]`; query `i` stands at position `i + N - M`.
+/// Packed: `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `cu_seqlens: [S+1]` → `[T, Hq,
+/// Dv]`; token `t` sees tokens of its own segment. Batched: `q: [B, Hq, M, D]`, `k: [B, Hkv, N,
+/// D]`, `v: [B, Hkv, N, Dv]`, `bias` broadcast to `[B, Hq, M, N]` → `[B, Hq, M, Dv]`; query `i`
+/// stands at position `i + N - M`.
 pub(super) struct Attention;
 
 static SIGNATURE: Signature = Signature {
     operands: &[one("q"), one("k"), one("v"), optional("cu_seqlens"), optional("bias")],
-    attrs: &[required("scale", AttrKind::Float), defaulted("mask", AttrKind::Str, || Attr::from("full")), defaulted("window", AttrKind::Int, || Attr::Int(0)), defaulted("softcap", AttrKind::Float, || Attr::from(0.0))],
+    attrs: &[
+        required("scale", AttrKind::Float),
+        defaulted("mask", AttrKind::Str, || Attr::from("full")),
+        defaulted("window", AttrKind::Int, || Attr::Int(0)),
+        defaulted("softcap", AttrKind::Float, || Attr::from(0.0)),
+    ],
 };
 
 impl OpDef for Attention {

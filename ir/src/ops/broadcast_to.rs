@@ -1,15 +1,16 @@
 //! `broadcast_to`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::{AttrKind, one, required}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    op::{AttrKind, one, required},
+};
 
 /// `x` repeated along axes of extent one and new leading axes. ONNX `Expand`, of a known shape.
 pub(super) struct BroadcastTo;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[required("shape", AttrKind::Dims)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x")], attrs: &[required("shape", AttrKind::Dims)] };
 
 impl OpDef for BroadcastTo {
     fn name(&self) -> &'static str {

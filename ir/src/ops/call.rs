@@ -1,14 +1,15 @@
 //! `call`: another function of the module.
 
-use crate::{Body, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, required, variadic}};
+use crate::{
+    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, required, variadic},
+};
 
 /// Applies a function of the module to operands. Types must equal the parameters'.
 pub(super) struct Call;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[variadic("operands")],
-    attrs: &[required("callee", AttrKind::Str)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[variadic("operands")], attrs: &[required("callee", AttrKind::Str)] };
 
 impl OpDef for Call {
     fn name(&self) -> &'static str {

@@ -1,16 +1,17 @@
 //! `cast`: the only place where precision changes.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::{AttrKind, one, required}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    op::{AttrKind, one, required},
+};
 
 /// `x` as another element type: floats round to nearest even, floats to integers truncate, integers
 /// wrap, anything but zero is true.
 pub(super) struct Cast;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[required("to", AttrKind::DType)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x")], attrs: &[required("to", AttrKind::DType)] };
 
 impl OpDef for Cast {
     fn name(&self) -> &'static str {

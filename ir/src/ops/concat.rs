@@ -2,15 +2,16 @@
 
 use super::elementwise::spread;
 use crate::tensor::for_each_index;
-use crate::{Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor, op::{AttrKind, normalize_axis, onnx, required, same_dtype, variadic}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
+    op::{AttrKind, normalize_axis, onnx, required, same_dtype, variadic},
+};
 
 /// Operands joined along an axis; all other axes are equal.
 pub(super) struct Concat;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[variadic("operands")],
-    attrs: &[required("axis", AttrKind::Int)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[variadic("operands")], attrs: &[required("axis", AttrKind::Int)] };
 
 impl OpDef for Concat {
     fn name(&self) -> &'static str {

@@ -1,15 +1,16 @@
 //! `constant`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, required}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, required},
+};
 
 /// A constant tensor.
 pub(super) struct Constant;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[],
-    attrs: &[required("value", AttrKind::Tensor)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[], attrs: &[required("value", AttrKind::Tensor)] };
 
 impl OpDef for Constant {
     fn name(&self) -> &'static str {

@@ -1,15 +1,16 @@
 //! `cumsum`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::{AttrKind, normalize_axis, one, required}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    op::{AttrKind, normalize_axis, one, required},
+};
 
 /// Running sum along an axis, the element itself included.
 pub(super) struct Cumsum;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[required("axis", AttrKind::Int)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x")], attrs: &[required("axis", AttrKind::Int)] };
 
 impl OpDef for Cumsum {
     fn name(&self) -> &'static str {

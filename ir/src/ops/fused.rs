@@ -1,15 +1,16 @@
 //! `fused`: several elementwise operators in one loop.
 
-use crate::{Body, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, required, variadic}};
+use crate::{
+    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, required, variadic},
+};
 
-/// Applies a function of elementwise operators to operands, as [`Call`](super::call::Call) does, in one
-/// pass over the index space of its results, which all have one shape.
+/// Applies a function of elementwise operators to operands, as [`Call`](super::call::Call) does, in
+/// one pass over the index space of its results, which all have one shape.
 pub(super) struct Fused;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[variadic("operands")],
-    attrs: &[required("callee", AttrKind::Str)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[variadic("operands")], attrs: &[required("callee", AttrKind::Str)] };
 
 impl OpDef for Fused {
     fn name(&self) -> &'static str {

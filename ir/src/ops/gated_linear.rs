@@ -4,7 +4,10 @@ use super::{
     elementwise::spread,
     linear::{activation, infer_product, product},
 };
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, one, required}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::{AttrKind, one, required},
+};
 
 /// `act(x · gate) · (x · up)`, the weights packed and interleaved panel by panel.
 ///

@@ -2,7 +2,11 @@
 
 use super::elementwise::spread;
 use crate::tensor::for_each_index;
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, normalize_axis, one, onnx}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature,
+    Tensor, TensorType,
+    op::{AttrKind, defaulted, normalize_axis, one, onnx},
+};
 
 /// `data` with axis `axis` replaced by the entries that `indices` name. Negative indices count from
 /// the end; one out of range is the caller's fault and yields NaN or zero.

@@ -5,7 +5,8 @@ use crate::op::onnx;
 
 binary! {
     /// `a ≥ b`.
-    GreaterEqual, "greater_equal", [onnx("GreaterOrEqual")], Number, -3.0..3.0, Some(crate::DType::Bool),
+    GreaterEqual, "greater_equal", [onnx("GreaterOrEqual")], Number,
+    -3.0..3.0, Some(crate::DType::Bool),
     None,
     |a, b| f64::from(u8::from(a >= b)),
     |a, b| i64::from(a >= b)

@@ -1,17 +1,16 @@
 //! `interleave`: two packed weights, panel by panel.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::{one}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::one,
+};
 
 /// Panels of `a` and `b` in turn: `out[2p] = a[p]`, `out[2p + 1] = b[p]`.
 /// # Shapes
 /// `a, b: [P, K, 16]` → `[2P, K, 16]`.
 pub(super) struct Interleave;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("a"), one("b")],
-    attrs: &[],
-};
+static SIGNATURE: Signature = Signature { operands: &[one("a"), one("b")], attrs: &[] };
 
 impl OpDef for Interleave {
     fn name(&self) -> &'static str {

@@ -1,15 +1,23 @@
 //! `iota`: coordinates.
 
 use crate::tensor::for_each_index;
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, normalize_axis, required}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, normalize_axis, required},
+};
 
-/// The coordinate along `axis` of every element of `shape`. ONNX `Range` imports as `start + delta ·
-/// iota`.
+/// The coordinate along `axis` of every element of `shape`. ONNX `Range` imports as `start + delta
+/// · iota`.
 pub(super) struct Iota;
 
 static SIGNATURE: Signature = Signature {
     operands: &[],
-    attrs: &[required("shape", AttrKind::Dims), defaulted("axis", AttrKind::Int, || Attr::Int(0)), defaulted("dtype", AttrKind::DType, || Attr::DType(DType::I64))],
+    attrs: &[
+        required("shape", AttrKind::Dims),
+        defaulted("axis", AttrKind::Int, || Attr::Int(0)),
+        defaulted("dtype", AttrKind::DType, || Attr::DType(DType::I64)),
+    ],
 };
 
 impl OpDef for Iota {

@@ -1,12 +1,16 @@
 //! `kv_write`: keys and values into paged memory.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::{one, same_dtype}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::{one, same_dtype},
+};
 
 /// Writes keys and values of tokens to their slots and returns the memories after the write.
 ///
-/// Slot `s` is entry `s % BS` of block `s / BS`; a negative slot writes nothing. Keys lie transposed
-/// within a block, so that sixteen of them load as one vector. Kwon et al. 2023, arXiv:2309.06180.
+/// Slot `s` is entry `s % BS` of block `s / BS`; a negative slot writes nothing. Keys lie
+/// transposed within a block, so that sixteen of them load as one vector. Kwon et al. 2023,
+/// arXiv:2309.06180.
 /// # Shapes
 /// `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`,
 /// `slots: [T]` i32 → both memories.
@@ -67,6 +71,9 @@ impl OpDef for KvWrite {
                 Tensor::from_f64s(vc.dtype(), vc.shape(), vo),
             ]
         })
+    }
+    fn flops(&self, _: &Attrs, _: &[Option<TensorType>], _: &[TensorType]) -> Dim {
+        Dim::from(0)
     }
     fn samples(&self) -> Vec<Sample> {
         let slots = Tensor::from_i64s(DType::I32, &[3], [5, 17, -1]);

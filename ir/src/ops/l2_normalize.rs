@@ -1,7 +1,10 @@
 //! `l2_normalize`.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, defaulted, one}};
+use crate::{
+    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, defaulted, one},
+};
 
 /// `x / max(‖x‖₂, eps)` over the last axis.
 pub(super) struct L2Normalize;

@@ -1,7 +1,10 @@
 //! `layer_norm`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, one, optional, required, same_dtype}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, one, optional, required, same_dtype},
+};
 
 /// Layer norm over the last axis: `y = (x - mean) / sqrt(var + eps) · w + b`, the bias optional.
 ///

@@ -1,14 +1,19 @@
 //! `linear`: product with a packed weight, and what may follow it.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, one, optional, required, same_dtype}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one, optional, required, same_dtype},
+};
 
 /// `act(x · w + bias) + residual`, the weight packed, of any float type, read at its own precision.
 ///
-/// Every output sums its products from `k = 0` on, one fused multiply-add each, whatever the number of
-/// rows.
+/// Every output sums its products from `k = 0` on, one fused multiply-add each, whatever the number
+/// of rows.
 /// # Shapes
-/// `x: [.., K]`, `w: [ceil(n / 16), K, 16]`, `bias: [n]`, `residual: [.., n]` → `[.., n]`, dtype of `x`.
+/// `x: [.., K]`, `w: [ceil(n / 16), K, 16]`, `bias: [n]`, `residual: [.., n]` → `[.., n]`, dtype of
+/// `x`.
 pub(super) struct Linear;
 
 static SIGNATURE: Signature = Signature {
@@ -61,7 +66,8 @@ impl OpDef for Linear {
     fn samples(&self) -> Vec<Sample> {
         let mut samples = Vec::new();
         for rows in [1, 3, 7, 20] {
-            for (dtype, act) in [(DType::F32, "none"), (DType::Bf16, "silu"), (DType::F16, "gelu")] {
+            for (dtype, act) in [(DType::F32, "none"), (DType::Bf16, "silu"), (DType::F16, "gelu")]
+            {
                 let w = |p: usize| Some(spread(dtype, &[p, 19, 16], -0.5, 0.5));
                 let f = |s: &[usize]| Some(spread(DType::F32, s, -1.0, 1.0));
                 let attrs = Attrs::none().with("n", 37i64).with("act", act);
@@ -109,7 +115,10 @@ pub(super) fn product(x: &Tensor, w: &Tensor, n: usize) -> Vec<f64> {
 }
 
 /// Checks activation, sizes and packing; returns the type of the product.
-pub(super) fn infer_product(cx: &InferCx<'_>, panels_per_column: i64) -> Result<TensorType, OpError> {
+pub(super) fn infer_product(
+    cx: &InferCx<'_>,
+    panels_per_column: i64,
+) -> Result<TensorType, OpError> {
     let (x, w) = (cx.ty(0), cx.ty(1));
     if activation(cx.attrs.str("act")).is_none() {
         return Err(OpError::attr("act", "is not an activation that an epilogue computes"));

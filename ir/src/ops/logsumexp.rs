@@ -1,15 +1,14 @@
 //! `logsumexp`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::{one}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::one,
+};
 
 /// `log Σ exp(x)` over the last axis, by way of the maximum: `[.., N] -> [..]`.
 pub(super) struct Logsumexp;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[],
-};
+static SIGNATURE: Signature = Signature { operands: &[one("x")], attrs: &[] };
 
 impl OpDef for Logsumexp {
     fn name(&self) -> &'static str {

@@ -1,7 +1,11 @@
 //! `matmul`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{one, onnx, same_dtype}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{one, onnx, same_dtype},
+};
 
 /// Matrix product over the last two axes: `[.., M, K] · [.., K, N] -> [.., M, N]`.
 ///
@@ -9,10 +13,7 @@ use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sa
 /// are taken at that precision or better.
 pub(super) struct Matmul;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("a"), one("b")],
-    attrs: &[],
-};
+static SIGNATURE: Signature = Signature { operands: &[one("a"), one("b")], attrs: &[] };
 
 impl OpDef for Matmul {
     fn name(&self) -> &'static str {

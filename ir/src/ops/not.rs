@@ -5,5 +5,6 @@ use crate::op::onnx;
 
 unary! {
     /// Logical negation.
-    Not, "not", [onnx("Not")], Bool, 0.0..2.0, |_| unreachable!("booleans only"), |x| i64::from(x == 0)
+    Not, "not", [onnx("Not")], Bool, 0.0..2.0,
+    |_| unreachable!("booleans only"), |x| i64::from(x == 0)
 }

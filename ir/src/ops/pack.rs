@@ -1,7 +1,10 @@
 //! `pack`: a weight in the order in which kernels read it.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{one}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::one,
+};
 
 /// Columns in panels of sixteen, each panel row by row, the last one padded with zeros.
 ///
@@ -10,10 +13,7 @@ use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Sign
 /// `w: [K, N]` → `[ceil(N / 16), K, 16]`.
 pub(super) struct Pack;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("w")],
-    attrs: &[],
-};
+static SIGNATURE: Signature = Signature { operands: &[one("w")], attrs: &[] };
 
 impl OpDef for Pack {
     fn name(&self) -> &'static str {

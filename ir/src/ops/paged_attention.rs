@@ -4,21 +4,38 @@ use super::{
     attention::{cap, check_attrs, check_heads, visible, weighted_mean},
     elementwise::spread,
 };
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, one, required, same_dtype}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one, required, same_dtype},
+};
 
 /// Causal attention of packed tokens over the keys and values of their sequences, which
 /// [`KvWrite`](super::kv_write::KvWrite) has put in blocks.
 ///
-/// Token `t` of sequence `s` (by `cu_seqlens`) stands at `positions[t]` and sees keys `0..=positions[t]`;
-/// key `j` is in slot `j % BS` of block `block_tables[s, j / BS]`. Kwon et al. 2023, arXiv:2309.06180.
+/// Token `t` of sequence `s` (by `cu_seqlens`) stands at `positions[t]` and sees keys
+/// `0..=positions[t]`; key `j` is in slot `j % BS` of block `block_tables[s, j / BS]`. Kwon et al.
+/// 2023, arXiv:2309.06180.
 /// # Shapes
-/// `q: [T, Hq, D]`, `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `block_tables: [S, MB]`,
-/// `cu_seqlens: [S+1]`, `positions: [T]`, all indices i32 → `[T, Hq, Dv]`, dtype of `q`.
+/// `q: [T, Hq, D]`, `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `block_tables: [S,
+/// MB]`, `cu_seqlens: [S+1]`, `positions: [T]`, all indices i32 → `[T, Hq, Dv]`, dtype of `q`.
 pub(super) struct PagedAttention;
 
 static SIGNATURE: Signature = Signature {
-    operands: &[one("q"), one("k_cache"), one("v_cache"), one("block_tables"), one("cu_seqlens"), one("positions")],
-    attrs: &[required("scale", AttrKind::Float), defaulted("mask", AttrKind::Str, || Attr::from("causal")), defaulted("window", AttrKind::Int, || Attr::Int(0)), defaulted("softcap", AttrKind::Float, || Attr::from(0.0))],
+    operands: &[
+        one("q"),
+        one("k_cache"),
+        one("v_cache"),
+        one("block_tables"),
+        one("cu_seqlens"),
+        one("positions"),
+    ],
+    attrs: &[
+        required("scale", AttrKind::Float),
+        defaulted("mask", AttrKind::Str, || Attr::from("causal")),
+        defaulted("window", AttrKind::Int, || Attr::Int(0)),
+        defaulted("softcap", AttrKind::Float, || Attr::from(0.0)),
+    ],
 };
 
 impl OpDef for PagedAttention {

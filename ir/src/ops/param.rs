@@ -1,14 +1,15 @@
 //! `param`: a parameter of a function.
 
-use crate::{Body, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, required}};
+use crate::{
+    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, required},
+};
 
 /// A parameter of the function. Its type stands on the node.
 pub(super) struct Param;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[],
-    attrs: &[required("name", AttrKind::Str)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[], attrs: &[required("name", AttrKind::Str)] };
 
 impl OpDef for Param {
     fn name(&self) -> &'static str {

@@ -5,5 +5,6 @@ use crate::op::onnx;
 
 unary! {
     /// `1 / x`.
-    Reciprocal, "reciprocal", [onnx("Reciprocal")], Float, 0.01..50.0, f64::recip, |_| unreachable!("floats only")
+    Reciprocal, "reciprocal", [onnx("Reciprocal")], Float, 0.01..50.0,
+    f64::recip, |_| unreachable!("floats only")
 }

@@ -1,13 +1,19 @@
 //! `reduce_mean`.
 
-use crate::{Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, defaulted, normalize_axis, one, required}};
+use crate::{
+    Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, defaulted, normalize_axis, one, required},
+};
 
 /// Mean over axes, kept with extent one where `keep` is set.
 pub(super) struct ReduceMean;
 
 static SIGNATURE: Signature = Signature {
     operands: &[one("x")],
-    attrs: &[required("axes", AttrKind::Ints), defaulted("keep", AttrKind::Bool, || Attr::Bool(false))],
+    attrs: &[
+        required("axes", AttrKind::Ints),
+        defaulted("keep", AttrKind::Bool, || Attr::Bool(false)),
+    ],
 };
 
 impl OpDef for ReduceMean {

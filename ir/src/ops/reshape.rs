@@ -1,15 +1,16 @@
 //! `reshape`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::{AttrKind, one, required}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    op::{AttrKind, one, required},
+};
 
 /// The elements of `x` in row-major order under another shape of as many elements.
 pub(super) struct Reshape;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[required("shape", AttrKind::Dims)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x")], attrs: &[required("shape", AttrKind::Dims)] };
 
 impl OpDef for Reshape {
     fn name(&self) -> &'static str {
@@ -28,9 +29,7 @@ impl OpDef for Reshape {
         }])
     }
     fn body(&self) -> Body {
-        Body::Primitive(|cx, args| {
-            vec![args[0].as_ref().expect("operand").reshape(&cx.shape(0))]
-        })
+        Body::Primitive(|cx, args| vec![args[0].as_ref().expect("operand").reshape(&cx.shape(0))])
     }
     fn samples(&self) -> Vec<Sample> {
         let x = Some(spread(DType::F32, &[4, 6], -1.0, 1.0));

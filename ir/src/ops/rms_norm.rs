@@ -1,7 +1,10 @@
 //! `rms_norm`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, op::{AttrKind, one, onnx, required, same_dtype}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, one, onnx, required, same_dtype},
+};
 
 /// Root-mean-square norm over the last axis: `y = x / sqrt(mean(x²) + eps) · w`.
 ///
@@ -10,10 +13,8 @@ use crate::{Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample,
 /// `x: [.., H]`, `weight: [H]` → `y: [.., H]`.
 pub(super) struct RmsNorm;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x"), one("weight")],
-    attrs: &[required("eps", AttrKind::Float)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x"), one("weight")], attrs: &[required("eps", AttrKind::Float)] };
 
 impl OpDef for RmsNorm {
     fn name(&self) -> &'static str {
@@ -23,7 +24,8 @@ impl OpDef for RmsNorm {
         &SIGNATURE
     }
     fn onnx(&self) -> &'static [OnnxName] {
-        const { &[OnnxName { since: 23, attrs: &[("epsilon", "eps")], ..onnx("RMSNormalization") }] }
+        const RMS: OnnxName = onnx("RMSNormalization");
+        const { &[OnnxName { since: 23, attrs: &[("epsilon", "eps")], ..RMS }] }
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (x, w) = (cx.ty(0), cx.ty(1));

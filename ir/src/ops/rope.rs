@@ -1,12 +1,16 @@
 //! `rope`: rotary position embedding.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, Builder, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, Value, op::{AttrKind, defaulted, one, same_dtype}};
+use crate::{
+    Attr, Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Tensor, Value,
+    op::{AttrKind, defaulted, one, same_dtype},
+};
 
 /// Rotates pairs of the last axis by angles given as cosines and sines.
 ///
-/// Su et al. 2021, arXiv:2104.09864. `half` pairs element `i` with `i + R/2` (GPT-NeoX, Hugging Face),
-/// `interleaved` pairs `2i` with `2i + 1` (the paper). Elements from R on pass through.
+/// Su et al. 2021, arXiv:2104.09864. `half` pairs element `i` with `i + R/2` (GPT-NeoX, Hugging
+/// Face), `interleaved` pairs `2i` with `2i + 1` (the paper). Elements from R on pass through.
 /// # Shapes
 /// `x: [T, H, D]`, `cos, sin: [T, R/2]` with R ≤ D → `[T, H, D]`.
 pub(super) struct Rope;

@@ -1,17 +1,17 @@
 //! `segment_first`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{one}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::one,
+};
 
 /// The first row of each segment; zero for an empty one.
 /// # Shapes
 /// `x: [T, H]`, `cu_seqlens: [S+1]` i32 → `[S, H]`.
 pub(super) struct SegmentFirst;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x"), one("cu_seqlens")],
-    attrs: &[],
-};
+static SIGNATURE: Signature = Signature { operands: &[one("x"), one("cu_seqlens")], attrs: &[] };
 
 impl OpDef for SegmentFirst {
     fn name(&self) -> &'static str {

@@ -1,17 +1,17 @@
 //! `segment_mean`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{one}};
+use crate::{
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::one,
+};
 
 /// Mean of the rows of each segment; zero for an empty one.
 /// # Shapes
 /// `x: [T, H]`, `cu_seqlens: [S+1]` i32 → `[S, H]`.
 pub(super) struct SegmentMean;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x"), one("cu_seqlens")],
-    attrs: &[],
-};
+static SIGNATURE: Signature = Signature { operands: &[one("x"), one("cu_seqlens")], attrs: &[] };
 
 impl OpDef for SegmentMean {
     fn name(&self) -> &'static str {

@@ -1,15 +1,17 @@
 //! `select`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{one, onnx, same_dtype}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{one, onnx, same_dtype},
+};
 
 /// `cond ? a : b`, broadcast. ONNX `Where`.
 pub(super) struct Select;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("cond"), one("a"), one("b")],
-    attrs: &[],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("cond"), one("a"), one("b")], attrs: &[] };
 
 impl OpDef for Select {
     fn name(&self) -> &'static str {

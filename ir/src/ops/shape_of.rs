@@ -1,7 +1,11 @@
 //! `shape_of`.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, one, onnx}};
+use crate::{
+    Attr, Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one, onnx},
+};
 
 /// The extents of `x` from `start` to `end` (axes count from the end where negative), as i64. ONNX
 /// `Shape`.
@@ -9,7 +13,10 @@ pub(super) struct ShapeOf;
 
 static SIGNATURE: Signature = Signature {
     operands: &[one("x")],
-    attrs: &[defaulted("start", AttrKind::Int, || Attr::Int(0)), defaulted("end", AttrKind::Int, || Attr::Int(i64::MAX))],
+    attrs: &[
+        defaulted("start", AttrKind::Int, || Attr::Int(0)),
+        defaulted("end", AttrKind::Int, || Attr::Int(i64::MAX)),
+    ],
 };
 
 impl OpDef for ShapeOf {

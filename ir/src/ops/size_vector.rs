@@ -1,13 +1,21 @@
 //! `size_vector`: symbolic sizes as a tensor.
 
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, op::{AttrKind, defaulted, required}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, required},
+};
 
 /// The values of sizes, as a vector (or scalar, with `scalar`) of an integer type.
 pub(super) struct SizeVector;
 
 static SIGNATURE: Signature = Signature {
     operands: &[],
-    attrs: &[required("sizes", AttrKind::Dims), defaulted("scalar", AttrKind::Bool, || Attr::Bool(false)), defaulted("dtype", AttrKind::DType, || Attr::DType(DType::I64))],
+    attrs: &[
+        required("sizes", AttrKind::Dims),
+        defaulted("scalar", AttrKind::Bool, || Attr::Bool(false)),
+        defaulted("dtype", AttrKind::DType, || Attr::DType(DType::I64)),
+    ],
 };
 
 impl OpDef for SizeVector {

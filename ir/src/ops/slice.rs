@@ -1,7 +1,10 @@
 //! `slice`.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, Dim, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, defaulted, normalize_axis, one, required}};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, defaulted, normalize_axis, one, required},
+};
 
 /// Elements `range[0], range[0] + step, ..` up to, not including, `range[1]` along one axis.
 ///
@@ -10,7 +13,11 @@ pub(super) struct Slice;
 
 static SIGNATURE: Signature = Signature {
     operands: &[one("x")],
-    attrs: &[required("axis", AttrKind::Int), required("range", AttrKind::Dims), defaulted("step", AttrKind::Int, || Attr::Int(1))],
+    attrs: &[
+        required("axis", AttrKind::Int),
+        required("range", AttrKind::Dims),
+        defaulted("step", AttrKind::Int, || Attr::Int(1)),
+    ],
 };
 
 impl OpDef for Slice {

@@ -1,7 +1,10 @@
 //! `softmax`.
 
 use super::elementwise::spread;
-use crate::{Attr, Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, op::{AttrKind, defaulted, one, onnx}};
+use crate::{
+    Attr, Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, defaulted, one, onnx},
+};
 
 /// `exp(x - max x) / Σ exp(x - max x)` along an axis.
 pub(super) struct Softmax;

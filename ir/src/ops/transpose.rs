@@ -1,15 +1,16 @@
 //! `transpose`.
 
 use super::elementwise::spread;
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::{AttrKind, normalize_axis, one, required}};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    op::{AttrKind, normalize_axis, one, required},
+};
 
 /// Axis `i` of the result is axis `perm[i]` of `x`.
 pub(super) struct Transpose;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[required("perm", AttrKind::Ints)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x")], attrs: &[required("perm", AttrKind::Ints)] };
 
 impl OpDef for Transpose {
     fn name(&self) -> &'static str {

@@ -1,14 +1,15 @@
 //! `weight`: a named weight of the module.
 
-use crate::{Body, Fact, InferCx, OpDef, OpError, Sample, Signature, op::{AttrKind, required}};
+use crate::{
+    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, required},
+};
 
 /// A weight of the module, by name. Its type stands in the module's table.
 pub(super) struct Weight;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[],
-    attrs: &[required("name", AttrKind::Str)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[], attrs: &[required("name", AttrKind::Str)] };
 
 impl OpDef for Weight {
     fn name(&self) -> &'static str {

@@ -1,9 +1,9 @@
 //! Attention, built from the bottom up.
 //!
-//! A product of two activations is a `score`, which takes up what surrounds it: factors of query, key
-//! or scores, a softcap, biases and masks. A softmax of a score times values is `attention`; then
-//! repeated key/value heads and masks that are causal by construction are taken off it. No rule
-//! sees the whole, so the order and spelling of the parts do not matter.
+//! A product of two activations is a `score`, which takes up what surrounds it: factors of query,
+//! key or scores, a softcap, biases and masks. A softmax of a score times values is `attention`;
+//! then repeated key/value heads and masks that are causal by construction are taken off it. No
+//! rule sees the whole, so the order and spelling of the parts do not matter.
 
 use ir::{Attrs, Dim, Tensor};
 

@@ -40,15 +40,16 @@ pub(crate) struct Cli {
 
 /// Flags of every command.
 #[derive(Debug, Args)]
+#[command(next_help_heading = "Flags of every command")]
 pub(crate) struct Global {
     /// Threads to run on [default: the cores that affinity and control group allow]
     ///
     /// Results do not depend on it, bit for bit.
-    #[arg(long, global = true, value_name = "N", value_parser = values::threads)]
+    #[arg(long, global = true, display_order = 1000, value_name = "N", value_parser = values::threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
     /// Write a timeline of compile stages, runs and kernels, for Perfetto or chrome://tracing
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, display_order = 1000, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
 }
 
@@ -82,17 +83,17 @@ pub(crate) struct Compile {
     #[arg(short, long, value_name = "FILE")]
     pub(crate) output: PathBuf,
 
-    #[command(flatten)]
-    pub(crate) options: CompileOptions,
-
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
 }
 
 /// Choices of a compile.
 #[derive(Clone, Debug, Default, Args)]
-#[command(next_help_heading = "Compile options (for a MODEL that is not compiled yet)")]
+#[command(next_help_heading = "Compile options, for a model")]
 pub(crate) struct CompileOptions {
     /// What to compile for: `cpu` [default: cpu]
     #[arg(long, value_name = "TARGET", value_parser = target)]
@@ -135,12 +136,12 @@ pub(crate) struct Check {
     /// A folder with config.json and safetensors, or an .onnx file
     pub(crate) model: PathBuf,
 
-    #[command(flatten)]
-    pub(crate) options: CompileOptions,
-
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
 }
 
 /// An artifact, or a model to compile into the cache.
@@ -170,9 +171,6 @@ Examples:
   brolly generate llama.brolly --tokens 1,306,626 --max-tokens 8 --json")]
 pub(crate) struct Generate {
     #[command(flatten)]
-    pub(crate) source: Source,
-
-    #[command(flatten)]
     pub(crate) prompt: ChatOrPrompt,
 
     #[command(flatten)]
@@ -181,6 +179,9 @@ pub(crate) struct Generate {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// What to continue.
@@ -253,9 +254,6 @@ pub(crate) struct Sampling {
     after_help = "Example:\n  brolly score llama.brolly --prompt \"Once upon a time\" --json"
 )]
 pub(crate) struct Score {
-    #[command(flatten)]
-    pub(crate) source: Source,
-
     /// A text
     #[arg(long, value_name = "TEXT", allow_hyphen_values = true)]
     #[arg(required_unless_present = "tokens", conflicts_with = "tokens")]
@@ -268,6 +266,9 @@ pub(crate) struct Score {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// Turn texts into vectors.
@@ -279,9 +280,6 @@ pub(crate) struct Score {
 Example:
   brolly embed minilm.brolly --text \"A cat sleeps.\" --text \"A kitten naps.\" --json")]
 pub(crate) struct Embed {
-    #[command(flatten)]
-    pub(crate) source: Source,
-
     /// A text, which may be empty; may be repeated
     #[arg(long = "text", value_name = "TEXT", allow_hyphen_values = true)]
     #[arg(required_unless_present = "tokens", conflicts_with = "tokens")]
@@ -294,6 +292,9 @@ pub(crate) struct Embed {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// Run a graph once on arrays.
@@ -306,9 +307,6 @@ pub(crate) struct Embed {
 Example:
   brolly exec bert.brolly --input input_ids=ids.npy --input attention_mask=mask.npy --output-dir out")]
 pub(crate) struct Exec {
-    #[command(flatten)]
-    pub(crate) source: Source,
-
     /// An input of the graph and its file; once per input
     #[arg(long = "input", value_name = "NAME=FILE.npy")]
     pub(crate) inputs: Vec<Input>,
@@ -320,6 +318,9 @@ pub(crate) struct Exec {
     /// Print one JSON document: files, types and shapes of the outputs
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// Look inside an artifact.
@@ -332,9 +333,6 @@ Examples:
   brolly inspect llama.brolly
   brolly inspect llama.brolly --html llama.html")]
 pub(crate) struct Inspect {
-    #[command(flatten)]
-    pub(crate) source: Source,
-
     /// Print one JSON document
     #[arg(long, conflicts_with = "html")]
     pub(crate) json: bool,
@@ -342,6 +340,9 @@ pub(crate) struct Inspect {
     /// Write one self-contained page
     #[arg(long, value_name = "FILE")]
     pub(crate) html: Option<PathBuf>,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// Measure speed and memory, against what this machine can do.
@@ -354,9 +355,6 @@ pub(crate) struct Inspect {
     after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128"
 )]
 pub(crate) struct Bench {
-    #[command(flatten)]
-    pub(crate) source: Source,
-
     /// Tokens of each prompt [default: 256, or half of what fits]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     #[arg(allow_negative_numbers = true)]
@@ -374,6 +372,9 @@ pub(crate) struct Bench {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// Run one compiler pass on IR text and print the module.

@@ -70,7 +70,9 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     h.update(format!("{options:?}").as_bytes());
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
-    let mut files: Vec<PathBuf> = match std::fs::read_dir(&root) {
+    // An ONNX file may keep its weights in files beside it.
+    let folder = if root.is_dir() { &root } else { root.parent().unwrap_or(&root) };
+    let mut files: Vec<PathBuf> = match std::fs::read_dir(folder) {
         Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).collect(),
         Err(_) => vec![root],
     };

@@ -1,8 +1,8 @@
 //! Computes prepared weights, some ahead of the one that is asked for.
 //!
-//! Recipes are evaluated by the interpreter: they move and convert data, and run once. A few threads
-//! work ahead while earlier weights are hashed and written; memory stays bounded by the number of
-//! weights in flight.
+//! Recipes are evaluated by the interpreter: they move and convert data, and run once. A few
+//! threads work ahead while earlier weights are hashed and written; memory stays bounded by the
+//! number of weights in flight.
 
 use std::{
     collections::BTreeMap,

@@ -1,8 +1,8 @@
 //! Everything about text that a model's folder holds, in one serializable value.
 //!
-//! [`TextBundle::load`] reads the files once, when a model is compiled, and reports every problem in
-//! them; the artifact carries the bundle, and the runtime builds tokenizer and chat template from it.
-//! The model's own `config.json` is read for its token ids alone.
+//! [`TextBundle::load`] reads the files once, when a model is compiled, and reports every problem
+//! in them; the artifact carries the bundle, and the runtime builds tokenizer and chat template
+//! from it. The model's own `config.json` is read for its token ids alone.
 
 mod embedding;
 mod fields;
@@ -68,8 +68,8 @@ impl TextBundle {
     /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja` and `.json`, `additional_chat_templates/*.jinja`,
     /// `generation_config.json`, `modules.json`, `sentence_bert_config.json`,
-    /// `config_sentence_transformers.json`, the pooling module's `config.json`, and the token ids in
-    /// `config.json`.
+    /// `config_sentence_transformers.json`, the pooling module's `config.json`, and the token ids
+    /// in `config.json`.
     /// # Errors
     /// Every problem in any of them, in this order.
     pub fn load(folder: &Path) -> Result<Self, Vec<TextError>> {
@@ -85,8 +85,8 @@ impl TextBundle {
     /// Builds the tokenizer, or `None` if the model has none.
     ///
     /// # Errors
-    /// [`TextError::Malformed`] if `tokenizer.json` is no tokenizer; [`TextError::Field`] if a token to
-    /// add to every text is not in the vocabulary.
+    /// [`TextError::Malformed`] if `tokenizer.json` is no tokenizer; [`TextError::Field`] if a
+    /// token to add to every text is not in the vocabulary.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>, TextError> {
         self.build_tokenizer("tokenizer.json")
     }
@@ -107,8 +107,8 @@ impl TextBundle {
         self.tokenizer()?.ok_or_else(missing)
     }
 
-    /// Compiles the chat template for a conversation with or without tools, or `None` if the model has
-    /// none: the template named `tool_use` where there are tools, else `default`.
+    /// Compiles the chat template for a conversation with or without tools, or `None` if the model
+    /// has none: the template named `tool_use` where there are tools, else `default`.
     ///
     /// # Errors
     /// [`TextError::Template`] if it does not parse.
@@ -120,8 +120,8 @@ impl TextBundle {
             .transpose()
     }
 
-    /// The tokens that end a generated text: those of `generation_config.json` or `config.json`, else
-    /// the tokenizer's `eos_token`.
+    /// The tokens that end a generated text: those of `generation_config.json` or `config.json`,
+    /// else the tokenizer's `eos_token`.
     #[must_use]
     pub fn eos_ids(&self, tokenizer: Option<&Tokenizer>) -> Vec<u32> {
         if !self.generation.eos_token_ids.is_empty() {

@@ -1,8 +1,8 @@
 //! Chat templates: the Jinja programs that write a conversation as the text a model was trained on.
 //!
 //! Renders as `apply_chat_template` of transformers 5 does: `trim_blocks` and `lstrip_blocks`, loop
-//! controls, the methods of Python's `str` and `dict`, `raise_exception`, `strftime_now`, `tojson` as
-//! `json.dumps` writes it, and `{% generation %}` blocks, whose text is part of the output.
+//! controls, the methods of Python's `str` and `dict`, `raise_exception`, `strftime_now`, `tojson`
+//! as `json.dumps` writes it, and `{% generation %}` blocks, whose text is part of the output.
 //! Templates come from strangers: they have no files and no side effects, and a budget bounds what
 //! they compute. Turning the text into ids is the tokenizer's work, without adding special tokens:
 //! templates write those themselves.
@@ -74,8 +74,8 @@ impl ChatTemplate {
     /// Writes a conversation as a prompt.
     ///
     /// # Errors
-    /// [`TextError::Refused`] if the template calls `raise_exception`, [`TextError::Template`] if it
-    /// fails or exceeds its budget, [`TextError::Conversation`] if a message is not an object or
+    /// [`TextError::Refused`] if the template calls `raise_exception`, [`TextError::Template`] if
+    /// it fails or exceeds its budget, [`TextError::Conversation`] if a message is not an object or
     /// there is no final message to continue.
     pub fn render(&self, request: &ChatRequest) -> Result<String, TextError> {
         let prepared = request.prepare(&self.source)?;

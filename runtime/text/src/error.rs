@@ -1,4 +1,5 @@
-//! The one error type of the crate: every variant names the file (or what stands for it) and the reason.
+//! The one error type of the crate: every variant names the file (or what stands for it) and the
+//! reason.
 
 use std::io;
 

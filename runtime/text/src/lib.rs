@@ -1,9 +1,9 @@
 //! Text for language models: tokenizers, chat templates, and decoding as tokens are generated.
 //!
 //! What a model's folder says about text is read once into a [`TextBundle`], which an artifact
-//! carries. From it come a [`Tokenizer`] (text to ids and back) and a [`ChatTemplate`] (a conversation
-//! to text). While a model generates, a [`DecodeStream`] turns token ids into text that never ends
-//! within a character, and a [`StopMatcher`] watches that text for stop strings:
+//! carries. From it come a [`Tokenizer`] (text to ids and back) and a [`ChatTemplate`] (a
+//! conversation to text). While a model generates, a [`DecodeStream`] turns token ids into text
+//! that never ends within a character, and a [`StopMatcher`] watches that text for stop strings:
 //!
 //! ```
 //! # use brolly_text as text;

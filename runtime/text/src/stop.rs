@@ -25,7 +25,8 @@ pub struct StopMatcher {
 #[derive(Clone, Debug)]
 struct Pattern {
     text: String,
-    /// `borders[n]`: length of the longest proper prefix of the first `n + 1` bytes that also ends them.
+    /// `borders[n]`: length of the longest proper prefix of the first `n + 1` bytes that also ends
+    /// them.
     borders: Vec<usize>,
     /// How many bytes of the pattern the text ends with.
     matched: usize,
@@ -45,8 +46,8 @@ impl StopMatcher {
         Ok(Self { patterns, held: String::new(), found: None })
     }
 
-    /// Takes the next piece; gives the text that is certainly before any stop string, and which stop
-    /// string was found, as its index.
+    /// Takes the next piece; gives the text that is certainly before any stop string, and which
+    /// stop string was found, as its index.
     ///
     /// Of overlapping stop strings the one that ends first is found, the longest if several end
     /// there; neither it nor what follows is given out, then or later.

@@ -4,9 +4,10 @@
 //! start of a text only. [`DecodeStream`] gives out what is certain and keeps the rest, so that the
 //! pieces joined are exactly what [`Tokenizer::decode`] gives for all tokens at once.
 //!
-//! Two ways lead there. Byte-level tokenizers (GPT-2, Llama 3, Qwen) map each token to bytes whatever
-//! its neighbours, so [`bytes`] needs no more than an incremental UTF-8 decoder. All others go through
-//! [`window`], which decodes a few recent tokens again with each new one. Both cost O(1) per token.
+//! Two ways lead there. Byte-level tokenizers (GPT-2, Llama 3, Qwen) map each token to bytes
+//! whatever its neighbours, so [`bytes`] needs no more than an incremental UTF-8 decoder. All
+//! others go through [`window`], which decodes a few recent tokens again with each new one. Both
+//! cost O(1) per token.
 
 mod bytes;
 mod window;

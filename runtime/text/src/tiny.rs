@@ -10,8 +10,8 @@ pub(crate) fn tokenizer(json: &Value) -> Tokenizer {
     Tokenizer::from_bytes("tokenizer.json", json.to_string().as_bytes()).unwrap()
 }
 
-/// GPT-2's kind: all 256 bytes, a few merges (among them three bytes of an emoji), an added token in
-/// plain text and two special ones.
+/// GPT-2's kind: all 256 bytes, a few merges (among them three bytes of an emoji), an added token
+/// in plain text and two special ones.
 pub(crate) fn byte_level() -> Value {
     let mut alphabet: Vec<String> =
         ByteLevel::alphabet().into_iter().map(|c| c.to_string()).collect();
@@ -40,7 +40,8 @@ pub(crate) fn byte_level() -> Value {
     })
 }
 
-/// Llama 2's kind: SentencePiece BPE with byte fallback, its decoder a sequence that strips a space.
+/// Llama 2's kind: SentencePiece BPE with byte fallback, its decoder a sequence that strips a
+/// space.
 pub(crate) fn byte_fallback() -> Value {
     let bytes = (0..=255).map(|byte| format!("<0x{byte:02X}>"));
     let rest = ["▁", "a", "b", "▁a", "▁▁", "é", "�", "ab"].map(str::to_owned);

@@ -108,8 +108,8 @@ impl Tokenizer {
     /// back, special tokens included and never cut.
     ///
     /// # Errors
-    /// [`TextError::Encode`] as [`encode`](Self::encode), and if the special tokens alone are more than
-    /// `max_tokens`.
+    /// [`TextError::Encode`] as [`encode`](Self::encode), and if the special tokens alone are more
+    /// than `max_tokens`.
     pub fn encode_truncated(
         &self,
         text: &str,
@@ -353,10 +353,14 @@ mod tests {
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(256))]
 
-        /// One value of the file replaced: an error, or a tokenizer that encodes and decodes or says
-        /// why not.
+        /// One value of the file replaced: an error, or a tokenizer that encodes and decodes or
+        /// says why not.
         #[test]
-        fn altered_files_never_panic(kind in 0..7usize, place in any::<prop::sample::Index>(), with in 0..9usize) {
+        fn altered_files_never_panic(
+            kind in 0..7usize,
+            place in any::<prop::sample::Index>(),
+            with in 0..9usize,
+        ) {
             let mut json = tiny::all().swap_remove(kind);
             let mut paths = Vec::new();
             places(&json, "", &mut paths);

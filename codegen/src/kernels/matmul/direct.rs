@@ -1,9 +1,9 @@
 //! Few rows: sums of several panels at once, straight from packed W.
 //!
-//! Each panel is one sequential stream from memory. Several streams at once, each prefetched a fixed
-//! distance ahead, keep enough cache lines in flight to saturate the memory bus; the end of a panel
-//! prefetches the beginning of the one that its stream goes on with. Further tiles of rows find the
-//! panel in cache.
+//! Each panel is one sequential stream from memory. Several streams at once, each prefetched a
+//! fixed distance ahead, keep enough cache lines in flight to saturate the memory bus; the end of a
+//! panel prefetches the beginning of the one that its stream goes on with. Further tiles of rows
+//! find the panel in cache.
 
 use super::epilogue::Output;
 use super::{Chunk, Elem, Gen, LANES, PANEL, SUMS, Ty, Val, size};
@@ -100,8 +100,8 @@ impl Gen<'_> {
 
     /// Row `k` of a panel, widened to f32 with its lanes in whatever order is cheapest.
     ///
-    /// Two bf16 in a 32-bit lane widen by one shift (the lower) and one mask (the upper), where widening
-    /// in order takes a shuffle and a shift for each half.
+    /// Two bf16 in a 32-bit lane widen by one shift (the lower) and one mask (the upper), where
+    /// widening in order takes a shuffle and a shift for each half.
     fn widened_lanes(&self, panel: Val, k: Val) -> Val {
         if !self.splits_pairs() {
             return self.weights(panel, k);

@@ -52,7 +52,8 @@ impl Columns {
 }
 
 impl Gen<'_> {
-    /// Writes y for the panels `panels.start..panels.end` and rows `rows.start..rows.end` of the chunk.
+    /// Writes y for the panels `panels.start..panels.end` and rows `rows.start..rows.end` of the
+    /// chunk.
     pub(super) fn epilogue(
         &self,
         output: &Output,

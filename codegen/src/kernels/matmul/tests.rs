@@ -1,3 +1,5 @@
+//! Products against a naive sum, bit by bit across variants.
+
 #![allow(clippy::cast_possible_truncation, reason = "sizes and samples are small")]
 
 use super::*;
@@ -237,7 +239,8 @@ fn epilogues_in_wide_buffers() {
         Activation::Sigmoid,
     ];
     for (index, act) in all.into_iter().enumerate() {
-        // Each activation plain and gated; residuals of y's stride and of another, biases, by turns.
+        // Each activation plain and gated; residuals of y's stride and of another, biases, by
+        // turns.
         for gated in [false, true] {
             let residual = [None, Some(41), Some(40)][(index + usize::from(gated)) % 3];
             let spec = Matmul {

@@ -10,8 +10,8 @@
 //! - every element of the result is one chain of fused multiply-adds over the keys of the chunk,
 //!   starting from `alpha` times what it was.
 //!
-//! A key that a row does not see has weight zero, and a chunk of such keys has `alpha` one: both leave
-//! every bit as it was, which is why a tile may walk more chunks than a row needs.
+//! A key that a row does not see has weight zero, and a chunk of such keys has `alpha` one: both
+//! leave every bit as it was, which is why a tile may walk more chunks than a row needs.
 
 use super::{GROUP, Sizes};
 use crate::{
@@ -41,8 +41,8 @@ pub(super) struct Panel {
     pub(super) step: Val,
 }
 
-/// Where queries, keys and values are. Tokens and keys are numbered by the implementation; keys from
-/// the start of the sequence.
+/// Where queries, keys and values are. Tokens and keys are numbered by the implementation; keys
+/// from the start of the sequence.
 pub(super) trait Source {
     /// The query of a token and head, and the distance of its elements.
     fn query(&self, token: Val, head: Val) -> (View, ir::Dim);
@@ -56,7 +56,8 @@ pub(super) trait Source {
     fn panel(&self, key: Val, group: Val) -> Panel;
     /// The value of `key`, fifteen more after it, and the distance between them.
     fn values(&self, key: Val) -> (View, Val);
-    /// What is added to the scores of sixteen keys from `key` on; lanes from `count` on are not read.
+    /// What is added to the scores of sixteen keys from `key` on; lanes from `count` on are not
+    /// read.
     fn bias(&self, token: Val, head: Val, key: Val, count: Val) -> Option<Val>;
 }
 
@@ -346,8 +347,8 @@ impl<'c> Flash<'c> {
         self.columns(Flash::at_once(height), columns);
     }
 
-    /// Walks the elements of a value: `count` vectors of sixteen at once, what is left of those one by
-    /// one, then the rest by powers of two.
+    /// Walks the elements of a value: `count` vectors of sixteen at once, what is left of those one
+    /// by one, then the rest by powers of two.
     fn columns(&self, count: i64, body: impl Fn(Val, i64, i64)) {
         let e = &self.cx.e;
         let size = self.sizes.value;

@@ -1,6 +1,6 @@
 //! Elements picked by index tensors, as views where the indices are known to be grids.
 
-use ir::{Attrs, Dim, OpError, Value};
+use ir::{Attrs, Dim, OpError, Value, normalize_axis};
 
 use super::super::{
     cx::{Cx, Results},
@@ -80,7 +80,7 @@ fn columns(cx: &mut Cx<'_, '_>, indices: Value) -> Option<Vec<Affine>> {
     let last = shape.len().checked_sub(1)?;
     let node = cx.b.graph().node(indices.node);
     let parts: Vec<Value> = match node.op.name() {
-        "concat" if matches!(node.attrs.int("axis"), a if a == -1 || usize::try_from(a) == Ok(last)) => {
+        "concat" if normalize_axis(node.attrs.int("axis"), last + 1) == Some(last) => {
             node.inputs().iter().copied().collect::<Option<_>>()?
         }
         _ => vec![indices],

@@ -28,8 +28,8 @@ pub enum PoolingMode {
     LastToken,
 }
 
-/// In the order in which sentence-transformers concatenates them: the name in new files, the switch in
-/// old ones.
+/// In the order in which sentence-transformers concatenates them: the name in new files, the switch
+/// in old ones.
 const MODES: [(PoolingMode, &str, &str); 6] = [
     (PoolingMode::Cls, "cls", "pooling_mode_cls_token"),
     (PoolingMode::Max, "max", "pooling_mode_max_tokens"),
@@ -75,8 +75,8 @@ impl Default for EmbeddingConfig {
 }
 
 impl EmbeddingConfig {
-    /// Reads the folder of a sentence-transformers model; `None` if it has neither `modules.json` nor
-    /// `sentence_bert_config.json`.
+    /// Reads the folder of a sentence-transformers model; `None` if it has neither `modules.json`
+    /// nor `sentence_bert_config.json`.
     pub(super) fn read(files: &mut Files) -> Option<Self> {
         let has_modules = files.exists("modules.json");
         if !has_modules && !files.exists("sentence_bert_config.json") {

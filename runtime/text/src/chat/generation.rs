@@ -3,8 +3,8 @@
 //! minijinja has no custom tags, so it becomes `{% with %}`: a block with a scope of its own and
 //! nothing else, as the tag is where nothing is masked.
 
-/// `source` with every generation tag replaced. Comments, expressions, strings and `raw` blocks stay
-/// as they are.
+/// `source` with every generation tag replaced. Comments, expressions, strings and `raw` blocks
+/// stay as they are.
 pub(super) fn as_scopes(source: &str) -> String {
     let mut out = String::with_capacity(source.len());
     let mut rest = source;

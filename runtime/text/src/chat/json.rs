@@ -174,8 +174,8 @@ fn key_text(key: &Value) -> Result<String, Error> {
     }
 }
 
-/// Python's `float.__repr__`: the shortest digits that read back, with an exponent below 1e-4 and from
-/// 1e16 on.
+/// Python's `float.__repr__`: the shortest digits that read back, with an exponent below 1e-4 and
+/// from 1e16 on.
 fn float(x: f64) -> String {
     if x.is_nan() {
         return "NaN".to_owned();

@@ -6,8 +6,8 @@ use serde_json::{Map, Value};
 
 use crate::error::TextError;
 
-/// Appended to the message to continue, found again in the output. The space at its end tells whether
-/// the template trims messages.
+/// Appended to the message to continue, found again in the output. The space at its end tells
+/// whether the template trims messages.
 const CONTINUE_TAG: &str = "CONTINUE_FINAL_MESSAGE_TAG ";
 
 /// Names under which a message's reasoning is passed, the standard one first.

@@ -1,4 +1,5 @@
-//! Templates in the manner of well-known models; the expected texts are what transformers 5 renders.
+//! Templates in the manner of well-known models; the expected texts are what transformers 5
+//! renders.
 
 use std::time::{Duration, SystemTime};
 

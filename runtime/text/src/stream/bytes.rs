@@ -48,8 +48,8 @@ impl ByteStream {
     }
 }
 
-/// The inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the other 68 bytes
-/// are the characters from U+0100 on, in their order.
+/// The inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the other 68
+/// bytes are the characters from U+0100 on, in their order.
 fn byte_of(c: char) -> Option<u8> {
     match u32::from(c) {
         code @ (0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff) => u8::try_from(code).ok(),

@@ -131,7 +131,10 @@ proptest! {
             // Half of the tokens among the last ones, which are more than single bytes.
             let ids: Vec<u32> = seeds
                 .iter()
-                .map(|seed| if seed % 2 == 0 { seed / 2 % size } else { size - 1 - seed / 2 % size.min(10) })
+                .map(|seed| match seed % 2 {
+                    0 => seed / 2 % size,
+                    _ => size - 1 - seed / 2 % size.min(10),
+                })
                 .collect();
             let pieces = pieces(&tokenizer, &ids, skip_special);
             prop_assert_eq!(pieces.concat(), tokenizer.decode(&ids, skip_special).unwrap());

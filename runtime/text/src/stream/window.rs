@@ -1,20 +1,20 @@
 //! Any decoder: decode the recent tokens again with each new one, and give out what was added.
 //!
-//! Decoders treat a text's first token, spaces at its start and its last token specially, so a token
-//! is decoded behind *context*: tokens whose text was given out already and which keep it from being
-//! the first. The context is kept as short as it can be while it still decodes to some text: then
-//! whatever a decoder strips from the start of the text, it strips from the context.
+//! Decoders treat a text's first token, spaces at its start and its last token specially, so a
+//! token is decoded behind *context*: tokens whose text was given out already and which keep it
+//! from being the first. The context is kept as short as it can be while it still decodes to some
+//! text: then whatever a decoder strips from the start of the text, it strips from the context.
 //!
-//! Two things are held back. A run of byte tokens (`<0xE2>`), since a decoder with byte fallback turns
-//! the *whole* run into U+FFFD if it is not UTF-8 to its end: such text comes late, but never wrong.
-//! And, where raw bytes are decoded, a final U+FFFD, which may be a character's beginning.
+//! Two things are held back. A run of byte tokens (`<0xE2>`), since a decoder with byte fallback
+//! turns the *whole* run into U+FFFD if it is not UTF-8 to its end: such text comes late, but never
+//! wrong. And, where raw bytes are decoded, a final U+FFFD, which may be a character's beginning.
 
 use tokenizers::DecoderWrapper;
 
 use crate::{error::TextError, tokenizer::Tokenizer};
 
-/// From this many undecided tokens on, try again only when their number has doubled, so that the total
-/// time stays linear.
+/// From this many undecided tokens on, try again only when their number has doubled, so that the
+/// total time stays linear.
 const EAGER: usize = 16;
 
 #[derive(Clone, Debug)]
