@@ -14,10 +14,11 @@ use crate::{
 /// `window` W hides keys at distance W or more before the query; a positive `softcap` c maps scores
 /// to `c·tanh(s/c)`. A query that sees no key yields zero.
 /// # Shapes
-/// Packed: `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `cu_seqlens: [S+1]` → `[T, Hq,
-/// Dv]`; token `t` sees tokens of its own segment. Batched: `q: [B, Hq, M, D]`, `k: [B, Hkv, N,
-/// D]`, `v: [B, Hkv, N, Dv]`, `bias` broadcast to `[B, Hq, M, N]` → `[B, Hq, M, Dv]`; query `i`
-/// stands at position `i + N - M`.
+/// Packed: `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `cu_seqlens: [S+1]` →
+/// `[T, Hq, Dv]`; token `t` sees tokens of its own segment.
+///
+/// Batched: `q: [B, Hq, M, D]`, `k: [B, Hkv, N, D]`, `v: [B, Hkv, N, Dv]`, `bias` broadcast to
+/// `[B, Hq, M, N]` → `[B, Hq, M, Dv]`; query `i` stands at position `i + N - M`.
 pub(super) struct Attention;
 
 static SIGNATURE: Signature = Signature {
