@@ -3,7 +3,7 @@
 use std::{
     num::NonZeroUsize,
     path::{Path, PathBuf},
-    sync::{Mutex, OnceLock},
+    sync::Mutex,
 };
 
 use driver::{CompileOptions, Compiled, Silent, compile};
@@ -17,14 +17,9 @@ pub(crate) fn data(path: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("data").join(path)
 }
 
-/// A directory for artifacts, emptied by the system.
+/// A directory for artifacts, which the next run overwrites.
 pub(crate) fn scratch() -> &'static Path {
-    static DIR: OnceLock<PathBuf> = OnceLock::new();
-    DIR.get_or_init(|| {
-        let dir = std::env::temp_dir().join(format!("brolly-e2e-{}", std::process::id()));
-        std::fs::create_dir_all(&dir).unwrap();
-        dir
-    })
+    Path::new(env!("CARGO_TARGET_TMPDIR"))
 }
 
 fn text(bundle: &TextBundle) -> serde_json::Value {
