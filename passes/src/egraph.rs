@@ -2,7 +2,7 @@
 //!
 //! One e-graph is built for each function, over an open language: [`ENode`] takes any operator of
 //! the table. [`Facts`] infers types as the operators do. [`Terms`] adds graphs and terms, and is
-//! what rules write to. Nothing here chooses between terms; see [`crate::extract`].
+//! what rules write to. Nothing here chooses between terms; see `extract`.
 
 mod facts;
 mod language;
