@@ -86,8 +86,8 @@ fn its_onnx_exports_embed_alike_with_every_attention_fused() {
         };
         let (path, compiled) = compile_to("minilm-onnx", &file, &crate::support::options(import));
         let attentions = compiled.fusions.iter().filter(|f| f.kind == "attention");
-        let (fused, not): (Vec<_>, Vec<_>) = attentions.partition(|f| f.fused);
-        assert!(not.is_empty(), "{}: {not:#?}", file.display());
+        let (fused, unfused): (Vec<_>, Vec<_>) = attentions.partition(|f| f.fused);
+        assert!(unfused.is_empty(), "{}: {unfused:#?}", file.display());
         assert_eq!(fused.len(), 6, "{}", file.display());
         let mut session = open(&path, 2);
         for (sentence, want) in expect.sentences.iter().zip(&expect.embeddings) {

@@ -61,8 +61,8 @@ fn check(name: &str) {
         assert!(far <= 1e-3, "{name}, run {run}: off by {far}");
     }
     let attentions = compiled.fusions.iter().filter(|f| f.kind == "attention");
-    let (fused, not): (Vec<_>, Vec<_>) = attentions.partition(|f| f.fused);
-    assert!(not.is_empty(), "{name}: {not:#?}");
+    let (fused, unfused): (Vec<_>, Vec<_>) = attentions.partition(|f| f.fused);
+    assert!(unfused.is_empty(), "{name}: {unfused:#?}");
     assert_eq!(fused.iter().map(|f| f.count).sum::<usize>(), case.attentions, "{name}");
 }
 
