@@ -63,6 +63,7 @@ ops! {
     silu: Silu,
     gelu: Gelu,
     gelu_tanh: GeluTanh,
+    softplus: Softplus,
     // Shapes and data movement.
     shape_of: ShapeOf,
     size_vector: SizeVector,
