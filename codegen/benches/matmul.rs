@@ -1,7 +1,7 @@
 //! Matrix products against this machine's own limits, measured in the same run: f32 fused
 //! multiply-adds in registers (peak), and reading memory in 1 to 8 streams a thread (bandwidth).
 //!
-//! `cargo bench -p brolly-codegen --bench matmul [-- native]`: a table, then one line of JSON. Runs
+//! `cargo bench -p brolly-codegen --bench matmul [-- native] [-- quantized]`: a table, then one line of JSON. Runs
 //! of a kernel and of its yardstick alternate; the ratio printed is the median of the ratios.
 
 #![allow(clippy::print_stdout, reason = "a bench prints")]
@@ -30,6 +30,18 @@ fn main() {
     }
     let mut rows = Vec::new();
     for threads in [1, 2] {
+        println!("threads {threads}: quantised, GB/s of W and ratio to reading it, then GF/s");
+        for bits in [8, 4] {
+            for (n, k) in [(32768, 2048), (2048, 8192), (2048, 2048)] {
+                rows.push(bench.gemv(&Matmul::quantized("mm", n, k, bits), threads));
+            }
+            for m in [2, 3, 4, 8, 16, 64, 256] {
+                rows.push(bench.gemm(&Matmul::quantized("mm", 8192, 2048, bits), m, threads));
+            }
+        }
+        if std::env::args().any(|arg| arg == "quantized") {
+            continue;
+        }
         println!("threads {threads}: gemv, GB/s of W and ratio to reading it");
         for (n, k, weight) in [
             (32768, 2048, Elem::Bf16),
@@ -211,7 +223,8 @@ fn report(
     speeds.sort_by(f64::total_cmp);
     let (ratio, speed) = (ratios[ROUNDS / 2], speeds[ROUNDS / 2]);
     let (low, high) = (ratios[1], ratios[ROUNDS - 2]);
-    let Matmul { n, k, weight, .. } = spec;
+    let Matmul { n, k, weight, bits, .. } = spec;
+    let weight = bits.map_or_else(|| weight.to_string(), |bits| format!("q{bits}"));
     let kind = match (spec.gated, spec.bias) {
         (true, _) => " gated",
         (_, true) => " bias+act",

@@ -18,6 +18,7 @@ mod kv_write;
 mod linear;
 mod matmul;
 mod pack;
+mod quantize;
 mod reduce;
 mod rope;
 mod rowwise;
@@ -94,6 +95,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &kv_write::KvWrite,
     &linear::Linear,
     &matmul::Matmul,
+    &quantize::QuantizeRows,
     &reduce::Reduce,
     &reduce::Cumsum,
     &rope::Rope,

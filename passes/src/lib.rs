@@ -2,7 +2,8 @@
 //!
 //! [`canonicalize`] and [`optimize`] work on every function by itself; the latter builds one
 //! e-graph a function, applies the tables of [`rule`]s and extracts the cheapest term for the
-//! machine. [`page_kv`] puts keys and values in paged memory, [`prepare`] separates what is
+//! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
+//! products of integers, [`prepare`] separates what is
 //! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
 //! a place.
 //!
@@ -19,6 +20,7 @@ mod page_kv;
 mod pass;
 mod plan_memory;
 mod prepare;
+mod quantize;
 mod report;
 pub mod rule;
 mod rules;
@@ -32,4 +34,5 @@ pub use page_kv::{PageOptions, State, page_kv};
 pub use pass::PassError;
 pub use plan_memory::{Plan, plan_memory};
 pub use prepare::{Recipe, prepare};
+pub use quantize::quantize;
 pub use report::{Fusion, FusionCount, Report};

@@ -88,7 +88,7 @@ fn weight_params(
 
 /// Nodes that depend on weights, constants and the given parameters alone, and have constant
 /// shapes.
-fn weight_only(graph: &Graph, params: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
+pub(crate) fn weight_only(graph: &Graph, params: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
     let mut out = BTreeSet::new();
     for id in graph.topo() {
         let node = graph.node(id);

@@ -14,11 +14,15 @@
 //!
 //! Both leave raw sums in scratch, and one epilogue (`epilogue`) writes y from them.
 //!
+//! Quantised operands (`quantized`) have a way of their own for every M: integers within a block,
+//! then one fused multiply-add a block, in order.
+//!
 //! Arguments: `x, w, [bias], [residual], y`; size 0 is M. Tiles are groups of column panels.
 
 mod blocked;
 mod direct;
 mod epilogue;
+mod quantized;
 
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
 use crate::{Isa, Kernel};
@@ -50,9 +54,12 @@ pub struct Matmul {
     pub n: u64,
     /// Columns of x.
     pub k: u64,
-    /// Element of W: f32, bf16 or f16.
+    /// Element of W: f32, bf16 or f16; i8 where it is quantised.
     pub weight: Elem,
-    /// Elements between the rows of x, at least `k`.
+    /// Bits of the integers of a quantised W and x, as `ir`'s `quantize_weight` and
+    /// `quantize_rows` lay them out: 4 or 8.
+    pub bits: Option<u32>,
+    /// Elements between the rows of x, at least `k`; bytes where it is quantised.
     pub x_stride: u64,
     /// Elements between the rows of y, at least `n`.
     pub y_stride: u64,
@@ -93,6 +100,7 @@ impl Matmul {
             n,
             k,
             weight,
+            bits: None,
             x_stride: k,
             y_stride: n,
             output: Elem::F32,
@@ -103,6 +111,26 @@ impl Matmul {
             panels_per_tile: 4,
             max_rows: u64::MAX,
             positions: None,
+        }
+    }
+
+    /// A product of quantised rows with a weight of 4- or 8-bit integers.
+    #[must_use]
+    pub fn quantized(symbol: &str, n: u64, k: u64, bits: u32) -> Self {
+        let product = Self { bits: Some(bits), ..Self::new(symbol, n, k, Elem::I8) };
+        Self { x_stride: product.blocks() * quantized::ROW_BYTES, ..product }
+    }
+
+    /// Blocks of a quantised row or column.
+    const fn blocks(&self) -> u64 {
+        self.k.div_ceil(quantized::BLOCK)
+    }
+
+    /// Bytes of a panel of W.
+    const fn panel_bytes(&self) -> u64 {
+        match self.bits {
+            Some(bits) => self.blocks() * quantized::weight_bytes(bits),
+            None => self.k * PANEL * self.weight.bytes(),
         }
     }
 
@@ -120,7 +148,7 @@ impl Matmul {
     /// Bytes of packed W.
     #[must_use]
     pub const fn weight_bytes(&self) -> u64 {
-        self.panels() * self.k * PANEL * self.weight.bytes()
+        self.panels() * self.panel_bytes()
     }
 
     /// Number of tiles.
@@ -139,9 +167,14 @@ impl Matmul {
             fail("n and k must be positive")
         } else if self.weight_bytes() >= limit || self.x_stride.max(self.y_stride) >= limit {
             fail("sizes beyond 2^40")
-        } else if !float(self.weight) || !float(self.output) {
+        } else if !float(self.output) || (self.bits.is_none() && !float(self.weight)) {
             fail("weights and outputs must be f32, bf16 or f16")
-        } else if self.x_stride < self.k || self.y_stride < self.n {
+        } else if self.bits.is_some_and(|bits| !matches!(bits, 4 | 8)) {
+            fail("quantised weights have 4 or 8 bits")
+        } else if self.bits.is_some_and(|_| self.x_stride < self.blocks() * quantized::ROW_BYTES)
+            || (self.bits.is_none() && self.x_stride < self.k)
+            || self.y_stride < self.n
+        {
             fail("a row stride is shorter than its row")
         } else if self.residual.is_some_and(|stride| stride < self.n) {
             fail("the residual's row stride is shorter than its row")
@@ -177,6 +210,9 @@ struct Plan {
 impl Plan {
     fn new(spec: &Matmul, isa: &Isa) -> Self {
         let panel_registers = u64::from(LANES / isa.vector_lanes).max(1);
+        if spec.bits.is_some() {
+            return quantized::plan(spec, panel_registers);
+        }
         let accumulators = if isa.vector_registers >= 32 { 24 } else { 12 };
         let (tile_rows, tile_panels) = if isa.vector_registers >= 32 { (12, 2) } else { (6, 1) };
         let longest = (isa.l1_bytes * 3 / 4 / (4 * PANEL * tile_panels)).max(64);
@@ -281,6 +317,10 @@ pub fn matmul(spec: &Matmul, isa: &Isa) -> Result<Kernel, SpecError> {
     };
     let output = epilogue::Output::new(&generator);
     generator.chunks(|chunk| {
+        if let Some(bits) = spec.bits {
+            generator.quantized(&output, chunk, bits);
+            return;
+        }
         let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(Plan::DIRECT_ROWS)));
         e.either(few, || generator.direct(&output, chunk), || generator.blocked(&output, chunk));
     });
@@ -311,7 +351,11 @@ impl Gen<'_> {
             // With several tiles of rows, each panel meets all of them while it is in cache.
             let (single, several) = (Plan::DIRECT_CHUNK, self.spec.halves());
             let blocked = e.i64(size(plan.panel_chunk));
-            let step = e.select(at_most(Plan::DIRECT_ROWS), e.i64(size(several)), blocked);
+            let direct = at_most(Plan::DIRECT_ROWS);
+            let step = match self.spec.bits {
+                Some(_) => e.i64(size(several)),
+                None => e.select(direct, e.i64(size(several)), blocked),
+            };
             let step = e.select(at_most(plan.tile_rows), e.i64(size(single)), step);
             let count = e.div_unsigned(e.add_const(e.add(e.sub(end, begin), step), -1), step);
             e.for_each(e.i64(0), count, 1, |index| {
@@ -338,13 +382,15 @@ impl Gen<'_> {
 
     /// Start of a panel of packed W.
     fn panel(&self, index: Val) -> Val {
-        let start = self.e.mul_const(index, size(self.spec.k * PANEL));
-        self.e.at(self.w, self.spec.weight, start)
+        let elem = self.spec.weight;
+        let start = self.e.mul_const(index, size(self.spec.panel_bytes() / elem.bytes()));
+        self.e.at(self.w, elem, start)
     }
 
     /// Start of a row of x.
     fn x_row(&self, row: Val) -> Val {
-        self.e.at(self.x, Elem::F32, self.e.mul_const(row, size(self.spec.x_stride)))
+        let elem = if self.spec.bits.is_some() { Elem::I8 } else { Elem::F32 };
+        self.e.at(self.x, elem, self.e.mul_const(row, size(self.spec.x_stride)))
     }
 
     /// Start of a row of a panel's sums.

@@ -1,4 +1,5 @@
-//! `linear` and `gated_linear`: products with packed weights, by [`crate::kernels::matmul`].
+//! `linear`, `gated_linear` and `quantized_linear`: products with packed weights, by
+//! [`crate::kernels::matmul`].
 
 use ir::{Dim, KernelSpec, Layout, PANEL, Target};
 
@@ -21,7 +22,7 @@ const PANELS_PER_TILE: u64 = 4;
 
 impl Lower for Linear {
     fn ops(&self) -> &'static [&'static str] {
-        &["linear", "gated_linear"]
+        &["linear", "gated_linear", "quantized_linear"]
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
@@ -44,21 +45,31 @@ fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
         return Err("takes x and a packed weight".into());
     };
     let size = |dim: &Dim| dim.as_const().and_then(|v| u64::try_from(v).ok());
-    let k = x.ty.shape.last().and_then(size).ok_or("the inner dimension must be constant")?;
+    let constant = || "the inner dimension must be constant".to_owned();
     let n = u64::try_from(spec.attrs.int("n")).map_err(|_| "n is negative")?;
     if !w.is_contiguous() {
         return Err("the packed weight must be contiguous".into());
     }
-    let (x_rows, x_stride) = rows(x, k)?;
+    let quantized = spec.op == "quantized_linear";
+    let (mut product, (x_rows, x_stride)) = if quantized {
+        let [blocks, bytes] = &w.ty.shape[1..] else { return Err("takes a packed weight".into()) };
+        let bits = ir::quant_bits(bytes).ok_or("the weight is not quantised")?;
+        let k = size(blocks).ok_or_else(constant)? * ir::QUANT_BLOCK as u64;
+        let bits = u32::try_from(bits).unwrap_or_default();
+        (Matmul::quantized("product", n, k, bits), rows(&joined(x)?, quantized_bytes(x)?)?)
+    } else {
+        let k = x.ty.shape.last().and_then(size).ok_or_else(constant)?;
+        (Matmul::new("product", n, k, memory_elem(w.ty.dtype)), rows(x, k)?)
+    };
     let (_, y_stride) = rows(y, n)?;
-    let mut product = Matmul::new("product", n, k, memory_elem(w.ty.dtype));
-    product.gated = spec.op == "gated_linear";
+    product.gated = spec.op == "gated_linear" || (quantized && spec.attrs.bool("gated"));
     product.activation = activation(spec.attrs.str("act"))?;
     product.x_stride = x_stride;
     product.y_stride = y_stride;
     product.output = memory_elem(y.ty.dtype);
-    if x.ty.dtype != ir::DType::F32 {
-        return Err(format!("x is {}, not f32", x.ty.dtype));
+    let wanted = if quantized { ir::DType::U8 } else { ir::DType::F32 };
+    if x.ty.dtype != wanted {
+        return Err(format!("x is {}, not {wanted}", x.ty.dtype));
     }
     if let Some(bias) = operand(2) {
         if bias.ty.dtype != ir::DType::F32 || !bias.is_contiguous() {
@@ -78,6 +89,26 @@ fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
     product.panels_per_tile = PANELS_PER_TILE;
     product.max_rows = u64::try_from(x_rows.bounds(&spec.symbols).hi).unwrap_or(u64::MAX).max(1);
     Ok((product, x_rows))
+}
+
+/// A quantised row's blocks as one axis.
+fn joined(x: &Layout) -> Result<Layout, String> {
+    let [.., blocks, bytes] = &*x.ty.shape else { return Err(format!("{x} has no blocks")) };
+    let rank = x.ty.rank();
+    if !(x.strides[rank - 1].is(1) && (x.strides[rank - 2] == *bytes || blocks.is(1))) {
+        return Err(format!("{x}: blocks must be dense"));
+    }
+    let mut joined = x.clone();
+    joined.ty.shape.truncate(rank - 2);
+    joined.ty.shape.push(blocks.clone() * bytes.clone());
+    joined.strides.remove(rank - 2);
+    Ok(joined)
+}
+
+fn quantized_bytes(x: &Layout) -> Result<u64, String> {
+    let bytes = x.ty.shape.iter().rev().take(2).fold(Dim::from(1), |n, d| n * d.clone());
+    let bytes = bytes.as_const().and_then(|v| u64::try_from(v).ok());
+    bytes.ok_or_else(|| "the inner dimension must be constant".to_owned())
 }
 
 /// Leading axes as one, and the distance between rows of `width` dense elements.

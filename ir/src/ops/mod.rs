@@ -6,6 +6,9 @@ mod reduction;
 mod tests;
 
 pub use pack::PANEL;
+pub use quantize_rows::{QUANT_BLOCK, QUANT_ROW_BYTES};
+pub use quantize_weight::quant_weight_bytes;
+pub use quantized_linear::quant_bits;
 
 macro_rules! ops {
     ($($file:ident: $op:ident,)*) => {
@@ -103,5 +106,8 @@ ops! {
     interleave: Interleave,
     linear: Linear,
     gated_linear: GatedLinear,
+    quantize_rows: QuantizeRows,
+    quantize_weight: QuantizeWeight,
+    quantized_linear: QuantizedLinear,
     fused: Fused,
 }

@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use ir::DType;
 
-pub(crate) use values::{Bound, Input, TargetCpu, Tokens};
+pub(crate) use values::{Bound, Input, Quantize, TargetCpu, Tokens};
 use values::{at_least_zero, dtype, non_empty, probability, share, target};
 
 /// Compiles neural networks ahead of time and runs them.
@@ -106,6 +106,13 @@ pub(crate) struct CompileOptions {
     /// Storage of matrices: f32, bf16 or f16 [default: as the model stores them]
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     pub(crate) dtype: Option<DType>,
+
+    /// Make the weights of products integers of 8 or 4 bits, in blocks of 32 with an f16 scale
+    ///
+    /// Activations are rounded to 8 bits as they meet them. Under q4 the product that gives the
+    /// model's own result, a language model's head, keeps 8 bits.
+    #[arg(long, value_name = "TYPE")]
+    pub(crate) quantize: Option<Quantize>,
 
     /// Longest sequence, prompt and answer together [default: the model's own, at most 4096]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

@@ -19,6 +19,24 @@ use crate::{
     pipeline::{Context, PASSES},
 };
 
+/// Integers that the weights of products become, in blocks of 32 with an f16 scale.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Quantization {
+    /// 8 bits, 8.5 with the scales.
+    Q8,
+    /// 4 bits, 4.5 with the scales; 8 where a product's result is the model's.
+    Q4,
+}
+
+impl Quantization {
+    pub(crate) fn bits(self) -> i64 {
+        match self {
+            Quantization::Q8 => 8,
+            Quantization::Q4 => 4,
+        }
+    }
+}
+
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
@@ -26,6 +44,8 @@ pub struct CompileOptions {
     pub import: ImportOptions,
     /// The machine to compile for.
     pub target: Target,
+    /// Whether weights become integers; they stay as they are stored where `None`.
+    pub quantize: Option<Quantization>,
     /// Tokenizer, chat template and generation defaults, to be carried along.
     pub text: serde_json::Value,
 }
@@ -85,6 +105,7 @@ pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, Comp
     let mut imported = frontend::import(model, &options.import).map_err(CompileError::Import)?;
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
+    cx.quantize = options.quantize;
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
@@ -108,6 +129,7 @@ pub fn compile(
     let (mut module, weights, info) = (imported.module, imported.weights, imported.info);
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
+    cx.quantize = options.quantize;
     for pass in PASSES {
         stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
     }

@@ -17,7 +17,7 @@ mod progress;
 
 pub use cache::Cache;
 pub use codegen::{Codegen, native_target};
-pub use compile::{CompileOptions, Compiled, StageTime, check, compile};
+pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
 pub use error::CompileError;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};

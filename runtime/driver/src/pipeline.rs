@@ -5,11 +5,14 @@ use std::sync::Arc;
 use ir::{Bounds, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols};
 use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
 
+use crate::Quantization;
+
 /// What passes learn and later stages need.
 pub(crate) struct Context<'a> {
     pub(crate) kernels: &'a dyn Kernels,
     pub(crate) kind: ModelKind,
     pub(crate) max_seq_len: u64,
+    pub(crate) quantize: Option<Quantization>,
     pub(crate) report: Report,
     pub(crate) states: Vec<State>,
     pub(crate) recipes: Vec<Recipe>,
@@ -27,6 +30,7 @@ pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "optimize", run: optimize },
     Pass { name: "page-kv", run: page_kv },
     Pass { name: "expand", run: expand },
+    Pass { name: "quantize", run: quantize },
     Pass { name: "prepare", run: prepare },
     Pass { name: "fuse-loops", run: fuse_loops },
     Pass { name: "plan-memory", run: plan_memory },
@@ -106,6 +110,13 @@ fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError
         kernels.supports(&spec).is_ok()
     };
     passes::expand_composites(module, &has_kernel).map_err(|e| vec![e])
+}
+
+fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    match cx.quantize {
+        Some(quantization) => passes::quantize(module, quantization.bits()).map_err(|e| vec![e]),
+        None => Ok(()),
+    }
 }
 
 fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
@@ -192,6 +203,7 @@ impl<'a> Context<'a> {
             kernels,
             kind,
             max_seq_len,
+            quantize: None,
             report: Report::default(),
             states: Vec::new(),
             recipes: Vec::new(),

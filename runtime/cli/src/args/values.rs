@@ -88,6 +88,15 @@ pub(crate) enum TargetCpu {
     Native,
 }
 
+/// What the weights of products become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Quantize {
+    /// 8-bit integers: half the memory of bf16
+    Q8,
+    /// 4-bit integers: a quarter of it
+    Q4,
+}
+
 pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let threads: Option<NonZeroUsize> = text.parse().ok();
     threads

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use driver::CompileOptions;
+use driver::{CompileOptions, Quantization};
 use ir::Target;
 use text::TextBundle;
 
 use crate::{
-    args::{self, Bound, TargetCpu},
+    args::{self, Bound, Quantize, TargetCpu},
     failure::{Failure, Result},
 };
 
@@ -41,7 +41,11 @@ impl Prepared {
             }
         }
         let text = serde_json::to_value(&bundle).map_err(|e| Failure::Bug(e.to_string()))?;
-        let mut options = CompileOptions { import: Default::default(), target, text };
+        let quantize = flags.quantize.map(|quantize| match quantize {
+            Quantize::Q8 => Quantization::Q8,
+            Quantize::Q4 => Quantization::Q4,
+        });
+        let mut options = CompileOptions { import: Default::default(), target, quantize, text };
         let import = &mut options.import;
         import.dtype = flags.dtype;
         import.max_seq_len = flags.max_seq_len;

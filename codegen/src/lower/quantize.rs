@@ -1,0 +1,100 @@
+//! `quantize_rows`: activations as blocks of a scale, a sum and 8-bit integers.
+
+use ir::{DType, Dim, KernelSpec, QUANT_BLOCK, QUANT_ROW_BYTES, Target};
+
+use super::{
+    Emitted, Lower, LowerError,
+    cx::{Cx, LANES, refuse},
+    elementwise::maximum,
+    space::Space,
+    view::{View, strides},
+};
+use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+
+/// The family.
+pub(super) struct QuantizeRows;
+
+/// 32 values are two vectors.
+const HALVES: i64 = QUANT_BLOCK as i64 / LANES as i64;
+
+impl Lower for QuantizeRows {
+    fn ops(&self) -> &'static [&'static str] {
+        &["quantize_rows"]
+    }
+
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        let Some(Some(x)) = spec.operands.first() else { return Err("takes x".into()) };
+        let (last, y) = (x.ty.rank().wrapping_sub(1), &spec.results[0]);
+        if x.ty.dtype != DType::F32 || x.ty.shape.last().and_then(Dim::as_const).is_none() {
+            return Err(format!("{x}: takes f32 with a constant last axis"));
+        }
+        if !strides(x)[last].is(1) && !x.ty.shape[last].is(1) {
+            return Err(format!("{x}: the last axis must be dense"));
+        }
+        if y.is_contiguous() { Ok(()) } else { Err(format!("{y} must be contiguous")) }
+    }
+
+    fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::new(spec);
+        let (x, y) = (cx.operand(0), cx.result(0));
+        let (k, lead) = x.shape.split_last().expect("supported");
+        let k = k.as_const().expect("supported");
+        let blocks = k.div_euclid(QUANT_BLOCK as i64);
+        let row_bytes = Dim::from(QUANT_ROW_BYTES) * Dim::from(k).ceil_div(QUANT_BLOCK as i64);
+        let outer = Space::new(lead, &[x.strides[..lead.len()].to_vec()]).merged();
+        let tiles = cx.share_rows(&outer.points(), &Dim::from(k), |row| {
+            let e = &cx.e;
+            let from = x.at(&cx, outer.offsets(&cx, row)[0]);
+            let to = y.at(&cx, cx.scale(row, &row_bytes));
+            e.for_each(e.i64(0), e.i64(blocks), 1, |block| {
+                let start = e.mul_const(block, QUANT_BLOCK as i64);
+                write_block(&cx, &to, block, |half| {
+                    from.load_strip(&cx, e.add_const(start, half * 16), &Dim::from(1), LANES)
+                });
+            });
+            let rest = k % QUANT_BLOCK as i64;
+            if rest > 0 {
+                write_block(&cx, &to, e.i64(blocks), |half| {
+                    let count = (rest - half * 16).clamp(0, 16);
+                    let mask = e.mask_below(e.i64(count), LANES);
+                    let at =
+                        e.at_const(from.base, Elem::F32, blocks * QUANT_BLOCK as i64 + half * 16);
+                    e.load_masked(at, mask, e.zero(Emitter::f32s(LANES)))
+                });
+            }
+        });
+        Ok(cx.finish(tiles, 0))
+    }
+}
+
+fn write_block(cx: &Cx<'_>, to: &View, block: Val, load: impl Fn(i64) -> Val) {
+    let e = &cx.e;
+    let x: Vec<Val> = (0..HALVES).map(load).collect();
+    let most = x.iter().map(|x| e.abs(*x)).reduce(|a, b| maximum(e, a, b)).expect("two halves");
+    let most = lanes_max(e, most);
+    let some = e.cmp(Cmp::Gt, most, e.f32(0.0));
+    let inverse = e.select(some, e.div(e.f32(127.0), most), e.f32(0.0));
+    let to = to.at(cx, e.mul_const(block, QUANT_ROW_BYTES as i64));
+    e.store(e.div(most, e.f32(127.0)), to.base);
+    let mut sum = e.zero(Ty::Vector(Elem::I32, LANES));
+    for (half, x) in (0..).zip(x) {
+        let v = e.round_even(e.mul(x, e.splat(inverse, LANES)));
+        // Zero where a NaN or an infinity made the scale not finite.
+        let v = e.select(e.cmp(Cmp::Eq, v, v), v, e.zero(v.ty()));
+        let q = e.cast(v, Elem::I32);
+        sum = e.add(sum, q);
+        e.store(e.cast(q, Elem::I8), e.at_const(to.base, Elem::I8, 8 + half * 16));
+    }
+    e.store(e.reduce_add(sum), e.at_const(to.base, Elem::I8, 4));
+}
+
+/// The largest lane; NaN if any is.
+fn lanes_max(e: &Emitter, v: Val) -> Val {
+    let mut v = v;
+    while v.lanes() > 1 {
+        let half = v.lanes() / 2;
+        v = maximum(e, e.slice(v, 0, half), e.slice(v, half, half));
+    }
+    v
+}

@@ -1,0 +1,170 @@
+//! `quantized_linear`: product of quantised activations with a quantised weight.
+
+use super::{
+    QUANT_BLOCK, QUANT_ROW_BYTES, elementwise::spread, linear::activation, pack::PANEL,
+    quant_weight_bytes, quantize_rows, quantize_weight,
+};
+use crate::{
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one, optional, required},
+};
+
+/// `act(x · w + bias) + residual`, or `act(x · gate) · (x · up)` when gated.
+///
+/// Within a block of 32 the products are summed as integers, exactly; blocks are then added in
+/// order, `sum = fma(integers, w_scale · x_scale, sum)` in f32. So a result depends neither on the
+/// number of rows nor on the instructions that a machine has.
+/// # Shapes
+/// `x: u8 [.., ceil(K / 32), 40]` from `quantize_rows`, `w: u8 [P, ceil(K / 32), 32 + 64 · bits]`
+/// from `quantize_weight` with `P = ceil(n / 16)`, twice as many when gated, `bias: [n]`,
+/// `residual: [.., n]` → f32 `[.., n]`.
+pub(super) struct QuantizedLinear;
+
+static SIGNATURE: Signature = Signature {
+    operands: &[one("x"), one("w"), optional("bias"), optional("residual")],
+    attrs: &[
+        required("n", AttrKind::Int),
+        defaulted("act", AttrKind::Str, || Attr::from("none")),
+        defaulted("gated", AttrKind::Bool, || Attr::Bool(false)),
+    ],
+};
+
+/// Bits of a quantised weight, from the bytes of its blocks.
+pub fn quant_bits(bytes: &Dim) -> Option<usize> {
+    [4, 8].into_iter().find(|bits| *bytes == Dim::from(quant_weight_bytes(*bits)))
+}
+
+impl OpDef for QuantizedLinear {
+    fn name(&self) -> &'static str {
+        "quantized_linear"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        let (x, w) = (cx.ty(0), cx.ty(1));
+        if activation(cx.attrs.str("act")).is_none() {
+            return Err(OpError::attr("act", "is not an activation that an epilogue computes"));
+        }
+        let ([lead @ .., k, row], [panels, k2, bytes]) = (&*x.shape, &*w.shape) else {
+            return Err(OpError::new(format!("takes quantised rows and weights, got {x} and {w}")));
+        };
+        let of_bytes = x.dtype == DType::U8 && w.dtype == DType::U8;
+        if !of_bytes || !row.is(QUANT_ROW_BYTES as i64) || quant_bits(bytes).is_none() {
+            return Err(OpError::new(format!("takes quantised rows and weights, got {x} and {w}")));
+        }
+        cx.same("blocks", k, k2)?;
+        let n = cx.attrs.int("n");
+        if n <= 0 {
+            return Err(OpError::attr("n", "must be positive"));
+        }
+        let gated = cx.attrs.bool("gated");
+        let need = Dim::from(n).ceil_div(PANEL as i64) * Dim::from(if gated { 2i64 } else { 1 });
+        cx.same("panels", panels, &need)?;
+        let ty = TensorType::new(DType::F32, lead.iter().cloned().chain([Dim::from(n)]));
+        let optional = |i: usize| cx.args.get(i).copied().flatten();
+        if let Some(bias) = optional(2)
+            && bias.ty != TensorType::new(DType::F32, [Dim::from(n)])
+        {
+            return Err(OpError::new(format!("bias is {}, not f32[{n}]", bias.ty)));
+        }
+        if let Some(residual) = optional(3)
+            && residual.ty.equal(&ty, cx.symbols) != Some(true)
+        {
+            return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
+        }
+        if gated && optional(2).is_some() {
+            return Err(OpError::new("a gated product takes no bias"));
+        }
+        Ok(vec![Fact::of(ty)])
+    }
+    fn body(&self) -> Body {
+        Body::Primitive(|cx, args| {
+            let [x, w] = [0, 1].map(|i| args[i].as_ref().expect("operand"));
+            let n = usize::try_from(cx.attrs.int("n")).expect("inferred");
+            let gated = cx.attrs.bool("gated");
+            let optional = |i: usize| args.get(i).and_then(Option::as_ref).map(Tensor::to_f64s);
+            let (bias, residual) = (optional(2), optional(3));
+            let act = activation(cx.attrs.str("act")).expect("inferred");
+            let halves = if gated { 2 } else { 1 };
+            let products = product(x, w);
+            let width = w.shape()[0] * PANEL;
+            let rows = products.len() / width.max(1);
+            let at = |r: usize, c: usize, half: usize| {
+                products[r * width + (c / PANEL * halves + half) * PANEL + c % PANEL]
+            };
+            let y = (0..rows * n).map(|i| {
+                let (r, c) = (i / n, i % n);
+                let mut y = act(at(r, c, 0) + bias.as_ref().map_or(0.0, |b| b[c]));
+                if gated {
+                    y *= at(r, c, 1);
+                }
+                y + residual.as_ref().map_or(0.0, |r| r[i])
+            });
+            vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+        })
+    }
+    fn flops(&self, attrs: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
+        let blocks = args[1].as_ref().and_then(|w| w.shape.get(1).cloned()).unwrap_or_default();
+        let halves = if attrs.bool("gated") { 2i64 } else { 1 };
+        results[0].elements() * blocks * Dim::from(2 * QUANT_BLOCK as i64 * halves)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let mut samples = Vec::new();
+        for (rows, k, bits) in [(1, 64, 8), (3, 37, 4), (7, 96, 8), (11, 70, 4)] {
+            for gated in [false, true] {
+                let blocks = usize::div_ceil(k, QUANT_BLOCK);
+                let x = spread(DType::F32, &[rows, k], -1.0, 1.5);
+                let panels = if gated { 6 } else { 3 };
+                let w = spread(DType::F32, &[panels, k, PANEL], -0.5, 0.4);
+                let x = run("quantize_rows", Attrs::none(), x, &[rows, blocks, QUANT_ROW_BYTES]);
+                let bits_attr = Attrs::none().with("bits", bits as i64);
+                let bytes = quant_weight_bytes(bits);
+                let w = run("quantize_weight", bits_attr, w, &[panels, blocks, bytes]);
+                let attrs = Attrs::none().with("n", 37i64).with("gated", Attr::Bool(gated));
+                let attrs = attrs.with("act", if gated { "silu" } else { "none" });
+                let mut args = vec![Some(x), Some(w)];
+                if !gated && rows > 1 {
+                    args.push(Some(spread(DType::F32, &[37], -1.0, 1.0)));
+                    args.push(Some(spread(DType::F32, &[rows, 37], -1.0, 1.0)));
+                }
+                samples.push(Sample { attrs, args });
+            }
+        }
+        samples
+    }
+}
+
+/// Every column of every panel, `[rows, P · 16]`.
+fn product(x: &Tensor, w: &Tensor) -> Vec<f64> {
+    let [panels, blocks, bytes] = *w.shape() else { unreachable!("inferred") };
+    let bits = quant_bits(&Dim::from(bytes)).expect("inferred");
+    let x: Vec<_> = quantize_rows::blocks(&x.to_bytes()).collect();
+    let w = quantize_weight::blocks(&w.to_bytes(), bits);
+    let mut out = Vec::new();
+    for row in x.chunks(blocks.max(1)) {
+        for panel in 0..panels {
+            for c in 0..PANEL {
+                let terms =
+                    row.iter().zip(&w[panel * blocks..]).map(|((x_scale, x), (scales, w))| {
+                        let dot: i32 =
+                            (0..QUANT_BLOCK).map(|k| i32::from(x[k]) * i32::from(w[k][c])).sum();
+                        f64::from(dot) * f64::from(scales[c].to_f32()) * f64::from(*x_scale)
+                    });
+                out.push(terms.sum::<f64>());
+            }
+        }
+    }
+    out
+}
+
+/// A value of another operator, for samples.
+fn run(op: &str, attrs: Attrs, x: Tensor, shape: &[usize]) -> Tensor {
+    let def = crate::OpRef::named(op);
+    let Body::Primitive(body) = def.0.body() else { unreachable!("a primitive") };
+    let results = [TensorType::new(DType::U8, shape.iter().copied())];
+    let env = crate::Env::new();
+    let cx = crate::EvalCx { attrs: &attrs, results: &results, env: &env };
+    body(&cx, &[Some(x)]).remove(0)
+}

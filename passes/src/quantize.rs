@@ -1,0 +1,155 @@
+//! Quantises the weights of products, and the activations that meet them.
+//!
+//! `linear(x, w)` becomes `quantized_linear(quantize_rows(x), quantize_weight(w))` wherever `w`
+//! depends on weights alone; products of one `x` share its quantised rows. The layers of a model
+//! take the bits that are asked for; products of the entry itself, a language model's head above
+//! all, take 8, since each of their errors reaches the output directly.
+//!
+//! Embeddings, norms and attention stay as they are.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use ir::{Attr, Attrs, Builder, DType, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Value};
+
+use crate::{PassError, prepare::weight_only, weight_params};
+
+/// Bits of a product in an entry.
+const ENTRY_BITS: i64 = 8;
+
+/// Rewrites every function; `bits` is 4 or 8.
+///
+/// # Errors
+/// Where a rebuilt graph does not type: an internal error.
+pub fn quantize(module: &mut Module, bits: i64) -> Result<(), PassError> {
+    let weights = weight_params(module);
+    let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
+    for name in names {
+        let graph = &module.functions[&name];
+        let params = graph.params().iter().copied();
+        let params: BTreeSet<NodeId> =
+            params.filter(|p| weights[&name].contains(graph.param_name(*p))).collect();
+        let bits = if module.entries.contains(&name) { ENTRY_BITS } else { bits };
+        let graph = quantize_function(module, graph, &weight_only(graph, &params), bits)
+            .map_err(|e| PassError::new(&name, e))?;
+        module.add(graph);
+    }
+    Ok(())
+}
+
+fn quantize_function(
+    module: &Module,
+    graph: &Graph,
+    weights: &BTreeSet<NodeId>,
+    bits: i64,
+) -> Result<Graph, OpError> {
+    let mut b = Builder::new(module, &graph.name);
+    let mut map: BTreeMap<Value, Value> = BTreeMap::new();
+    for p in graph.param_values() {
+        b.at(&graph.node(p.node).loc);
+        map.insert(p, b.param(graph.param_name(p.node), graph.ty(p).clone())?);
+    }
+    let mut rows: BTreeMap<Value, Value> = BTreeMap::new();
+    for id in graph.topo() {
+        let node = graph.node(id);
+        if node.op.name() == "param" {
+            continue;
+        }
+        b.at(&node.loc);
+        let inputs: Vec<_> = node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
+        let results = match product(graph, node, weights) {
+            Some([x, w]) => {
+                let x = match rows.get(&x) {
+                    Some(x) => *x,
+                    None => b.unary("quantize_rows", map[&x])?,
+                };
+                rows.insert(node.inputs()[0].expect("a product has x"), x);
+                let w = b.op1("quantize_weight", Attrs::none().with("bits", bits), &[map[&w]])?;
+                let attrs = Attrs::none()
+                    .with("n", node.attrs.int("n"))
+                    .with("act", node.attrs.str("act"))
+                    .with("gated", Attr::Bool(node.op.name() == "gated_linear"));
+                let inputs = [&[Some(x), Some(w)], &inputs[2..]].concat();
+                b.op("quantized_linear", attrs, &inputs)?
+            }
+            None if node.op.name() == "weight" => vec![b.weight(node.attrs.str("name"))?],
+            None => b.op(node.op.name(), node.attrs.clone(), &inputs)?,
+        };
+        for (port, v) in results.into_iter().enumerate() {
+            map.insert(Value { node: id, port }, v);
+        }
+    }
+    for (name, v) in &graph.outputs {
+        b.output(name, map[v]);
+    }
+    Ok(b.finish())
+}
+
+/// Operands of a product that can be quantised: f32 rows, and a weight of a block at least.
+fn product(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>) -> Option<[Value; 2]> {
+    if !matches!(node.op.name(), "linear" | "gated_linear") {
+        return None;
+    }
+    let [Some(x), Some(w), ..] = node.inputs() else { return None };
+    let k = graph.ty(*x).shape.last()?.as_const()?;
+    let float = matches!(graph.ty(*w).dtype, DType::F32 | DType::Bf16 | DType::F16);
+    let fits = float && graph.ty(*x).dtype == DType::F32 && k >= QUANT_BLOCK as i64;
+    (fits && weights.contains(&w.node)).then_some([*x, *w])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn products_of_one_x_share_its_rows_and_heads_keep_eight_bits() {
+        let mut module = Module::new("m");
+        module.symbol("T", 1, 64);
+        let f32s = |shape: &[&str]| {
+            let shape = shape.iter().map(|d| d.parse::<ir::Dim>().unwrap());
+            ir::TensorType::new(DType::F32, shape)
+        };
+        for (name, shape) in [("a", ["4", "64", "16"]), ("b", ["2", "64", "16"])] {
+            module.weights.insert(name.into(), f32s(&shape));
+        }
+        module.weights.insert("head".into(), f32s(&["3", "64", "16"]));
+        let mut b = module.builder("layer");
+        let x = b.param("x", f32s(&["T", "64"])).unwrap();
+        let w = b.param("w", f32s(&["4", "64", "16"])).unwrap();
+        let v = b.param("v", f32s(&["2", "64", "16"])).unwrap();
+        let linear = |b: &mut Builder<'_>, x, w, n: i64| {
+            b.op1("linear", Attrs::none().with("n", n), &[x, w]).unwrap()
+        };
+        let y = linear(&mut b, x, w, 64);
+        let z = linear(&mut b, x, v, 32);
+        b.output("y", y);
+        b.output("z", z);
+        let layer = b.finish();
+        module.add(layer);
+        let mut b = module.builder("main");
+        let x = b.param("x", f32s(&["T", "64"])).unwrap();
+        let (w, v) = (b.weight("a").unwrap(), b.weight("b").unwrap());
+        let y = b.call("layer", &[x, w, v]).unwrap()[0];
+        let head = b.weight("head").unwrap();
+        let logits = linear(&mut b, y, head, 48);
+        b.output("logits", logits);
+        let main = b.finish();
+        module.add(main);
+        module.entries.push("main".into());
+
+        quantize(&mut module, 4).unwrap();
+        ir::verify(&module).unwrap();
+        let ops = |name: &str, op: &str| {
+            let graph = &module.functions[name];
+            let nodes = graph.topo().into_iter().map(|id| graph.node(id).clone());
+            nodes.filter(|n| n.op.name() == op).collect::<Vec<_>>()
+        };
+        assert_eq!(ops("layer", "quantize_rows").len(), 1);
+        assert_eq!(ops("layer", "quantized_linear").len(), 2);
+        assert_eq!(ops("layer", "quantize_weight")[0].attrs.int("bits"), 4);
+        assert_eq!(ops("main", "quantize_weight")[0].attrs.int("bits"), 8);
+        assert!(ops("layer", "linear").is_empty() && ops("main", "linear").is_empty());
+    }
+}
