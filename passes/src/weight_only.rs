@@ -102,7 +102,8 @@ mod tests {
                 assert_eq!(count(f, "pack"), 0, "slice: {slice}, called: {called}");
             }
             let x = sample(&TensorType::new(DType::F32, [3i64, 8]), &env, 1);
-            let [got, want] = [&m, &source].map(|m| eval(m, "main", &[x.clone()], &env));
+            let [got, want] =
+                [&m, &source].map(|m| eval(m, "main", std::slice::from_ref(&x), &env));
             assert_near(&got, &want, 1e-9);
             let recipes = prepare(&mut m, "main").unwrap();
             assert!(recipes.iter().all(|r| r.graph.ty(r.graph.outputs[0].1).rank() == 3));
