@@ -125,7 +125,9 @@ mod tests {
         let graph = b.finish();
         let none = indexmap::IndexMap::new();
         let x = Tensor::from_i64s(DType::I64, &[x.len()], x.iter().copied());
-        let run = |p| Interpreter::new(&module, &none, p).eval(&graph, &[x.clone()], &Env::new());
+        let run = |p| {
+            Interpreter::new(&module, &none, p).eval(&graph, std::slice::from_ref(&x), &Env::new())
+        };
         let [narrow, wide] = [Precision::F32, Precision::F64].map(|p| run(p).unwrap());
         assert_eq!(narrow, wide);
         narrow[0].to_i64s()
