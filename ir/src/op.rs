@@ -24,8 +24,8 @@ pub trait OpDef: Sync {
         &[]
     }
 
-    /// Whether each element of the result depends on the operands' elements at the same place alone,
-    /// after broadcasting.
+    /// Whether each element of the result depends on the operands' elements at the same place
+    /// alone, after broadcasting.
     fn is_elementwise(&self) -> bool {
         false
     }
@@ -41,8 +41,8 @@ pub trait OpDef: Sync {
         false
     }
 
-    /// Pairs of (result, operand) that a kernel updates in place: the result is the operand's memory
-    /// after the write.
+    /// Pairs of (result, operand) that a kernel updates in place: the result is the operand's
+    /// memory after the write.
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
     }

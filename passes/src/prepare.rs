@@ -33,8 +33,8 @@ pub fn prepare(module: &mut Module, entry: &str) -> Result<Vec<Recipe>, PassErro
     for other in module.functions.keys().filter(|name| &***name != entry) {
         if let Some(shared) = callees_in_order(module, other).iter().find(|c| callees.contains(c)) {
             let why = format!(
-                "is called by `{other}` and by `{entry}`: give each entry functions of its own, for \
-                 they are rewritten to take the prepared weights of one"
+                "is called by `{other}` and by `{entry}`: give each entry functions of its own, \
+                 for they are rewritten to take the prepared weights of one"
             );
             return Err(PassError::new(shared, why));
         }

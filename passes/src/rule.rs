@@ -21,8 +21,8 @@ pub enum Numerics {
     Exact,
     /// Equal in exact arithmetic; rounds elsewhere.
     Reassociates,
-    /// Equal up to the rounding of constants in the source, and of finite scores beside the -1e30 or
-    /// less of a mask.
+    /// Equal up to the rounding of constants in the source, and of finite scores beside the -1e30
+    /// or less of a mask.
     Approximate,
 }
 

@@ -12,8 +12,8 @@ use crate::{
 /// Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
 /// Query head `h` reads key/value head `h / (Hq / Hkv)`. `mask` is `full` or `causal`; a positive
 /// `window` W hides keys at distance W or more before the query; a positive `softcap` c maps scores
-/// to `c·tanh(s/c)`. A bias of -inf hides a key, whatever its score. A query that sees no key yields
-/// zero.
+/// to `c·tanh(s/c)`. A bias of -inf hides a key, whatever its score. A query that sees no key
+/// yields zero.
 /// # Shapes
 /// Packed: `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `cu_seqlens: [S+1]` →
 /// `[T, Hq, Dv]`; token `t` sees tokens of its own segment.
