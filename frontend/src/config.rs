@@ -52,6 +52,15 @@ impl<'a> Fields<'a> {
         self.errors.borrow_mut().push(FrontendError::field(self.file, &field, reason));
     }
 
+    /// Reports every field besides the known ones that is not null; whether there was none.
+    pub(crate) fn refuse_others(&self, known: &[&str], why: &str) -> bool {
+        let other =
+            |(name, value): &(&String, &Value)| !value.is_null() && !known.contains(&name.as_str());
+        let others: Vec<&String> = self.map.iter().filter(other).map(|(name, _)| name).collect();
+        others.iter().for_each(|name| self.refuse(name, why));
+        others.is_empty()
+    }
+
     /// The field's value, unless it is absent or null.
     pub(crate) fn get(&self, name: &str) -> Option<&'a Value> {
         self.map.get(name).filter(|v| !v.is_null())

@@ -203,13 +203,22 @@ pub(crate) fn import(
     options: &ImportOptions,
 ) -> Result<Imported, Vec<FrontendError>> {
     let config = folder.join("config.json");
-    let description = json::read_bytes(&config)
-        .and_then(|text| Description::parse(&config, &text, options))
-        .and_then(|d| with_sentence_config(folder, d));
-    let (mut description, checkpoint) = match (description, Checkpoint::open(folder)) {
-        (Ok(description), Ok(checkpoint)) => (description, checkpoint),
-        (a, b) => return Err(a.err().into_iter().chain(b.err()).flatten().collect()),
+    let text = json::read_bytes(&config);
+    let encoder = text.as_ref().is_ok_and(|text| is_encoder(&config, text));
+    let sentence = if encoder { sentence::read(folder).map(Some) } else { Ok(None) };
+    let description = text.and_then(|text| Description::parse(&config, &text, options));
+    let found = (description, sentence, Checkpoint::open(folder));
+    let (mut description, sentence, checkpoint) = match found {
+        (Ok(description), Ok(sentence), Ok(checkpoint)) => (description, sentence, checkpoint),
+        (a, b, c) => {
+            let errors = [a.err(), b.err(), c.err()];
+            return Err(errors.into_iter().flatten().flatten().collect());
+        }
     };
+    if let (Model::Encoder(encoder), Some((pooling, length))) = (&mut description.model, sentence) {
+        encoder.pooling = pooling;
+        description.max_seq_len = length.unwrap_or(u64::MAX).min(description.max_seq_len);
+    }
     let (prefix, weights) = description.select(&checkpoint)?;
     let ty = |t: &Tensor| TensorType::new(t.dtype(), t.shape().iter().copied());
     let types = weights.iter().map(|(name, t)| (name.clone(), ty(t))).collect();
@@ -217,17 +226,11 @@ pub(crate) fn import(
     Ok(Imported { module, weights: Box::new(weights), info })
 }
 
-/// Takes pooling and the longest sequence from sentence-transformers' files, where there are any.
-fn with_sentence_config(
-    folder: &Path,
-    mut description: Description,
-) -> Result<Description, Vec<FrontendError>> {
-    if let Model::Encoder(encoder) = &mut description.model {
-        let (pooling, length) = sentence::read(folder)?;
-        encoder.pooling = pooling;
-        description.max_seq_len = length.unwrap_or(u64::MAX).min(description.max_seq_len);
-    }
-    Ok(description)
+/// Whether a config, whatever else is wrong with it, is that of an encoder.
+fn is_encoder(file: &Path, text: &[u8]) -> bool {
+    let Ok(map) = json::object(file, text) else { return false };
+    let errors = Errors::default();
+    models::find_family(&Fields::new(file, &map, &errors)).is_some_and(|(family, _)| family.encoder)
 }
 
 fn check_options(options: &ImportOptions) -> Vec<FrontendError> {

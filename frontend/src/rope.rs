@@ -69,6 +69,26 @@ pub(crate) struct Frequencies {
 }
 
 const MAX_FACTOR: f64 = 1e6;
+/// Fields of a block, of whatever type it is; `finetuned` only tells how a model was made.
+const KEYS: &[&str] = &[
+    "rope_type",
+    "type",
+    "rope_theta",
+    "partial_rotary_factor",
+    "factor",
+    "original_max_position_embeddings",
+    "attention_factor",
+    "beta_fast",
+    "beta_slow",
+    "mscale",
+    "mscale_all_dim",
+    "truncate",
+    "low_freq_factor",
+    "high_freq_factor",
+    "short_factor",
+    "long_factor",
+    "finetuned",
+];
 const MAX_POSITION: u64 = i32::MAX as u64;
 
 impl Rope {
@@ -183,6 +203,8 @@ impl Scaling {
         let Some(block) = &block else {
             return Some((theta?, Scaling::Default));
         };
+        let known =
+            block.refuse_others(KEYS, "is not known of rotary embeddings, and may change them");
         let theta = theta_of(block, theta.unwrap_or_default()).filter(|_| theta.is_some());
 
         let types = ["default", "linear", "dynamic", "yarn", "llama3", "longrope"];
@@ -203,7 +225,7 @@ impl Scaling {
             "longrope" => longrope(block, original(c, block, max_position), head_dim, max_position),
             _ => Some(Scaling::Default),
         };
-        Some((theta?, scaling?))
+        Some((theta?, scaling?)).filter(|_| known)
     }
 }
 
@@ -354,5 +376,9 @@ mod tests {
         assert_eq!(bad.lines().count(), 3, "{bad}");
         assert!(of(r#"{"partial_rotary_factor": 0.5}"#).contains("is 0.5: rotating a part"));
         assert!(of(r#"{"rope_scaling": "linear"}"#).contains("expected an object"));
+        let nested = of(r#"{"rope_parameters": {"full_attention": {"rope_theta": 1e6},
+            "sliding_attention": {"rope_theta": 1e4}, "unset": null}}"#);
+        assert_eq!(nested.lines().count(), 2, "{nested}");
+        assert!(nested.contains("`rope_parameters.full_attention` is not known"), "{nested}");
     }
 }

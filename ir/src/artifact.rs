@@ -35,6 +35,7 @@ mod read;
 mod tests;
 mod write;
 
+pub use check::MAX_SIZE;
 pub use error::ArtifactError;
 pub use manifest::{Digest, Manifest, PackedWeight, Section};
 pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};

@@ -180,6 +180,15 @@ impl Attrs {
         self
     }
 
+    /// Whether no size among them depends on a symbol.
+    pub fn is_constant(&self) -> bool {
+        let constant = |a: &Attr| match a {
+            Attr::Dims(dims) => dims.iter().all(|d| d.as_const().is_some()),
+            _ => true,
+        };
+        self.0.iter().all(|(_, a)| constant(a))
+    }
+
     /// The attribute of that name.
     pub fn get(&self, name: &str) -> Option<&Attr> {
         self.0.iter().find(|(n, _)| &**n == name).map(|(_, a)| a)

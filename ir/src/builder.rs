@@ -117,6 +117,7 @@ impl<'m> Builder<'m> {
         let cx =
             InferCx { attrs: &attrs, args: &args, symbols: &self.module.symbols, callee: &callee };
         let facts = op.infer(&cx)?;
+        facts.iter().try_for_each(|f| f.ty.check_extents(&self.module.symbols))?;
         Ok((attrs, facts))
     }
 
@@ -132,11 +133,12 @@ impl<'m> Builder<'m> {
     /// Adds a parameter.
     ///
     /// # Errors
-    /// Where the name is taken.
+    /// Where the name is taken or an extent is negative.
     pub fn param(&mut self, name: &str, ty: TensorType) -> Result<Value, OpError> {
         if self.graph.param(name).is_some() {
             return Err(OpError::new(format!("parameter `{name}` is declared twice")));
         }
+        ty.check_extents(&self.module.symbols).map_err(|e| e.within(format!("`{name}`")))?;
         let attrs = Attrs::none().with("name", name);
         let node =
             self.graph.add(OpRef::named("param"), attrs, &[], vec![ty.into()], self.loc.clone());
@@ -146,10 +148,11 @@ impl<'m> Builder<'m> {
     /// Reads a weight of the module.
     ///
     /// # Errors
-    /// Where the module has none of that name.
+    /// Where the module has none of that name, or an extent is negative.
     pub fn weight(&mut self, name: &str) -> Result<Value, OpError> {
         let ty = self.module.weights.get(name).cloned();
         let ty = ty.ok_or_else(|| OpError::new(format!("the module has no weight `{name}`")))?;
+        ty.check_extents(&self.module.symbols).map_err(|e| e.within(format!("`{name}`")))?;
         let attrs = Attrs::none().with("name", name);
         let node =
             self.graph.add(OpRef::named("weight"), attrs, &[], vec![ty.into()], self.loc.clone());

@@ -68,6 +68,32 @@ impl Dim {
         Dim { terms: sum.into_iter().filter(|(_, c)| *c != 0).collect() }
     }
 
+    fn try_from_terms(terms: impl IntoIterator<Item = (Vec<Atom>, Option<i64>)>) -> Option<Dim> {
+        let mut sum: BTreeMap<Vec<Atom>, i64> = BTreeMap::new();
+        for (mut key, c) in terms {
+            key.sort();
+            let slot = sum.entry(key).or_insert(0);
+            *slot = slot.checked_add(c?)?;
+        }
+        Some(Dim { terms: sum.into_iter().filter(|(_, c)| *c != 0).collect() })
+    }
+
+    /// The sum, unless a coefficient overflows.
+    pub fn checked_add(&self, other: &Dim) -> Option<Dim> {
+        let terms = self.terms.iter().chain(&other.terms);
+        Dim::try_from_terms(terms.map(|(key, c)| (key.clone(), Some(*c))))
+    }
+
+    /// The product, unless a coefficient overflows.
+    pub fn checked_mul(&self, other: &Dim) -> Option<Dim> {
+        let pairs = self.terms.iter().flat_map(|a| other.terms.iter().map(move |b| (a, b)));
+        Dim::try_from_terms(
+            pairs.map(|((ka, a), (kb, b))| {
+                (ka.iter().chain(kb).cloned().collect(), a.checked_mul(*b))
+            }),
+        )
+    }
+
     /// The value, where this is a constant.
     pub fn as_const(&self) -> Option<i64> {
         match self.terms.as_slice() {

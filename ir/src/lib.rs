@@ -41,8 +41,8 @@ pub use mmap::{MappedFile, map_file, map_open_file};
 pub use model::{ModelInfo, ModelKind};
 pub use module::{Module, Weights};
 pub use op::{
-    Arity, AttrKind, AttrSpec, Body, EvalCx, Expand, FunctionType, InferCx, OnnxName, OpDef,
-    OpError, OpRef, Operand, Sample, Signature, normalize_axis,
+    Arity, AttrKind, AttrSpec, Body, EvalCx, Expand, FunctionType, InferCx, OpDef, OpError, OpRef,
+    Operand, Sample, Signature, normalize_axis,
 };
 pub use ops::{OPS, PANEL, QUANT_BLOCK, QUANT_ROW_BYTES, quant_bits, quant_weight_bytes};
 pub use program::{

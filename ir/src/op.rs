@@ -18,8 +18,32 @@ pub trait OpDef: Sync {
     /// Operands, attributes and results.
     fn signature(&self) -> &'static Signature;
 
-    /// ONNX operators that this one imports without special code.
-    fn onnx(&self) -> &'static [OnnxName] {
+    /// ONNX operator types of the default domain that import as this operator without special code,
+    /// attributes under the names that they have here.
+    fn onnx(&self) -> &'static [&'static str] {
+        &[]
+    }
+
+    /// Whether each element of the result depends on the operands' elements at the same place
+    /// alone, after broadcasting.
+    fn is_elementwise(&self) -> bool {
+        false
+    }
+
+    /// Whether each index of the result's leading axis depends on that index alone of the operands
+    /// that have the axis, where the first operand has two axes or more.
+    fn is_rowwise(&self) -> bool {
+        self.is_elementwise()
+    }
+
+    /// Whether the result looks at the operand's memory in another order, and nothing is computed.
+    fn is_view(&self) -> bool {
+        false
+    }
+
+    /// Pairs of (result, operand) that a kernel updates in place: the result is the operand's
+    /// memory after the write.
+    fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
     }
 
@@ -326,25 +350,6 @@ impl Signature {
         }
         Ok(())
     }
-}
-
-/// An ONNX operator that imports as this one, attribute by attribute.
-pub struct OnnxName {
-    /// Domain; empty for `ai.onnx`.
-    pub domain: &'static str,
-    /// Operator type.
-    pub op_type: &'static str,
-    /// First opset version in which this mapping holds.
-    pub since: i64,
-    /// First opset version in which it no longer holds.
-    pub until: i64,
-    /// ONNX attribute names and ours; an ONNX attribute that is not listed is refused.
-    pub attrs: &'static [(&'static str, &'static str)],
-}
-
-/// An ONNX operator of the default domain that imports as it stands, in every opset.
-pub(crate) const fn onnx(op_type: &'static str) -> OnnxName {
-    OnnxName { domain: "", op_type, since: 1, until: i64::MAX, attrs: &[] }
 }
 
 /// A well-typed application of an operator.

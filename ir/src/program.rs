@@ -67,13 +67,10 @@ pub struct KernelSpec {
 }
 
 impl KernelSpec {
-    /// Pairs of (result, operand) that the operator updates in place: the result is the operand's
-    /// memory after the write.
+    /// Pairs of (result, operand) that an operator updates in place, see
+    /// [`OpDef::in_place`](crate::OpDef::in_place); none for what is no operator.
     pub fn in_place(op: &str) -> &'static [(usize, usize)] {
-        match op {
-            "kv_write" => &[(0, 0), (1, 1)],
-            _ => &[],
-        }
+        crate::OpRef::find(op).map_or(&[], |op| op.0.in_place())
     }
 }
 

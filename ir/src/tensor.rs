@@ -75,7 +75,7 @@ impl Tensor {
     /// # Panics
     /// If the number of bytes is not that of the shape.
     pub fn from_bytes(dtype: DType, shape: &[usize], bytes: Vec<u8>) -> Tensor {
-        assert_eq!(bytes.len(), shape.iter().product::<usize>() * dtype.size(), "bytes of tensor");
+        assert_eq!(bytes.len(), elements(shape) * dtype.size(), "bytes of tensor");
         Tensor {
             dtype,
             shape: shape.into(),
@@ -88,7 +88,7 @@ impl Tensor {
 
     /// A tensor from values, rounded to nearest even (floats) or wrapped (integers).
     pub fn from_f64s(dtype: DType, shape: &[usize], values: impl IntoIterator<Item = f64>) -> Self {
-        let mut bytes = Vec::with_capacity(shape.iter().product::<usize>() * dtype.size());
+        let mut bytes = Vec::with_capacity(elements(shape) * dtype.size());
         for v in values {
             push_f64(dtype, v, &mut bytes);
         }
@@ -97,7 +97,7 @@ impl Tensor {
 
     /// A tensor from integers, wrapped to the type (or converted, for float types).
     pub fn from_i64s(dtype: DType, shape: &[usize], values: impl IntoIterator<Item = i64>) -> Self {
-        let mut bytes = Vec::with_capacity(shape.iter().product::<usize>() * dtype.size());
+        let mut bytes = Vec::with_capacity(elements(shape) * dtype.size());
         for v in values {
             push_i64(dtype, v, &mut bytes);
         }
@@ -121,7 +121,7 @@ impl Tensor {
 
     /// Number of elements.
     pub fn len(&self) -> usize {
-        self.shape.iter().product()
+        elements(&self.shape)
     }
 
     /// Whether there are no elements.
@@ -224,7 +224,7 @@ impl Tensor {
     /// # Panics
     /// If the number of elements differs.
     pub fn reshape(&self, shape: &[usize]) -> Tensor {
-        assert_eq!(shape.iter().product::<usize>(), self.len(), "reshape to {shape:?}");
+        assert_eq!(elements(shape), self.len(), "reshape to {shape:?}");
         let base = if self.is_contiguous() {
             self.clone()
         } else {
@@ -321,11 +321,17 @@ impl PartialEq for Tensor {
     }
 }
 
-/// Row-major strides of a shape, in elements.
+/// Number of elements of a shape that fits in memory, or that has none.
+fn elements(shape: &[usize]) -> usize {
+    if shape.contains(&0) { 0 } else { shape.iter().product() }
+}
+
+/// Row-major strides of a shape, in elements; they saturate, which only shapes without elements
+/// reach.
 pub fn contiguous_strides(shape: &[usize]) -> SmallVec<[isize; 4]> {
     let mut strides: SmallVec<[isize; 4]> = SmallVec::from_elem(1, shape.len());
     for i in (1..shape.len()).rev() {
-        strides[i - 1] = strides[i] * shape[i].max(1) as isize;
+        strides[i - 1] = strides[i].saturating_mul(shape[i].max(1).cast_signed());
     }
     strides
 }
@@ -474,5 +480,15 @@ mod tests {
         assert!(Tensor::new(DType::F32, &[2], data.clone(), 4).is_err());
         assert!(Tensor::new(DType::F32, &[usize::MAX, 8], data.clone(), 0).is_err());
         assert!(Tensor::new(DType::F32, &[2], data, 2).is_ok());
+    }
+
+    #[test]
+    fn nothing_has_any_shape() {
+        const LARGE: usize = 1 << 40;
+        for shape in [[0, LARGE, LARGE], [LARGE, LARGE, 0]] {
+            let t = Tensor::from_f32s(&shape, &[]);
+            assert!(t.is_empty() && t.is_contiguous());
+            assert_eq!(t.reshape(&[0]).to_f64s(), [0.0; 0]);
+        }
     }
 }

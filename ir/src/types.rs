@@ -5,7 +5,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use smallvec::SmallVec;
 
-use crate::{DType, Dim, DimError, Env, Symbols, Tensor, tensor::Extents};
+use crate::{DType, Dim, DimError, Env, OpError, Symbols, Tensor, tensor::Extents};
 
 /// A shape of possibly symbolic dimensions.
 pub type Shape = SmallVec<[Dim; 4]>;
@@ -43,6 +43,17 @@ impl TensorType {
     /// The same shape with another element type.
     pub fn with_dtype(&self, dtype: DType) -> TensorType {
         TensorType { dtype, shape: self.shape.clone() }
+    }
+
+    /// Asserts that every extent may be zero or more.
+    ///
+    /// # Errors
+    /// Names the first that is negative whatever the symbols are.
+    pub fn check_extents(&self, symbols: &Symbols) -> Result<(), OpError> {
+        match self.shape.iter().find(|d| d.bounds(symbols).hi < 0) {
+            None => Ok(()),
+            Some(d) => Err(OpError::new(format!("{self} has a negative extent, {d}"))),
+        }
     }
 
     /// The extents where all are constant.

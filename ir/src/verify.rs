@@ -3,14 +3,15 @@
 //! Invariants: operands precede their readers and exist; attributes and operands fit the operator's
 //! signature; results have the types that inference gives; weights and callees exist; a function
 //! does not call itself, directly or not; entries are functions; the outputs of a function have
-//! distinct names; symbols that types mention are declared, with sensible bounds.
+//! distinct names; symbols that types and attributes mention are declared, with sensible bounds; no
+//! extent is negative.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
 };
 
-use crate::{Dim, Graph, InferCx, Module, NodeId};
+use crate::{Attr, Dim, Graph, InferCx, Module, NodeId};
 
 /// A violated invariant.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -94,10 +95,19 @@ fn check_graph(module: &Module, graph: &Graph, errors: &mut Vec<VerifyError>) {
             fail(Some(*id), format!("operand {v:?} does not exist"));
             continue;
         }
+        let attrs = node.attrs.0.iter().filter_map(|(_, a)| match a {
+            Attr::Dims(dims) => Some(dims.as_slice()),
+            _ => None,
+        });
+        let shapes = node.results().iter().map(|f| f.ty.shape.as_slice());
+        let unknown: BTreeSet<Arc<str>> =
+            shapes.chain(attrs).flatten().flat_map(Dim::symbols).collect();
+        for s in unknown.iter().filter(|s| !module.symbols.contains_key(*s)) {
+            fail(Some(*id), format!("symbol `{s}` is not declared"));
+        }
         for f in node.results() {
-            let unknown = f.ty.shape.iter().flat_map(Dim::symbols);
-            for s in unknown.filter(|s| !module.symbols.contains_key(s)) {
-                fail(Some(*id), format!("symbol `{s}` is not declared"));
+            if let Err(e) = f.ty.check_extents(&module.symbols) {
+                fail(Some(*id), e.to_string());
             }
         }
         match node.op.name() {
@@ -166,7 +176,7 @@ fn check_recursion(module: &Module, errors: &mut Vec<VerifyError>) {
         };
         let Some(graph) = module.function(name) else { return true };
         for id in graph.node_ids() {
-            if let Some(crate::Attr::Str(callee)) = graph.node(id).attrs.get("callee") {
+            if let Some(Attr::Str(callee)) = graph.node(id).attrs.get("callee") {
                 let Some((callee, _)) = module.functions.get_key_value(callee) else { continue };
                 if !depth(module, callee, state) {
                     return false;
@@ -187,5 +197,45 @@ fn check_recursion(module: &Module, errors: &mut Vec<VerifyError>) {
             });
             return;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn errors(text: &str) -> String {
+        let module = crate::parse_module(text).unwrap();
+        verify(&module).unwrap_err().iter().map(ToString::to_string).collect::<Vec<_>>().join("\n")
+    }
+
+    #[test]
+    fn symbols_of_attributes_must_be_declared() {
+        let mut module = Module::new("m");
+        let mut b = module.builder("f");
+        let attrs = crate::Attrs::none().with("sizes", vec![Dim::symbol("T")]);
+        let y = b.op1("size_vector", attrs, &[]).unwrap();
+        b.output("y", y);
+        let graph = b.finish();
+        module.add(graph);
+        let text = module.to_string();
+        assert!(errors(&text).contains("symbol `T` is not declared"), "{text}");
+    }
+
+    #[test]
+    fn negative_extents_are_refused() {
+        let mut module = Module::new("m");
+        module.symbol("T", 1, 8);
+        let mut b = module.builder("f");
+        let ty = |d: &str| crate::TensorType::new(crate::DType::F32, [d.parse::<Dim>().unwrap()]);
+        for d in ["-5", "T - 9"] {
+            assert!(b.param("x", ty(d)).unwrap_err().to_string().contains("negative"), "{d}");
+        }
+        let x = b.param("x", ty("T - 8")).unwrap();
+        let attrs = crate::Attrs::none().with("shape", vec![Dim::from(-3i64)]);
+        assert!(b.op1("broadcast_to", attrs, &[x]).is_err());
+        module.weight("w", ty("-1"));
+        let mut b = module.builder("f");
+        assert!(b.weight("w").is_err());
     }
 }

@@ -14,7 +14,7 @@ use ir::{
     Tensor, TensorType, Value,
 };
 
-use crate::{PassError, egraph::count_axes_from_front, fuse_loops::is_elementwise};
+use crate::{PassError, egraph::count_axes_from_front};
 
 /// Limits of constant folding.
 #[derive(Clone, Copy, Debug)]
@@ -166,6 +166,10 @@ impl Canonical<'_> {
         if view || matches!(op.body(), Body::Structural) || inputs.iter().all(Option::is_none) {
             return None;
         }
+        // What depends on sizes has a value in a run, not before.
+        if !attrs.is_constant() {
+            return None;
+        }
         let args: Vec<Option<Tensor>> = inputs
             .iter()
             .map(|v| v.map(|v| self.b.fact(v).constant.clone().ok_or(())).transpose().ok())
@@ -280,7 +284,7 @@ impl Canonical<'_> {
         inputs: &[Option<Value>],
         fact: &Fact,
     ) -> Result<Option<Value>, OpError> {
-        if !is_elementwise(op) {
+        if !op.is_elementwise() {
             return Ok(None);
         }
         let narrow = |v: &Option<Value>| {
@@ -412,5 +416,16 @@ mod tests {
             b.output("y", big);
         });
         assert_eq!(ops(&g), ["constant", "broadcast_to"]);
+    }
+
+    #[test]
+    fn a_constant_is_not_evaluated_at_a_symbolic_place() {
+        let g = run(|b| {
+            let c = b.constant(Tensor::from_i64s(DType::I64, &[80], 0..80)).unwrap();
+            let start = Dim::symbol("T");
+            let y = b.slice(c, 0, start.clone(), start + 4.into()).unwrap();
+            b.output("y", y);
+        });
+        assert_eq!(ops(&g), ["constant", "slice"]);
     }
 }

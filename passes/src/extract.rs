@@ -15,7 +15,7 @@ mod improve;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use egg::{Id, Language};
-use ir::{Attrs, Env, Kernels, OpRef, TensorType};
+use ir::{Attrs, Env, Kernels, OpError, OpRef, TensorType};
 
 use crate::egraph::{Data, EGraph, ENode, attrs};
 
@@ -26,6 +26,10 @@ const NODE: f64 = 1e-12;
 /// How much longer a general product of a weight takes than one of a packed weight: it brings the
 /// weight in order while it runs.
 const UNPACKED: f64 = 1.25;
+/// Classes beyond which the sets of the greedy phase, a bit for each pair, would take more than
+/// 2 GiB.
+const MAX_CLASSES: usize = 1 << 17;
+
 /// The chosen node of every class.
 #[derive(Clone, Debug)]
 pub(crate) struct Choice {
@@ -74,11 +78,13 @@ impl Costs<'_> {
             Data::Absent => true,
             d => d.weight_only(),
         };
-        let folded = egraph[class].data.weight_only() && operands.iter().all(weight_only);
+        let attrs: Attrs = attrs(egraph, op, attr_ids)?;
+        let folded = egraph[class].data.weight_only()
+            && attrs.is_constant()
+            && operands.iter().all(weight_only);
         if folded || is_free(op) {
             return Some(0.0);
         }
-        let attrs: Attrs = attrs(egraph, op, attr_ids)?;
         let ty = |id: &Id| egraph[*id].data.ty().cloned();
         let args: Vec<Option<TensorType>> = operands.iter().map(ty).collect();
         let Data::Value(known) = &egraph[class].data else { return None };
@@ -91,23 +97,32 @@ impl Costs<'_> {
 
 /// Structure and views, which no kernel computes.
 fn is_free(op: OpRef) -> bool {
-    let structure = matches!(op.name(), "constant" | "size_vector" | "call" | "fused");
-    structure || matches!(op.name(), "reshape" | "transpose" | "slice" | "broadcast_to")
+    op.is_view() || matches!(op.name(), "constant" | "size_vector" | "call" | "fused")
 }
 
 /// A choice for the classes that `roots` may depend on. `original` are the nodes of the source.
+///
+/// # Errors
+/// Where there are more than [`MAX_CLASSES`].
 pub(crate) fn extract(
     egraph: &EGraph,
     roots: &[Id],
     original: &HashSet<ENode>,
     costs: Costs<'_>,
-) -> Choice {
+) -> Result<Choice, OpError> {
     let mut problem = Problem::new(egraph, roots, original, costs);
+    let n = problem.classes.len();
+    if n > MAX_CLASSES {
+        return Err(OpError::new(format!(
+            "has {n} different values, more than the {MAX_CLASSES} that can be weighed against \
+             each other: move what is repeated into functions that are called"
+        )));
+    }
     problem.greedy();
     problem.improve();
     let chosen = problem.classes.iter().zip(&problem.choice);
     let nodes = chosen.filter_map(|(c, i)| Some((c.id, c.nodes.get((*i)?)?.node.clone())));
-    Choice { nodes: nodes.collect() }
+    Ok(Choice { nodes: nodes.collect() })
 }
 
 struct Candidate {
@@ -322,5 +337,22 @@ impl Bits {
                 })
             })
         })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{egraph::Facts, testing::Roofline};
+
+    #[test]
+    fn what_cannot_be_weighed_is_refused() {
+        let mut egraph = EGraph::new(Facts::new(&ir::Module::new("m")));
+        let number = |i: i64| ENode::Attr(ir::Attr::Int(i));
+        let roots: Vec<Id> = (0..).take(MAX_CLASSES + 1).map(|i| egraph.add(number(i))).collect();
+        egraph.rebuild();
+        let costs = Costs { kernels: &Roofline, env: &Env::new() };
+        let why = extract(&egraph, &roots, &HashSet::new(), costs).unwrap_err();
+        assert!(why.to_string().contains("more than the 131072 that can be weighed"), "{why}");
     }
 }

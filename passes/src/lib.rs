@@ -26,6 +26,7 @@ pub mod rule;
 mod rules;
 #[cfg(test)]
 mod testing;
+mod weight_only;
 
 pub use canonicalize::{FoldLimits, canonicalize};
 pub use fuse_loops::{expand_composites, fuse_loops};

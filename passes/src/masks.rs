@@ -45,7 +45,6 @@ pub(crate) fn attention_mask(
     // Query i stands at position i + offset.
     let offset = keys.clone() - queries.clone();
     let mut mask = AttentionMask { causal: false, window: 0 };
-    let mut sees_itself = true;
     for c in when.0 {
         let [j, i, rest @ ..] = c.coefficients.as_slice() else { return None };
         if rest.iter().any(|c| *c != 0) {
@@ -55,15 +54,19 @@ pub(crate) fn attention_mask(
             (1, -1) if c.constant == offset => mask.causal = true,
             (-1, 1) => {
                 let width = (c.constant + Dim::from(1i64) + offset.clone()).as_const()?;
-                sees_itself &= width > 0;
-                mask.window = if mask.window == 0 { width } else { mask.window.min(width) };
+                // A window without width shows later keys alone, which no mask of attention does.
+                mask.window = match (width, mask.window) {
+                    (..=0, _) => return None,
+                    (_, 0) => width,
+                    (_, other) => width.min(other),
+                };
             }
             _ => return None,
         }
     }
     // A row without any key is uniform in the source where hidden scores are finite.
     let first = offset.bounds(&egraph.analysis.module.symbols).lo >= 0;
-    ((sees_itself && first) || no == f64::NEG_INFINITY).then_some(mask)
+    (first || no == f64::NEG_INFINITY).then_some(mask)
 }
 
 /// `Σ coefficient · index + constant`.
@@ -499,6 +502,23 @@ mod tests {
         let near = format!("(less_equal (sub {I} {J}) (reshape (iota <1> 0 i64) <>))");
         let window = format!("(select (and (less_equal {J} {I}) {near}) {LOW})");
         assert_eq!(mask(&[], &window, 5), Some((true, 1)));
+    }
+
+    #[test]
+    fn conditions_that_no_window_expresses_stay_biases() {
+        for no in ["-3e38f32", "-inff32"] {
+            let values = format!("(constant 0f32) (constant {no})");
+            let later = format!("(select (greater {J} {I}) {values})");
+            assert_eq!(mask(&[], &later, 5), None, "{later}");
+            // A window of three keys besides does not make it one.
+            let three = format!("(less (sub {I} {J}) (constant 3i64))");
+            let both = format!("(select (and (greater {J} {I}) {three}) {values})");
+            assert_eq!(mask(&[], &both, 5), None, "{both}");
+            let both = format!("(select (and {three} (greater {J} {I})) {values})");
+            assert_eq!(mask(&[], &both, 5), None, "{both}");
+            let window = format!("(select {three} {values})");
+            assert_eq!(mask(&[], &window, 5), Some((false, 3)), "{window}");
+        }
     }
 
     #[test]

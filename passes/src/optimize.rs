@@ -14,6 +14,7 @@ use crate::{
     extract::{Choice, Costs, extract},
     report::{Report, regions},
     rules,
+    weight_only::weight_only,
 };
 
 /// For each function, the parameters that are weights.
@@ -28,7 +29,8 @@ const EXPANSIONS: usize = 8;
 /// of both, stay.
 ///
 /// # Errors
-/// Where a function does not type: an internal error, or a module that does not verify.
+/// Where a function is too large to be weighed, or does not type: an internal error, or a module
+/// that does not verify.
 pub fn optimize(
     module: &mut Module,
     weight_params: &WeightParams,
@@ -66,7 +68,7 @@ fn optimize_function(
     let original: HashSet<ENode> =
         original.into_iter().map(|n| n.map_children(|c| egraph.find(c))).collect();
     let roots: Vec<Id> = source.outputs.iter().map(|(_, v)| function.classes[v]).collect();
-    let choice = extract(egraph, &roots, &original, costs);
+    let choice = extract(egraph, &roots, &original, costs)?;
     let graph = rebuild(module, &function, &choice, &roots)?;
     let fusions = regions(&function, &choice, &roots, costs);
     Ok((graph, fusions))
@@ -184,26 +186,15 @@ pub fn weight_params(module: &Module) -> WeightParams {
         let chosen = graph.params().iter().zip(&flags).filter(|(_, w)| **w);
         let weights: BTreeSet<Arc<str>> =
             chosen.map(|(p, _)| graph.param_name(*p).into()).collect();
-        let mut only = BTreeSet::new();
+        let params = graph.params().iter().zip(&flags).filter(|(_, w)| **w);
+        let only = weight_only(graph, &params.map(|(p, _)| *p).collect());
         for id in graph.topo() {
             let node = graph.node(id);
-            let inputs = || node.inputs().iter().flatten();
-            let own = match node.op.name() {
-                "param" => weights.contains(graph.param_name(id)),
-                "call" => false,
-                _ => {
-                    inputs().all(|v| only.contains(&v.node))
-                        && node.results().iter().all(|f| f.ty.const_shape().is_some())
-                }
-            };
-            if own {
-                only.insert(id);
-            }
             if node.op.name() == "call" {
                 let n = node.inputs().len();
                 let flags =
                     called.entry(node.attrs.str("callee").into()).or_insert_with(|| vec![true; n]);
-                for (flag, v) in flags.iter_mut().zip(inputs()) {
+                for (flag, v) in flags.iter_mut().zip(node.inputs().iter().flatten()) {
                     *flag &= only.contains(&v.node);
                 }
             }
@@ -216,4 +207,4 @@ pub fn weight_params(module: &Module) -> WeightParams {
 #[cfg(test)]
 mod imported;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;

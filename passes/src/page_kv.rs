@@ -2,11 +2,12 @@
 //!
 //! Every packed causal `attention` becomes `kv_write` and `paged_attention` over block tables.
 //! That is the same function of each sequence only if no other operator mixes positions, which is
-//! checked first. Kwon et al. 2023, arXiv:2309.06180.
+//! checked first; an operator of which nothing is known is refused. Attention is in layers that the
+//! entry calls, and layers call nothing. Kwon et al. 2023, arXiv:2309.06180.
 
 use std::sync::Arc;
 
-use ir::{Attrs, Builder, DType, Dim, Graph, Module, NodeId, TensorType, Value};
+use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, NodeId, TensorType, Value};
 
 use crate::PassError;
 
@@ -212,9 +213,13 @@ fn page_entry(
     Ok((b.finish(), states))
 }
 
-/// Whether axis 0 carries the packed tokens.
+/// Whether an axis carries the packed tokens.
 fn has_tokens(ty: &TensorType) -> bool {
-    ty.shape.iter().any(|d| d.symbols().iter().any(|s| &**s == "T"))
+    ty.shape.iter().any(counts_tokens)
+}
+
+fn counts_tokens(d: &Dim) -> bool {
+    d.symbols().iter().any(|s| &**s == "T")
 }
 
 fn check_position_wise(graph: &Graph, entry: bool, errors: &mut Vec<PassError>) {
@@ -234,7 +239,8 @@ fn check_position_wise(graph: &Graph, entry: bool, errors: &mut Vec<PassError>) 
     }
 }
 
-/// Whether a node computes each token's row from that token's rows alone.
+/// Whether a node computes each token's row from that token's rows alone, as far as is known of its
+/// operator.
 fn position_wise(graph: &Graph, id: NodeId, entry: bool) -> Result<(), String> {
     let node = graph.node(id);
     let inputs: Vec<&TensorType> = node.inputs().iter().flatten().map(|v| graph.ty(*v)).collect();
@@ -246,8 +252,24 @@ fn position_wise(graph: &Graph, id: NodeId, entry: bool) -> Result<(), String> {
             || (t.shape.first().is_some_and(|d| d.as_symbol() == Some("T"))
                 && !t.shape[1..].iter().any(|d| d.symbols().iter().any(|s| &**s == "T")))
     };
-    if !tokens.contains(&true) || node.op.name() == "call" {
-        return Ok(());
+    let sizes = || {
+        node.attrs.0.iter().filter_map(|(_, a)| match a {
+            Attr::Dims(dims) => Some(dims),
+            _ => None,
+        })
+    };
+    match node.op.name() {
+        "call" if entry => return Ok(()),
+        "call" => return Err("is a call within a layer".into()),
+        // The number of a token in a step, or the number of tokens, is not that of its sequence.
+        "iota" | "size_vector" if sizes().flatten().any(counts_tokens) => {
+            return Err("numbers or counts the tokens of a step".into());
+        }
+        "attention" if entry && tokens.contains(&true) => {
+            return Err("stands in the entry, not in a layer that it calls".into());
+        }
+        _ if !tokens.contains(&true) => return Ok(()),
+        _ => {}
     }
     if !inputs.iter().all(|t| leading(t)) || !result.is_none_or(leading) {
         return Err("moves the token axis".into());
@@ -266,16 +288,123 @@ fn position_wise(graph: &Graph, id: NodeId, entry: bool) -> Result<(), String> {
             let zero = |a: &i64| ir::normalize_axis(*a, inputs[0].rank()) == Some(0);
             !node.attrs.ints("axes").iter().any(zero)
         }
-        "softmax" | "cumsum" | "slice" => axis("axis", inputs[0].rank()) != Some(0),
-        "concat" => axis("axis", inputs[0].rank()) != Some(0),
+        "softmax" | "cumsum" | "slice" | "concat" => axis("axis", inputs[0].rank()) != Some(0),
         // Rows of the table for each token, or, at the end, rows of chosen tokens.
         "gather" => !tokens[0] || (entry && !tokens[1]),
         "matmul" => !tokens[1],
-        "segment_mean" | "segment_first" | "kv_write" | "paged_attention" | "pack"
-        | "interleave" => false,
+        "reshape" | "transpose" | "broadcast_to" => result.is_some_and(has_tokens),
         // Operands broadcast against each other: tokens must not meet a shorter token-free axis 0
         // of the same rank, which leading() and type inference have ruled out.
-        _ => result.is_some_and(has_tokens),
+        _ if node.op.is_elementwise() => result.is_some_and(has_tokens),
+        _ if node.op.is_rowwise() => inputs[0].rank() > 1 && result.is_some_and(has_tokens),
+        _ => return Err("is not known to keep positions apart".into()),
     };
     if ok { Ok(()) } else { Err("mixes positions".into()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn t() -> Dim {
+        Dim::symbol("T")
+    }
+
+    fn attend(b: &mut Builder<'_>, x: Value, cu: Value) -> Value {
+        let heads = b.reshape(x, vec![t(), 1.into(), 8.into()]).unwrap();
+        let attrs = Attrs::none().with("scale", 1.0).with("mask", "causal");
+        let args = [heads, heads, heads, cu].map(Some);
+        let y = b.op("attention", attrs, &args).unwrap()[0];
+        b.reshape(y, vec![t(), 8.into()]).unwrap()
+    }
+
+    type Build = fn(&mut Builder<'_>, Value, Value) -> Value;
+
+    /// Pages an entry that does something to `x [T, 8]`, calls a layer that does something and
+    /// attends, and returns what is wrong.
+    fn problems(in_entry: Build, in_layer: Build) -> String {
+        let mut m = Module::new("m");
+        m.symbol("T", 1, 64);
+        m.symbol("S", 1, 8);
+        let x_ty = TensorType::new(DType::F32, [t(), 8.into()]);
+        let cu_ty = TensorType::new(DType::I32, [Dim::symbol("S") + 1.into()]);
+        let mut b = m.builder("inner");
+        let x = b.param("x", x_ty.clone()).unwrap();
+        b.output("y", x);
+        let inner = b.finish();
+        m.add(inner);
+        let mut b = m.builder("layer");
+        let x = b.param("x", x_ty.clone()).unwrap();
+        let cu = b.param("cu_seqlens", cu_ty.clone()).unwrap();
+        let y = in_layer(&mut b, x, cu);
+        let y = attend(&mut b, y, cu);
+        b.output("y", y);
+        let layer = b.finish();
+        m.add(layer);
+        let mut b = m.builder("forward");
+        let x = b.param("x", x_ty).unwrap();
+        b.param("positions", TensorType::new(DType::I32, [t()])).unwrap();
+        let cu = b.param("cu_seqlens", cu_ty).unwrap();
+        let x = in_entry(&mut b, x, cu);
+        let y = b.call("layer", &[x, cu]).unwrap()[0];
+        b.output("y", y);
+        let forward = b.finish();
+        m.add(forward);
+        let options =
+            PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8 };
+        match page_kv(&mut m, "forward", options) {
+            Ok(_) => {
+                ir::verify(&m).unwrap();
+                String::new()
+            }
+            Err(errors) => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
+        }
+    }
+
+    #[test]
+    fn what_keeps_positions_apart_is_paged() {
+        let norm: Build = |b, x, _| b.unary("l2_normalize", x).unwrap();
+        let gate: Build = |b, x, _| {
+            let s = b.unary("silu", x).unwrap();
+            b.mul(s, x).unwrap()
+        };
+        assert_eq!(problems(norm, gate), "");
+    }
+
+    #[test]
+    fn attention_outside_of_a_layer_and_calls_within_one_are_refused() {
+        let plain: Build = |_, x, _| x;
+        let nested: Build = |b, x, _| b.call("inner", &[x]).unwrap()[0];
+        let why = problems(attend, plain);
+        assert!(why.contains("attention stands in the entry, not in a layer"), "{why}");
+        let why = problems(plain, nested);
+        assert!(why.contains("function `layer`: call is a call within a layer"), "{why}");
+    }
+
+    #[test]
+    fn operators_that_may_mix_positions_are_refused() {
+        let plain: Build = |_, x, _| x;
+        // Neither of these is known to keep rows apart.
+        let elements: Build = |b, x, _| {
+            let at = b.cast(x, DType::I64).unwrap();
+            b.op1("gather_elements", Attrs::none().with("axis", 0i64), &[x, at]).unwrap()
+        };
+        let why = problems(plain, elements);
+        assert!(why.contains("gather_elements is not known to keep positions apart"), "{why}");
+        let numbered: Build = |b, x, _| {
+            let shape = Attrs::none().with("shape", vec![t(), 1.into()]).with("axis", 0i64);
+            let at = b.op1("iota", shape.with("dtype", DType::F32), &[]).unwrap();
+            b.add(x, at).unwrap()
+        };
+        assert!(problems(numbered, plain).contains("iota numbers or counts the tokens"));
+        let normed: Build = |b, x, _| {
+            let column = b.slice(x, 1, 0i64, 1i64).unwrap();
+            let column = b.reshape(column, vec![t()]).unwrap();
+            let column = b.unary("l2_normalize", column).unwrap();
+            let column = b.reshape(column, vec![t(), 1.into()]).unwrap();
+            b.add(x, column).unwrap()
+        };
+        let why = problems(plain, normed);
+        assert!(why.contains("l2_normalize mixes positions"), "{why}");
+    }
 }

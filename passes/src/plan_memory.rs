@@ -19,7 +19,7 @@ use std::{
 
 use ir::{
     Attrs, Dim, Graph, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Module, NodeId,
-    Place, Port, Program, Region, Symbols, TensorType, Value,
+    Place, Port, Program, Region, Symbols, TensorType, Value, artifact::MAX_SIZE,
 };
 
 use self::{
@@ -44,7 +44,8 @@ pub struct Plan {
 /// Plans an entry function.
 ///
 /// # Errors
-/// Every node that no kernel computes, with the reason; a buffer whose size has no bound.
+/// Every node that no kernel computes, with the reason; an update in place of what is no state or
+/// is read elsewhere; buffers that are larger than an artifact allows, one or together.
 pub fn plan_memory(
     module: &Module,
     entry: &str,
@@ -93,6 +94,8 @@ struct Planner<'a> {
     state_params: Vec<Arc<str>>,
     state_outputs: HashMap<Arc<str>, usize>,
     storage: BTreeMap<Value, Storage>,
+    /// How many operands and outputs read a value.
+    readers: BTreeMap<Value, usize>,
     buffers: Vec<Buffer>,
     weights: Vec<Arc<str>>,
     states: Vec<Port>,
@@ -113,6 +116,12 @@ impl<'a> Planner<'a> {
         kernels: &'a dyn Kernels,
     ) -> Self {
         let outputs = states.iter().enumerate().map(|(i, s)| (s.output.clone(), i));
+        let mut readers = BTreeMap::new();
+        let order = graph.topo();
+        let operands = order.iter().flat_map(|id| graph.node(*id).inputs().iter().flatten());
+        for v in operands.chain(graph.outputs.iter().map(|(_, v)| v)) {
+            *readers.entry(*v).or_insert(0) += 1;
+        }
         Planner {
             module,
             graph,
@@ -121,6 +130,7 @@ impl<'a> Planner<'a> {
             state_params: states.iter().map(|s| s.param.clone()).collect(),
             state_outputs: outputs.collect(),
             storage: BTreeMap::new(),
+            readers,
             buffers: Vec::new(),
             weights: Vec::new(),
             states: Vec::new(),
@@ -275,7 +285,13 @@ impl<'a> Planner<'a> {
 
     fn kernel(&mut self, id: NodeId, mut inputs: Vec<Option<Storage>>) {
         let node = self.graph.node(id);
-        let in_place = KernelSpec::in_place(node.op.name());
+        let in_place = node.op.in_place();
+        for (_, operand) in in_place {
+            if let Err(why) = self.may_update(node.input(*operand)) {
+                self.fail(id, format!("cannot update operand {operand} in place: it {why}"));
+                return;
+            }
+        }
         let body = match node.op.name() {
             "fused" => self.module.functions.get(node.attrs.str("callee")).cloned().map(Arc::new),
             _ => None,
@@ -326,6 +342,24 @@ impl<'a> Planner<'a> {
         }
         let label = self.label(id);
         self.launch(spec, args, label);
+    }
+
+    /// Whether a node may write to the memory of a value: a state, or a state after another write,
+    /// that nothing else reads.
+    fn may_update(&self, v: Value) -> Result<(), &'static str> {
+        let node = self.graph.node(v.node);
+        let whole = match node.op.name() {
+            "param" => true,
+            _ => node.op.in_place().iter().any(|(result, _)| *result == v.port),
+        };
+        match self.storage.get(&v).map(|s| s.memory) {
+            Some(Memory::State(_)) if whole => {}
+            _ => return Err("is not a state of the program"),
+        }
+        match self.readers.get(&v) {
+            Some(1) => Ok(()),
+            _ => Err("is read elsewhere too"),
+        }
     }
 
     fn launch(&mut self, spec: KernelSpec, args: Vec<Option<Storage>>, label: String) {
@@ -385,13 +419,13 @@ impl<'a> Planner<'a> {
         for b in &self.buffers {
             let bound = b.bytes.bounds(&self.symbols).hi;
             match u64::try_from(bound) {
-                Ok(bytes) if bound < i64::MAX / 4 => {
+                Ok(bytes) if bound <= MAX_SIZE => {
                     requests.push(Request { bytes, first: b.first, last: b.last });
                 }
                 _ => {
                     let why = format!(
-                        "`{}` takes {} bytes, which has no usable bound; state bounds of its \
-                         dimensions with --bound",
+                        "`{}` takes {} bytes, which may be more than the {MAX_SIZE} that an \
+                         artifact holds; state lower bounds of its dimensions with --bound",
                         b.name, b.bytes
                     );
                     self.errors.push(PassError::new(entry, why));
@@ -402,6 +436,16 @@ impl<'a> Planner<'a> {
             return Err(self.errors);
         }
         let (offsets, arena_bytes) = assign(&requests);
+        if arena_bytes > MAX_SIZE.unsigned_abs() {
+            let largest = self.buffers.iter().zip(&requests).max_by_key(|(_, r)| r.bytes);
+            let largest = largest.map_or("", |(b, _)| &b.name);
+            let why = format!(
+                "takes {arena_bytes} bytes of memory at the bounds of its sizes, more than the \
+                 {MAX_SIZE} that an artifact holds; the largest value is `{largest}`: state lower \
+                 bounds with --bound"
+            );
+            return Err(vec![PassError::new(entry, why)]);
+        }
         let place = |s: &Storage| match s.memory {
             Memory::Buffer(b) => Place {
                 region: Region::Arena,

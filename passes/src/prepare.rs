@@ -10,7 +10,7 @@ use std::{
 
 use ir::{Attrs, Builder, Graph, Module, NodeId, OpError, TensorType, Value};
 
-use crate::PassError;
+use crate::{PassError, weight_only::weight_only};
 
 /// How one prepared weight comes from logical weights.
 #[derive(Clone, Debug)]
@@ -26,9 +26,19 @@ pub struct Recipe {
 /// Rewrites `entry` and the functions that it calls to read prepared weights.
 ///
 /// # Errors
-/// Where a rebuilt graph does not type: an internal error.
+/// Where another function calls one of them too, for which it would no longer take the same
+/// operands; where a rebuilt graph does not type: an internal error.
 pub fn prepare(module: &mut Module, entry: &str) -> Result<Vec<Recipe>, PassError> {
     let callees = callees_in_order(module, entry);
+    for other in module.functions.keys().filter(|name| &***name != entry) {
+        if let Some(shared) = callees_in_order(module, other).iter().find(|c| callees.contains(c)) {
+            let why = format!(
+                "is called by `{other}` and by `{entry}`: give each entry functions of its own, \
+                 for they are rewritten to take the prepared weights of one"
+            );
+            return Err(PassError::new(shared, why));
+        }
+    }
     let weights = weight_params(module, entry, &callees);
     // For each layer function: which of its parameters stay, and what its prepare function gives.
     let mut split: BTreeMap<Arc<str>, Split> = BTreeMap::new();
@@ -86,52 +96,49 @@ fn weight_params(
     out
 }
 
-/// Nodes that depend on weights, constants and the given parameters alone, and have constant
-/// shapes.
-pub(crate) fn weight_only(graph: &Graph, params: &BTreeSet<NodeId>) -> BTreeSet<NodeId> {
-    let mut out = BTreeSet::new();
-    for id in graph.topo() {
-        let node = graph.node(id);
-        let own = match node.op.name() {
-            "param" => params.contains(&id),
-            "call" => false,
-            _ => {
-                node.inputs().iter().flatten().all(|v| out.contains(&v.node))
-                    && node.results().iter().all(|f| f.ty.const_shape().is_some())
-                    && node.attrs.0.iter().all(|(_, a)| match a {
-                        ir::Attr::Dims(d) => d.iter().all(|d| d.as_const().is_some()),
-                        _ => true,
-                    })
+/// What is part of the code that uses it, not a weight: scalar constants, coordinates, and
+/// repetitions of what is smaller.
+fn is_code(graph: &Graph, id: NodeId) -> bool {
+    let node = graph.node(id);
+    match node.op.name() {
+        "constant" => node.results()[0].constant.as_ref().is_some_and(|t| t.len() == 1),
+        "iota" | "broadcast_to" => true,
+        _ => false,
+    }
+}
+
+/// Where weight-only values meet the rest of a function.
+struct Boundary {
+    /// Values to prepare, in order of use.
+    prepared: Vec<Value>,
+    /// Nodes between them and the rest that stay code.
+    code: BTreeSet<NodeId>,
+}
+
+impl Boundary {
+    /// Weight-only values that other nodes, or outputs, read.
+    fn of(graph: &Graph, only: &BTreeSet<NodeId>) -> Boundary {
+        let mut out = Boundary { prepared: Vec::new(), code: BTreeSet::new() };
+        for id in graph.topo() {
+            if !only.contains(&id) {
+                graph.node(id).inputs().iter().flatten().for_each(|v| out.take(graph, only, *v));
             }
-        };
-        if own {
-            out.insert(id);
+        }
+        graph.outputs.iter().for_each(|(_, v)| out.take(graph, only, *v));
+        out
+    }
+
+    fn take(&mut self, graph: &Graph, only: &BTreeSet<NodeId>, v: Value) {
+        let mut stack = vec![v];
+        while let Some(v) = stack.pop().filter(|v| only.contains(&v.node)) {
+            if is_code(graph, v.node) {
+                self.code.insert(v.node);
+                stack.extend(graph.node(v.node).inputs().iter().flatten());
+            } else if !self.prepared.contains(&v) {
+                self.prepared.push(v);
+            }
         }
     }
-    out
-}
-
-/// A scalar constant is part of the code that uses it, not a weight.
-fn is_scalar_constant(graph: &Graph, v: Value) -> bool {
-    let node = graph.node(v.node);
-    node.op.name() == "constant" && graph.fact(v).constant.as_ref().is_some_and(|t| t.len() == 1)
-}
-
-/// Weight-only values that other nodes, or outputs, read.
-fn boundary(graph: &Graph, only: &BTreeSet<NodeId>) -> Vec<Value> {
-    let mut out = Vec::new();
-    let mut take = |v: Value| {
-        if only.contains(&v.node) && !is_scalar_constant(graph, v) && !out.contains(&v) {
-            out.push(v);
-        }
-    };
-    for id in graph.topo() {
-        if !only.contains(&id) {
-            graph.node(id).inputs().iter().flatten().for_each(|v| take(*v));
-        }
-    }
-    graph.outputs.iter().for_each(|(_, v)| take(*v));
-    out
 }
 
 struct Split {
@@ -148,7 +155,7 @@ fn split_layer(module: &Module, graph: &Graph, weights: &[bool]) -> Result<Split
     let flagged = graph.params().iter().zip(weights);
     let params: BTreeSet<NodeId> = flagged.filter(|(_, w)| **w).map(|(p, _)| *p).collect();
     let only = weight_only(graph, &params);
-    let prepared = boundary(graph, &only);
+    let Boundary { prepared, code } = Boundary::of(graph, &only);
 
     let mut b = Builder::new(module, &format!("{}.prepare", graph.name));
     let mut map = BTreeMap::new();
@@ -172,10 +179,8 @@ fn split_layer(module: &Module, graph: &Graph, weights: &[bool]) -> Result<Split
         let v = b.param(&format!("prepared.{i}"), graph.ty(*p).clone()).map_err(wrap)?;
         map.insert(*p, v);
     }
-    copy_nodes(&mut b, graph, &mut map, |id| {
-        !only.contains(&id) || is_scalar_constant(graph, Value { node: id, port: 0 })
-    })
-    .map_err(wrap)?;
+    copy_nodes(&mut b, graph, &mut map, |id| !only.contains(&id) || code.contains(&id))
+        .map_err(wrap)?;
     for (name, v) in &graph.outputs {
         b.output(name, map[v]);
     }
@@ -255,7 +260,8 @@ fn hoist_entry(module: &Module, graph: &Graph) -> Result<Hoisted, PassError> {
     let mut recipes = Vec::new();
     let mut types: BTreeMap<Arc<str>, TensorType> = BTreeMap::new();
     let mut by_value = BTreeMap::new();
-    for v in boundary(graph, &only) {
+    let Boundary { prepared, code } = Boundary::of(graph, &only);
+    for v in prepared {
         let mut b = Builder::new(module, "recipe");
         let mut needed = BTreeSet::new();
         let mut stack = vec![v.node];
@@ -303,12 +309,72 @@ fn hoist_entry(module: &Module, graph: &Graph) -> Result<Hoisted, PassError> {
         let node = b.graph_mut().add(ir::OpRef::named("weight"), attrs, &[], fact, loc);
         map.insert(v, Value { node, port: 0 });
     }
-    copy_nodes(&mut b, graph, &mut map, |id| {
-        !only.contains(&id) || is_scalar_constant(graph, Value { node: id, port: 0 })
-    })
-    .map_err(wrap)?;
+    copy_nodes(&mut b, graph, &mut map, |id| !only.contains(&id) || code.contains(&id))
+        .map_err(wrap)?;
     for (name, v) in &graph.outputs {
         b.output(name, map[v]);
     }
     Ok((b.finish(), recipes, types))
+}
+
+#[cfg(test)]
+mod tests {
+    use ir::{DType, Dim};
+
+    use super::*;
+
+    fn f32s(shape: impl IntoIterator<Item = impl Into<Dim>>) -> TensorType {
+        TensorType::new(DType::F32, shape)
+    }
+
+    #[test]
+    fn what_is_large_by_repetition_is_not_stored() {
+        const LARGE: i64 = 1 << 20;
+        let mut m = Module::new("m");
+        m.weight("w", f32s([8i64]));
+        let mut b = m.builder("main");
+        let x = b.param("x", f32s([1i64])).unwrap();
+        let w = b.weight("w").unwrap();
+        let w = b.neg(w).unwrap();
+        let shape = vec![Dim::from(LARGE), LARGE.into(), 8.into()];
+        let shape = Attrs::none().with("shape", shape);
+        let many = b.op1("broadcast_to", shape.clone(), &[w]).unwrap();
+        let y = b.add(many, x).unwrap();
+        let at = shape.with("axis", 2i64).with("dtype", DType::F32);
+        let at = b.op1("iota", at, &[]).unwrap();
+        let y = b.add(y, at).unwrap();
+        b.output("y", y);
+        let main = b.finish();
+        m.add(main);
+        let recipes = prepare(&mut m, "main").unwrap();
+        ir::verify(&m).unwrap();
+        let types: Vec<String> =
+            recipes.iter().map(|r| r.graph.ty(r.graph.outputs[0].1).to_string()).collect();
+        assert_eq!(types, ["f32[8]"]);
+    }
+
+    #[test]
+    fn a_layer_of_two_entries_is_refused() {
+        let mut m = Module::new("m");
+        m.weight("w", f32s([8i64, 8]));
+        let mut b = m.builder("layer");
+        let x = b.param("x", f32s([3i64, 8])).unwrap();
+        let w = b.param("w", f32s([8i64, 8])).unwrap();
+        let y = b.matmul(x, w).unwrap();
+        b.output("y", y);
+        let layer = b.finish();
+        m.add(layer);
+        for entry in ["one", "two"] {
+            let mut b = m.builder(entry);
+            let x = b.param("x", f32s([3i64, 8])).unwrap();
+            let w = b.weight("w").unwrap();
+            let y = b.call("layer", &[x, w]).unwrap()[0];
+            b.output("y", y);
+            let graph = b.finish();
+            m.add(graph);
+            m.entries.push(entry.into());
+        }
+        let why = prepare(&mut m, "one").unwrap_err().to_string();
+        assert!(why.contains("function `layer`: is called by `two` and by `one`"), "{why}");
+    }
 }

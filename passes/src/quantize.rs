@@ -14,7 +14,7 @@ use std::{
 
 use ir::{Attr, Attrs, Builder, DType, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Value};
 
-use crate::{PassError, prepare::weight_only, weight_params};
+use crate::{PassError, weight_only::weight_only, weight_params};
 
 /// Bits of a product in an entry.
 const ENTRY_BITS: i64 = 8;

@@ -21,7 +21,8 @@ pub enum Numerics {
     Exact,
     /// Equal in exact arithmetic; rounds elsewhere.
     Reassociates,
-    /// Equal up to the rounding of constants in the source.
+    /// Equal up to the rounding of constants in the source, and of finite scores beside the -1e30
+    /// or less of a mask.
     Approximate,
 }
 
@@ -118,6 +119,11 @@ impl Match<'_> {
     pub fn scalar(&self, var: &str) -> Option<f64> {
         let t = self.fact(var)?.constant.as_ref()?;
         (t.len() == 1).then(|| t.to_f64s()[0])
+    }
+
+    /// Requires a scalar constant to be `value`, which the element type holds exactly.
+    pub fn is(&self, var: &str, value: f64) -> Option<()> {
+        self.scalar(var).filter(|v| *v == value).map(|_| ())
     }
 
     /// Requires a scalar constant to be `value`, up to the rounding of single precision.

@@ -128,7 +128,7 @@ pub(crate) mod tests {
     }
 
     /// Values of a term over samples of its leaves.
-    fn eval(leaves: &[&str], text: &str, precision: Precision) -> Vec<Tensor> {
+    pub(crate) fn eval(leaves: &[&str], text: &str, precision: Precision) -> Vec<Tensor> {
         let module = Module::new("rule");
         let mut b = module.builder("f");
         let mut params = Vec::new();
@@ -139,7 +139,12 @@ pub(crate) mod tests {
             // A low-discrepancy sequence: no two alike, signs and sizes mixed.
             let at = |k: usize| 4.0 * (((k + 31 * i + 1) as f64) * 0.618_033_988_749_895).fract();
             let n: usize = shape.iter().product();
-            inputs.push(Tensor::from_f64s(ty.dtype, &shape, (0..n).map(|k| at(k) - 2.0)));
+            // Conditions hold here and there.
+            let value = |k| match ty.dtype {
+                DType::Bool => f64::from(u8::from(at(k) > 1.5)),
+                _ => at(k) - 2.0,
+            };
+            inputs.push(Tensor::from_f64s(ty.dtype, &shape, (0..n).map(value)));
             params.push(b.param(&i.to_string(), ty).unwrap());
         }
         let expr: RecExpr<ENode> = text.parse().unwrap();

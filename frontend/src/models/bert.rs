@@ -18,6 +18,7 @@ pub(super) static FAMILY: Family = Family {
     model_type: "bert",
     architectures: &["BertModel", "BertForMaskedLM", "BertForPreTraining"],
     prefix: "bert.",
+    encoder: true,
     read,
     ignored: is_unused,
     aliases: &[("LayerNorm.weight", "LayerNorm.gamma"), ("LayerNorm.bias", "LayerNorm.beta")],

@@ -16,6 +16,7 @@ pub(super) static FAMILY: Family = Family {
     model_type: "gpt2",
     architectures: &["GPT2LMHeadModel"],
     prefix: "transformer.",
+    encoder: false,
     read,
     ignored: is_mask,
     aliases: &[],

@@ -30,6 +30,8 @@ pub(crate) struct Family {
     pub(crate) architectures: &'static [&'static str],
     /// Prefix of the base model's tensors; a checkpoint has it on all of them or on none.
     pub(crate) prefix: &'static str,
+    /// Whether models are encoders, which sentence-transformers' files go with.
+    pub(crate) encoder: bool,
     /// Reads the config.
     pub(crate) read: fn(&Fields<'_>) -> Option<Model>,
     /// Whether a tensor, its prefix removed, is known to belong to files of the family but is not

@@ -8,6 +8,7 @@ pub(super) static FAMILY: Family = Family {
     model_type: "qwen2",
     architectures: &["Qwen2ForCausalLM"],
     prefix: "model.",
+    encoder: false,
     read,
     ignored: read::rope_buffer,
     aliases: &[],

@@ -7,6 +7,7 @@ pub(super) static FAMILY: Family = Family {
     model_type: "qwen3",
     architectures: &["Qwen3ForCausalLM"],
     prefix: "model.",
+    encoder: false,
     read,
     ignored: read::rope_buffer,
     aliases: &[],

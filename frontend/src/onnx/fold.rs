@@ -110,8 +110,16 @@ fn decide(graph: &Graph, sizes: &Sizes, v: Value) -> Option<Vec<Dim>> {
             "maximum" => Some(sizes.maximum(at(0, i), at(1, i))),
             "minimum" => Some(sizes.minimum(at(0, i), at(1, i))),
             _ => {
-                let range = (at(0, i).clone() - at(1, i).clone()).bounds(&sizes.symbols);
-                compare(op, range.lo, range.hi).map(truth)
+                let (a, b) = (at(0, i), at(1, i));
+                // A difference of constants may leave 64 bits; their order does not.
+                let (lo, hi) = match (a.as_const(), b.as_const()) {
+                    (Some(a), Some(b)) => (a.cmp(&b) as i64, a.cmp(&b) as i64),
+                    _ => {
+                        let range = (a.clone() - b.clone()).bounds(&sizes.symbols);
+                        (range.lo, range.hi)
+                    }
+                };
+                compare(op, lo, hi).map(truth)
             }
         })
         .collect()
@@ -158,6 +166,9 @@ fn compare_forms(graph: &Graph, sizes: &Sizes, index: &mut IndexForms, v: Value)
 fn evaluate(graph: &Graph, v: Value) -> Option<Tensor> {
     let node = graph.node(v.node);
     let Body::Primitive(eval) = node.op.body() else { return None };
+    if !node.attrs.is_constant() {
+        return None;
+    }
     let small = |t: &Tensor| t.len() <= MAX_EVALUATED;
     let args = node.inputs().iter().map(|i| match i {
         None => Some(None),

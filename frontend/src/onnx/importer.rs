@@ -2,7 +2,7 @@
 
 use std::{collections::HashMap, path::Path};
 
-use ir::{Attrs, Builder, Dim, Graph, Module, OPS, OnnxName, OpDef, OpError, Value};
+use ir::{Attrs, Builder, Dim, Graph, Module, OPS, OpDef, OpError, Value};
 use onnx_protobuf::{GraphProto, NodeProto};
 
 use crate::FrontendError;
@@ -215,7 +215,7 @@ impl<'a> Importer<'a> {
         let mut cx = self.cx(&attributes, args, node.output.len());
         let results = match how {
             How::Handler(handler) => handler(&mut cx)?,
-            How::Table(op, onnx) => by_table(&mut cx, op, onnx)?,
+            How::Table(op) => by_table(&mut cx, op)?,
         };
         let results = results.into_iter().map(|v| cx.settle(v)).collect::<Result<_, _>>()?;
         match attributes.unread()[..] {
@@ -271,33 +271,26 @@ fn name_of(node: &NodeProto) -> &str {
 #[derive(Clone, Copy)]
 enum How {
     Handler(Handler),
-    Table(&'static dyn OpDef, &'static OnnxName),
+    Table(&'static dyn OpDef),
 }
 
 /// Importers by operator type of the default domain.
 struct Tables {
     by_type: HashMap<&'static str, Vec<(i64, i64, How)>>,
-    /// Operators of other domains that the operator table maps.
-    other: Vec<(&'static OnnxName, How)>,
 }
 
 impl Tables {
     /// Handlers first: they refine what the operator table maps.
     fn new() -> Tables {
-        let mut t = Tables { by_type: HashMap::new(), other: Vec::new() };
+        let mut t = Tables { by_type: HashMap::new() };
         for h in HANDLERS {
             let entry = (h.since, h.until, How::Handler(h.import));
             t.by_type.entry(h.op_type).or_default().push(entry);
         }
         for op in OPS {
-            for onnx in op.onnx() {
-                let how = How::Table(*op, onnx);
-                if default_domain(onnx.domain) {
-                    let entry = (onnx.since, onnx.until, how);
-                    t.by_type.entry(onnx.op_type).or_default().push(entry);
-                } else {
-                    t.other.push((onnx, how));
-                }
+            for op_type in op.onnx() {
+                let entry = (1, i64::MAX, How::Table(*op));
+                t.by_type.entry(op_type).or_default().push(entry);
             }
         }
         t
@@ -305,10 +298,8 @@ impl Tables {
 
     fn find(&self, node: &NodeProto, opset: i64) -> Result<How, String> {
         if !default_domain(&node.domain) {
-            let is = |n: &OnnxName| n.domain == node.domain && n.op_type == node.op_type;
-            return self.other.iter().find(|(n, _)| is(n)).map(|(_, how)| *how).ok_or_else(|| {
-                "is not supported: export the model with the standard operators only".into()
-            });
+            let why = "is not supported: export the model with the standard operators only";
+            return Err(why.into());
         }
         let Some(entries) = self.by_type.get(&*node.op_type) else {
             return Err("is not supported: export the model so that it uses other operators, for \
@@ -323,13 +314,26 @@ impl Tables {
     }
 }
 
-/// Imports a node attribute by attribute, as the operator table says.
-fn by_table(cx: &mut Cx<'_, '_>, op: &'static dyn OpDef, onnx: &'static OnnxName) -> Results {
+/// Imports a node attribute by attribute, under their names in the operator table.
+fn by_table(cx: &mut Cx<'_, '_>, op: &'static dyn OpDef) -> Results {
     let mut attrs = Attrs::none();
-    for (theirs, ours) in onnx.attrs {
-        if let Some(value) = cx.attrs.plain(theirs)? {
-            attrs = attrs.with(ours, value);
+    for spec in op.signature().attrs {
+        if let Some(value) = cx.attrs.plain(spec.name)? {
+            attrs = attrs.with(spec.name, value);
         }
     }
     cx.b.op(op.name(), attrs, cx.args)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_name_of_the_operator_table_is_hidden_by_another() {
+        for (op_type, entries) in Tables::new().by_type {
+            let table = entries.iter().filter(|(.., how)| matches!(how, How::Table(_))).count();
+            assert!(table == 0 || entries.len() == 1, "{op_type}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use crate::FrontendError;
 
 use super::proto::default_domain;
 
-/// Most nodes of an expanded graph, and most functions that call each other.
+/// Most nodes and calls that are expanded, and most functions that call each other.
 const MAX_NODES: usize = 1 << 18;
 const MAX_DEPTH: usize = 32;
 
@@ -27,7 +27,7 @@ pub(super) fn expand(
     if model.functions.is_empty() {
         return Ok(graph);
     }
-    let mut inliner = Inliner { path, opset, functions: HashMap::new(), out: Vec::new() };
+    let mut inliner = Inliner { path, opset, functions: HashMap::new(), out: Vec::new(), steps: 0 };
     for f in &model.functions {
         inliner.functions.insert((&f.domain, &f.name, &f.overload), f);
     }
@@ -43,13 +43,16 @@ struct Inliner<'a> {
     opset: i64,
     functions: HashMap<(&'a str, &'a str, &'a str), &'a FunctionProto>,
     out: Vec<NodeProto>,
+    /// Nodes and calls so far: calls of empty functions leave no nodes.
+    steps: usize,
 }
 
 impl Inliner<'_> {
     fn add(&mut self, node: NodeProto, depth: usize) -> Result<(), FrontendError> {
+        self.steps += 1;
         let key = (&*node.domain, &*node.op_type, &*node.overload);
         let reason = match self.functions.get(&key) {
-            _ if self.out.len() >= MAX_NODES => format!("expands beyond {MAX_NODES} nodes"),
+            _ if self.steps > MAX_NODES => format!("expands beyond {MAX_NODES} nodes and calls"),
             None => {
                 self.out.push(node);
                 return Ok(());
@@ -120,4 +123,32 @@ fn attribute(
     let mut given = call.attribute.iter().chain(&f.attribute_proto);
     let given = given.find(|a| a.name == inner.ref_attr_name)?;
     Some(AttributeProto { name: inner.name.clone(), ..given.clone() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn calls_that_double_and_leave_nothing_are_bounded() {
+        let call = |i: usize, output: &str| NodeProto {
+            domain: "local".into(),
+            op_type: format!("f{i}"),
+            output: vec![output.into()],
+            ..NodeProto::default()
+        };
+        let function = |i: usize| FunctionProto {
+            domain: "local".into(),
+            name: format!("f{i}"),
+            node: if i < 30 { vec![call(i + 1, "a"), call(i + 1, "b")] } else { Vec::new() },
+            ..FunctionProto::default()
+        };
+        let mut model = ModelProto {
+            graph: Some(GraphProto { node: vec![call(0, "y")], ..GraphProto::default() }).into(),
+            functions: (0..31).map(function).collect(),
+            ..ModelProto::default()
+        };
+        let errors = expand(Path::new("m.onnx"), &mut model, 20).unwrap_err();
+        assert!(errors[0].to_string().contains("expands beyond"), "{errors:?}");
+    }
 }

@@ -40,7 +40,7 @@ use std::path::Path;
 
 use ir::{ModelInfo, ModelKind, Module};
 
-use crate::{FrontendError, ImportOptions, Imported};
+use crate::{FrontendError, ImportOptions, Imported, fit};
 
 pub use proto::{NEWEST_OPSET, OLDEST_OPSET};
 pub use symbols::DEFAULT_BOUND;
@@ -86,6 +86,10 @@ pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Vec<Fron
         parameters: parameters.filter_map(|n| u64::try_from(n).ok()).sum(),
     };
     module.add(main);
+    let oversized = fit::oversized(&module);
+    if !oversized.is_empty() {
+        return Err(oversized.into_iter().map(|why| FrontendError::file(path, why)).collect());
+    }
     module.entries.push("main".into());
     Ok(Imported { module, weights: Box::new(literals.weights), info })
 }

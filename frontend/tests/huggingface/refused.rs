@@ -39,6 +39,15 @@ fn an_unsupported_architecture_is_named_with_those_that_are_supported() {
 }
 
 #[test]
+fn problems_of_an_encoders_files_are_reported_together() {
+    let folder = Folder::copy("encoder-files", "bert-gelu");
+    folder.edit("config.json", |c| c["num_attention_heads"] = json!(0));
+    folder.write("modules.json", "{}");
+    let fragments = ["`num_attention_heads` is 0", "is no list of modules"];
+    assert_problems(&folder.problems(&options()), &fragments);
+}
+
+#[test]
 fn absurd_values_are_reported_all_at_once() {
     let folder = Folder::copy("absurd", "llama-gqa3");
     folder.edit("config.json", |c| {

@@ -2,7 +2,7 @@
 
 use ir::{DType, Tensor};
 
-use crate::model::{A, floats, ints, model, node, run, value};
+use crate::model::{A, floats, ints, model, node, refusal, run, value};
 
 /// One node on an operand `x` of shape `[2, 3]` (values 1 to 6), other operands stored.
 fn apply(
@@ -171,8 +171,16 @@ fn gathers_by_computed_grids_are_views_and_by_data_are_lookups() {
 #[test]
 fn gather_elements_and_nd_by_data() {
     let index = Tensor::from_i64s(DType::I64, &[2, 2], [2, 0, 1, -1]);
-    let y = apply(13, "GatherElements", &[("i", index.clone())], &[("axis", A::Int(1))], 1);
+    let gather = |rows: &str| {
+        let n = node("GatherElements", &["x", "i"], &["y"], &[("axis", A::Int(1))]);
+        let x = value("x", DType::F32, &[rows, "3"]);
+        model(13, &[x], &[("i", index.clone())], &[n], &["y"])
+    };
+    let y = run(&gather("2"), &[floats(&[2, 3], &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0])]);
     check(&y, &[2, 2], &[3.0, 1.0, 5.0, 6.0]);
+    // One row of data would be too few.
+    let why = refusal(&gather("B"));
+    assert!(why.contains("axis 0: cannot decide whether indices of 2 fit B"), "{why}");
     let index = Tensor::from_i64s(DType::I64, &[2, 2], [1, 2, 0, -2]);
     check(&apply(13, "GatherND", &[("i", index.clone())], &[], 1), &[2], &[6.0, 2.0]);
     let updates = floats(&[2], &[-1.0, -2.0]);
@@ -193,4 +201,60 @@ fn one_hot_rows_and_numbered_elements() {
     let one = [("one", floats(&[1], &[1.0]))];
     let m = model(15, &[value("x", DType::F32, &["B", "3"])], &one, &nodes, &["y"]);
     check(&run(&m, &[floats(&[2, 3], &[0.0; 6])]), &[1, 2], &[0.0, 1.0]);
+}
+
+#[test]
+fn exclusive_sums_never_hold_the_element_itself() {
+    for (values, want) in [
+        ([1.0, 1e20, 1.0], [0.0, 1.0, 1e20]),
+        ([f32::INFINITY, 1.0, -1.0], [0.0, f32::INFINITY, f32::INFINITY]),
+    ] {
+        let axis = Tensor::from_i64s(DType::I64, &[], [0]);
+        let n = node("CumSum", &["x", "axis"], &["y"], &[("exclusive", A::Int(1))]);
+        let m = model(14, &[value("x", DType::F32, &["N"])], &[("axis", axis)], &[n], &["y"]);
+        assert_eq!(run(&m, &[floats(&[3], &values)])[0].to_f32s(), want);
+        assert_eq!(run(&m, &[floats(&[0], &[])])[0].shape(), [0]);
+    }
+}
+
+#[test]
+fn limits_are_attributes_or_operands_by_opset_and_never_ignored() {
+    let n = node("Clip", &["x"], &["y"], &[("min", A::Float(2.0))]);
+    let m = model(11, &[value("x", DType::F32, &["N"])], &[], &[n], &["y"]);
+    let why = refusal(&m);
+    assert!(why.contains("attribute `min` is not supported here"), "{why}");
+}
+
+#[test]
+fn a_constant_is_sliced_from_a_symbolic_start() {
+    let nodes = [
+        node("Shape", &["x"], &["n"], &[("end", A::Int(1))]),
+        node("Add", &["n", "one"], &["end"], &[]),
+        node("Slice", &["c", "n", "end"], &["y"], &[]),
+    ];
+    let stored = [("c", ints(&[1, 2, 3, 4])), ("one", ints(&[1]))];
+    let m = model(15, &[value("x", DType::F32, &["B", "3"])], &stored, &nodes, &["y"]);
+    assert_eq!(run(&m, &[floats(&[2, 3], &[0.0; 6])])[0].to_i64s(), [3]);
+}
+
+#[test]
+fn tensors_that_fit_nowhere_are_refused() {
+    let n = node("Neg", &["x"], &["y"], &[]);
+    let m = model(13, &[value("x", DType::F32, &["140737488355328"])], &[], &[n], &["y"]);
+    assert!(refusal(&m).contains("more than the 140737488355328 that fit anywhere"));
+}
+
+#[test]
+fn constants_fold_as_integers_of_64_bits() {
+    let stored = [("a", ints(&[i64::MIN, -7, 1 << 62])), ("b", ints(&[i64::MIN, 2, 4]))];
+    let fold = |op: &str| {
+        let x = value("x", DType::F32, &["N"]);
+        let m = model(13, &[x], &stored, &[node(op, &["a", "b"], &["y"], &[])], &["y"]);
+        run(&m, &[floats(&[1], &[0.0])])[0].to_i64s()
+    };
+    assert_eq!(fold("Equal"), [1, 0, 0]);
+    assert_eq!(fold("Less"), [0, 1, 0]);
+    assert_eq!(fold("Mul"), [0, -14, 0]);
+    assert_eq!(fold("Div"), [1, -3, 1 << 60]);
+    assert_eq!(fold("Sub"), [0, -9, (1 << 62) - 4]);
 }

@@ -5,11 +5,11 @@
 
 use std::{collections::HashSet, sync::Arc};
 
-use super::Manifest;
+use super::{Manifest, layout};
 use crate::{Bounds, Dim, Place, Port, Program, Region, Symbols, TensorType};
 
-/// No symbol, size or offset is larger.
-const MAX_SIZE: i64 = 1 << 48;
+/// No symbol, size or offset of an artifact is larger.
+pub const MAX_SIZE: i64 = 1 << 48;
 
 /// What is wrong, each with the field; at most some dozen.
 pub(super) fn manifest(manifest: &Manifest) -> Vec<String> {
@@ -23,7 +23,7 @@ pub(super) fn manifest(manifest: &Manifest) -> Vec<String> {
             let (dtype, shape) = (weight.dtype, &weight.shape);
             format!("weight `{name}`: {dtype}{shape:?} is not of {} bytes", weight.bytes)
         });
-        problems.check(!name.starts_with("__") && names.insert(name.as_str()), || {
+        problems.check(!layout::is_reserved(name) && names.insert(name.as_str()), || {
             format!("weight `{name}`: the name is reserved or occurs twice")
         });
     }

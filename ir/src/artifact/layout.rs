@@ -30,6 +30,13 @@ impl Entry {
 }
 
 const PADDING: &str = "__pad.";
+const METADATA: &str = "__metadata__";
+const SECTIONS: [&str; 3] = ["__code.cpu", "__text", "__report"];
+
+/// Whether a name is one that the file uses for itself.
+pub(super) fn is_reserved(name: &str) -> bool {
+    name == METADATA || SECTIONS.contains(&name) || name.starts_with(PADDING)
+}
 
 /// The offset of each section (code, text, report, then weights) for its bytes, and the end of the
 /// last. `None` where the sum leaves 63 bits.
@@ -61,8 +68,7 @@ pub(super) fn place(manifest: &mut Manifest) -> Option<u64> {
 /// [`place`].
 pub(super) fn entries(manifest: &Manifest) -> Vec<Entry> {
     let Manifest { code, text, report, weights, .. } = manifest;
-    let sections = [("__code.cpu", code), ("__text", text), ("__report", report)];
-    let sections = sections.into_iter().map(|(name, s)| Entry {
+    let sections = SECTIONS.into_iter().zip([code, text, report]).map(|(name, s)| Entry {
         name: name.to_owned(),
         dtype: "U8",
         shape: vec![s.bytes],
@@ -94,7 +100,7 @@ pub(super) fn header(manifest: &Manifest) -> Vec<u8> {
     let manifest_text = serde_json::to_string(manifest).unwrap_or_default();
     let digest = Digest::of(manifest_text.as_bytes());
     let mut json = format!(
-        "{{\"__metadata__\":{{\"{DIGEST_KEY}\":\"{digest}\",\"{MANIFEST_KEY}\":{}}}",
+        "{{\"{METADATA}\":{{\"{DIGEST_KEY}\":\"{digest}\",\"{MANIFEST_KEY}\":{}}}",
         quoted(&manifest_text)
     );
     for Entry { name, dtype, shape, range } in entries(manifest) {

@@ -160,6 +160,34 @@ fn a_failed_write_leaves_what_was_there() {
 }
 
 #[test]
+fn names_with_underscores_are_reserved_only_where_the_file_uses_them() {
+    let path = make("names.brolly").0;
+    let tensors = weights();
+    let named = |name: &str| {
+        let mut contents = contents(&tensors);
+        contents.weights[1].name = name.into();
+        write(&path, contents, |i| Ok::<_, String>(tensors[i].clone()))
+    };
+    named("__norm.weight").unwrap();
+    assert_eq!(Artifact::open(&path).unwrap().weight_tensor(1), tensors[1]);
+    for name in ["__metadata__", "__code.cpu", "__text", "__report", "__pad.7", "layer.0/\"w\""] {
+        let error = named(name).unwrap_err().to_string();
+        assert!(error.contains("the name is reserved or occurs twice"), "{error}");
+    }
+}
+
+#[test]
+fn two_writers_of_one_file_do_not_meet() {
+    let path = make("shared.brolly").0;
+    let tensors = weights();
+    let plain = |i: usize| Ok::<_, String>(tensors[i].clone());
+    let outer = write(&path, contents(&tensors), |i| {
+        write(&path, contents(&tensors), plain).map(|_| tensors[i].clone())
+    });
+    assert_eq!(&outer.unwrap(), Artifact::open(&path).unwrap().manifest());
+}
+
+#[test]
 fn every_truncation_and_extension_is_refused() {
     let (path, _) = make("short.brolly");
     let bytes = fs::read(&path).unwrap();

@@ -5,6 +5,7 @@ use std::{
     fs::{self, File},
     io::{self, BufWriter, Seek, SeekFrom, Write},
     path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use serde_json::Value;
@@ -41,7 +42,7 @@ pub struct Contents<'a> {
 /// A packed weight to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct WeightSpec {
-    /// Its name, unique and not beginning with two underscores.
+    /// Its name, unique and none of those that the file uses for itself.
     pub name: String,
     /// Element type.
     pub dtype: DType,
@@ -157,12 +158,24 @@ struct Draft<'a> {
 
 impl<'a> Draft<'a> {
     fn create(path: &'a Path) -> Result<Self, ArtifactError> {
-        let mut name = path.file_name().unwrap_or_default().to_owned();
-        name.push(format!(".{}.part", std::process::id()));
-        let draft = path.with_file_name(name);
-        let file = File::create(&draft).map_err(|source| io_error(path, "create it", source))?;
-        let out = BufWriter::with_capacity(1 << 20, file);
-        Ok(Draft { path, draft, out, finished: false })
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        // A draft of that name may be left from a process that had this number before.
+        for _ in 0..1000 {
+            let number = NEXT.fetch_add(1, Ordering::Relaxed);
+            let mut name = path.file_name().unwrap_or_default().to_owned();
+            name.push(format!(".{}.{number}.part", std::process::id()));
+            let draft = path.with_file_name(name);
+            match File::create_new(&draft) {
+                Ok(file) => {
+                    let out = BufWriter::with_capacity(1 << 20, file);
+                    return Ok(Draft { path, draft, out, finished: false });
+                }
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                Err(source) => return Err(io_error(path, "create it", source)),
+            }
+        }
+        let source = io::Error::from(io::ErrorKind::AlreadyExists);
+        Err(io_error(path, "create a draft beside it", source))
     }
 
     fn seek_to(&mut self, offset: u64) -> Result<(), ArtifactError> {
@@ -199,7 +212,8 @@ impl<'a> Draft<'a> {
     }
 
     fn finish(mut self) -> Result<(), ArtifactError> {
-        self.out.flush().map_err(|source| io_error(self.path, "write it", source))?;
+        let written = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
+        written.map_err(|source| io_error(self.path, "write it", source))?;
         fs::rename(&self.draft, self.path)
             .map_err(|source| io_error(self.path, "replace it", source))?;
         self.finished = true;

@@ -1,12 +1,11 @@
 //! `add`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// `a + b`.
-    Add, "add", [onnx("Add")], Number, -3.0..3.0, None,
-    Some(|a, b| Some(a.clone() + b.clone())),
+    Add, "add", ["Add"], Number, -3.0..3.0, None,
+    Some(|a, b, _| a.checked_add(b)),
     |a, b| a + b,
     i64::wrapping_add
 }

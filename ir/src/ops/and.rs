@@ -1,11 +1,10 @@
 //! `and`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// Logical conjunction.
-    And, "and", [onnx("And")], Bool, 0.0..2.0, None,
+    And, "and", ["And"], Bool, 0.0..2.0, None,
     None,
     |_, _| unreachable!("booleans only"),
     |a, b| a & b

@@ -12,7 +12,8 @@ use crate::{
 /// Vaswani et al. 2017, arXiv:1706.03762; grouped heads: Ainslie et al. 2023, arXiv:2305.13245.
 /// Query head `h` reads key/value head `h / (Hq / Hkv)`. `mask` is `full` or `causal`; a positive
 /// `window` W hides keys at distance W or more before the query; a positive `softcap` c maps scores
-/// to `c·tanh(s/c)`. A query that sees no key yields zero.
+/// to `c·tanh(s/c)`. A bias of -inf hides a key, whatever its score. A query that sees no key
+/// yields zero.
 /// # Shapes
 /// Packed: `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `cu_seqlens: [S+1]` →
 /// `[T, Hq, Dv]`; token `t` sees tokens of its own segment.
@@ -112,10 +113,14 @@ impl OpDef for Attention {
             for i in 0..b * hq * m {
                 let (batch, head, row) = (i / (hq * m), i / m % hq, i % m);
                 let kv = batch * hkv + head / (hq / hkv);
-                let position = row + n - m;
+                // Negative where there are more queries than keys.
+                let position = row as i64 + n as i64 - m as i64;
                 let score = |j: usize| {
                     let dot: f64 = (0..d).map(|e| q[i * d + e] * k[(kv * n + j) * d + e]).sum();
-                    bias.as_ref().map_or(0.0, |x| x[i * n + j]) + cap(cx.attrs, dot)
+                    match bias.as_ref().map(|x| x[i * n + j]) {
+                        Some(f64::NEG_INFINITY) => f64::NEG_INFINITY,
+                        bias => cap(cx.attrs, dot) + bias.unwrap_or(0.0),
+                    }
                 };
                 let seen = |j: &usize| {
                     (!packed || segment[*j] == segment[row]) && visible(cx.attrs, position, *j)
@@ -162,7 +167,29 @@ impl OpDef for Attention {
                 Some(spread(DType::F32, &[2, 1, 1, 5], -1.0, 1.0)),
             ],
         };
-        vec![packed("full", 0), packed("causal", 0), packed("causal", 3), batched]
+        // Keys that the bias hides, of infinite scores; more queries than keys.
+        let hiding = Sample {
+            attrs: Attrs::none().with("scale", 0.5),
+            args: vec![
+                Some(spread(DType::F32, &[1, 2, 3, 2], -2.0, 2.0)),
+                Some(Tensor::from_f32s(
+                    &[1, 1, 3, 2],
+                    &[0.5, -1.0, f32::INFINITY, f32::INFINITY, 1.0, 2.0],
+                )),
+                Some(spread(DType::F32, &[1, 1, 3, 5], -1.0, 2.0)),
+                None,
+                Some(Tensor::from_f32s(&[3], &[0.25, f32::NEG_INFINITY, 0.0])),
+            ],
+        };
+        let many = Sample {
+            attrs: Attrs::none().with("scale", 0.5).with("mask", "causal").with("window", 2i64),
+            args: vec![
+                Some(spread(DType::F32, &[1, 2, 5, 8], -2.0, 2.0)),
+                Some(spread(DType::F32, &[1, 1, 3, 8], 2.0, -2.0)),
+                Some(spread(DType::F32, &[1, 1, 3, 8], -1.0, 2.0)),
+            ],
+        };
+        vec![packed("full", 0), packed("causal", 0), packed("causal", 3), batched, hiding, many]
     }
 }
 
@@ -186,9 +213,10 @@ pub(super) fn check_heads(heads: &Dim, kv_heads: &Dim) -> Result<(), OpError> {
 }
 
 /// Whether the query at `position` sees key `j`.
-pub(super) fn visible(attrs: &Attrs, position: usize, j: usize) -> bool {
-    let window = usize::try_from(attrs.int("window")).unwrap_or(0);
-    (attrs.str("mask") != "causal" || j <= position) && (window == 0 || position < j + window)
+pub(super) fn visible(attrs: &Attrs, position: i64, j: usize) -> bool {
+    let (j, window) = (j as i64, attrs.int("window"));
+    (attrs.str("mask") != "causal" || j <= position)
+        && (window == 0 || position < j.saturating_add(window))
 }
 
 /// The score of a dot product.

@@ -19,6 +19,9 @@ impl OpDef for BroadcastTo {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_view(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let shape = cx.attrs.dims("shape");
         let to = cx.broadcast(&cx.ty(0).shape, shape)?;

@@ -20,6 +20,9 @@ impl OpDef for Cast {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_elementwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let to = cx.attrs.dtype("to");
         let ty = cx.ty(0).with_dtype(to);

@@ -29,17 +29,28 @@ impl OpDef for Cumsum {
             let axis = normalize_axis(cx.attrs.int("axis"), x.rank()).expect("inferred");
             let inner: usize = x.shape()[axis + 1..].iter().product();
             let n = x.shape()[axis];
-            let mut v = x.to_f64s();
-            for i in 0..v.len() {
-                if !(i / inner).is_multiple_of(n) {
-                    v[i] += v[i - inner];
-                }
-            }
-            vec![Tensor::from_f64s(cx.results[0].dtype, x.shape(), v)]
+            let dtype = cx.results[0].dtype;
+            vec![if x.dtype().is_float() {
+                let sums = running(x.to_f64s(), inner, n, |a, b| a + b);
+                Tensor::from_f64s(dtype, x.shape(), sums)
+            } else {
+                let sums = running(x.to_i64s(), inner, n, i64::wrapping_add);
+                Tensor::from_i64s(dtype, x.shape(), sums)
+            }]
         })
     }
     fn samples(&self) -> Vec<Sample> {
         let x = Some(spread(DType::F32, &[3, 5, 4], -1.0, 1.0));
         vec![Sample { attrs: Attrs::none().with("axis", 1i64), args: vec![x] }]
     }
+}
+
+/// Adds each element's predecessor, `inner` before it, along an axis of extent `n`.
+fn running<T: Copy>(mut v: Vec<T>, inner: usize, n: usize, add: fn(T, T) -> T) -> Vec<T> {
+    for i in 0..v.len() {
+        if !(i / inner).is_multiple_of(n) {
+            v[i] = add(v[i - inner], v[i]);
+        }
+    }
+    v
 }

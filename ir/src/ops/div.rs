@@ -1,12 +1,22 @@
 //! `div`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
+use crate::{Dim, Symbols};
 
 binary! {
     /// `a / b`; integers truncate towards zero, and division by zero gives zero.
-    Div, "div", [onnx("Div")], Number, 1.0..9.0, None,
-    Some(|a, b| a.exact_div(b).or_else(|| b.as_const().filter(|n| *n > 0).map(|n| a.floor_div(n)))),
+    Div, "div", ["Div"], Number, 1.0..9.0, None,
+    Some(quotient),
     |a, b| a / b,
     |a, b| if b == 0 { 0 } else { a.wrapping_div(b) }
+}
+
+/// Where nothing is divided by zero, and nothing negative is rounded.
+fn quotient(a: &Dim, b: &Dim, symbols: &Symbols) -> Option<Dim> {
+    let positive = b.bounds(symbols).lo > 0;
+    let exact = a.exact_div(b).filter(|_| positive || b.as_const().is_some());
+    exact.or_else(|| {
+        let n = b.as_const().filter(|n| *n > 0 && a.bounds(symbols).lo >= 0)?;
+        Some(a.floor_div(n))
+    })
 }

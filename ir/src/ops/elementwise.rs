@@ -2,8 +2,8 @@
 //! declare one operator each.
 
 use crate::{
-    Arity, Attrs, DType, Dim, EvalCx, Fact, InferCx, OpError, Operand, Sample, Signature, Tensor,
-    TensorType, op::same_dtype,
+    Arity, Attrs, DType, Dim, EvalCx, Fact, InferCx, OpError, Operand, Sample, Signature, Symbols,
+    Tensor, TensorType, op::same_dtype,
 };
 
 pub(super) static UNARY: Signature =
@@ -44,21 +44,42 @@ pub(super) fn infer_binary(
     cx: &InferCx<'_>,
     domain: Domain,
     result: Option<DType>,
-    symbolic: Option<fn(&Dim, &Dim) -> Option<Dim>>,
+    symbolic: Option<Symbolic>,
+    int: fn(i64, i64) -> i64,
 ) -> Result<Vec<Fact>, OpError> {
     let (a, b) = (cx.arg(0), cx.arg(1));
     let dtype = same_dtype(a.ty.dtype, b.ty.dtype)?;
     domain.check(dtype)?;
     let shape = cx.broadcast(&a.ty.shape, &b.ty.shape)?;
     let ty = TensorType::new(result.unwrap_or(dtype), shape);
-    if let (Some(f), Some(x), Some(y)) = (symbolic, &a.dims, &b.dims) {
-        let n = x.len().max(y.len());
-        let at = |v: &Vec<Dim>, i: usize| if v.len() == 1 { v[0].clone() } else { v[i].clone() };
-        if let Some(dims) = (0..n).map(|i| f(&at(x, i), &at(y, i))).collect() {
+    if let (Some(f), Some(x), Some(y), Some(range)) =
+        (symbolic, &a.dims, &b.dims, dtype.int_range())
+    {
+        let n = if x.len() == 1 { y.len() } else { x.len() };
+        let at = |v: &[Dim], i: usize| v.get(if v.len() == 1 { 0 } else { i }).cloned();
+        let element = |i: usize| {
+            let (x, y) = (at(x, i)?, at(y, i)?);
+            if let (Some(x), Some(y)) = (x.as_const(), y.as_const()) {
+                return Some(Dim::from(wrapped(ty.dtype, int(x, y))));
+            }
+            // What may leave the range of the type wraps, and no expression says how.
+            let value = f(&x, &y, cx.symbols)?;
+            let bounds = value.bounds(cx.symbols);
+            (range.0 <= bounds.lo && bounds.hi <= range.1).then_some(value)
+        };
+        if let Some(dims) = (0..n).map(element).collect() {
             return Ok(vec![Fact::symbolic(ty, dims)]);
         }
     }
     Ok(vec![Fact::of(ty)])
+}
+
+/// An operator on sizes, under the symbols' bounds; `None` where no size says what it gives.
+pub(super) type Symbolic = fn(&Dim, &Dim, &Symbols) -> Option<Dim>;
+
+/// The value that an integer type keeps of `v`.
+fn wrapped(dtype: DType, v: i64) -> i64 {
+    Tensor::from_i64s(dtype, &[], [v]).to_i64s()[0]
 }
 
 pub(super) fn eval_unary(
@@ -135,7 +156,7 @@ pub(super) fn binary_samples(domain: Domain, lo: f64, hi: f64) -> Vec<Sample> {
 /// Declares a unary primitive: type, name, ONNX names, domain, sample range, float and integer
 /// functions.
 macro_rules! unary {
-    ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:expr),*], $domain:ident,
+    ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:literal),*], $domain:ident,
      $lo:literal..$hi:literal, $float:expr, $int:expr) => {
         $(#[$doc])*
         pub(super) struct $ty;
@@ -147,8 +168,11 @@ macro_rules! unary {
             fn signature(&self) -> &'static crate::Signature {
                 &super::elementwise::UNARY
             }
-            fn onnx(&self) -> &'static [crate::OnnxName] {
-                const { &[$($onnx),*] }
+            fn onnx(&self) -> &'static [&'static str] {
+                &[$($onnx),*]
+            }
+            fn is_elementwise(&self) -> bool {
+                true
             }
             fn infer(&self, cx: &crate::InferCx<'_>) -> Result<Vec<crate::Fact>, crate::OpError> {
                 use super::elementwise::{Domain, infer_unary};
@@ -171,7 +195,7 @@ pub(super) use unary;
 /// Declares a binary primitive: as [`unary`], with the result's element type where it is not that
 /// of the operands, and the function on symbolic sizes, if any.
 macro_rules! binary {
-    ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:expr),*], $domain:ident,
+    ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:literal),*], $domain:ident,
      $lo:literal..$hi:literal, $result:expr, $symbolic:expr, $float:expr, $int:expr) => {
         $(#[$doc])*
         pub(super) struct $ty;
@@ -183,12 +207,15 @@ macro_rules! binary {
             fn signature(&self) -> &'static crate::Signature {
                 &super::elementwise::BINARY
             }
-            fn onnx(&self) -> &'static [crate::OnnxName] {
-                const { &[$($onnx),*] }
+            fn onnx(&self) -> &'static [&'static str] {
+                &[$($onnx),*]
+            }
+            fn is_elementwise(&self) -> bool {
+                true
             }
             fn infer(&self, cx: &crate::InferCx<'_>) -> Result<Vec<crate::Fact>, crate::OpError> {
                 use super::elementwise::{Domain, infer_binary};
-                infer_binary(cx, Domain::$domain, $result, $symbolic)
+                infer_binary(cx, Domain::$domain, $result, $symbolic, $int)
             }
             fn body(&self) -> crate::Body {
                 crate::Body::Primitive(|cx, args| {
@@ -206,7 +233,7 @@ pub(super) use binary;
 
 /// Declares a unary composite on floats: type, name, ONNX names, sample range, expansion.
 macro_rules! activation {
-    ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:expr),*], $lo:literal..$hi:literal,
+    ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:literal),*], $lo:literal..$hi:literal,
      $expand:expr) => {
         $(#[$doc])*
         pub(super) struct $ty;
@@ -218,8 +245,11 @@ macro_rules! activation {
             fn signature(&self) -> &'static crate::Signature {
                 &super::elementwise::UNARY
             }
-            fn onnx(&self) -> &'static [crate::OnnxName] {
-                const { &[$($onnx),*] }
+            fn onnx(&self) -> &'static [&'static str] {
+                &[$($onnx),*]
+            }
+            fn is_elementwise(&self) -> bool {
+                true
             }
             fn infer(&self, cx: &crate::InferCx<'_>) -> Result<Vec<crate::Fact>, crate::OpError> {
                 use super::elementwise::{Domain, infer_unary};
@@ -243,3 +273,53 @@ macro_rules! activation {
     };
 }
 pub(super) use activation;
+
+#[cfg(test)]
+mod tests {
+    use crate::{Attrs, DType, Dim, Fact, Module, Tensor, Value};
+
+    /// What is known of an operator's result on integers, some of them symbolic.
+    fn known(op: &str, dtype: DType, a: &[&str], b: &[&str], scalar: bool) -> Fact {
+        let mut module = Module::new("m");
+        module.symbol("T", 1, 64);
+        let mut builder = module.builder("f");
+        let mut sizes = |text: &[&str], scalar: bool| -> Value {
+            let sizes: Vec<Dim> = text.iter().map(|t| t.parse().unwrap()).collect();
+            let attrs = Attrs::none().with("sizes", sizes).with("scalar", scalar);
+            builder.op1("size_vector", attrs.with("dtype", dtype), &[]).unwrap()
+        };
+        let args = [sizes(a, false), sizes(b, scalar)];
+        let y = builder.op1(op, Attrs::none(), &args).unwrap();
+        builder.fact(y).clone()
+    }
+
+    fn dims(op: &str, dtype: DType, a: &str, b: &str) -> Option<String> {
+        known(op, dtype, &[a], &[b], true).dims.map(|d| d[0].to_string())
+    }
+
+    #[test]
+    fn constants_fold_as_the_operator_computes() {
+        let is = |v: &str| Some(v.to_string());
+        assert_eq!(dims("mul", DType::I64, "4611686018427387904", "4"), is("0"));
+        assert_eq!(dims("mul", DType::I32, "1073741824", "6"), is("-2147483648"));
+        assert_eq!(dims("div", DType::I64, "-7", "2"), is("-3"));
+        assert_eq!(dims("div", DType::I64, "7", "0"), is("0"));
+        assert_eq!(dims("sub", DType::U8, "3", "5"), is("254"));
+        assert_eq!(dims("mul", DType::I64, "3*T", "2"), is("6*T"));
+    }
+
+    #[test]
+    fn symbolic_results_that_may_wrap_or_round_otherwise_are_unknown() {
+        assert_eq!(dims("mul", DType::I64, "4611686018427387904*T", "4"), None);
+        assert_eq!(dims("mul", DType::I32, "1073741824", "T"), None);
+        assert_eq!(dims("div", DType::I64, "T - 5", "2"), None, "truncates below zero");
+        let half = dims("div", DType::I64, "T", "2");
+        assert_eq!(half.as_deref(), Some("floor_div(T, 2)"));
+    }
+
+    #[test]
+    fn an_empty_vector_meets_a_scalar() {
+        let sum = known("add", DType::I64, &[], &["1"], true);
+        assert_eq!(sum.constant, Some(Tensor::from_i64s(DType::I64, &[0], [])));
+    }
+}

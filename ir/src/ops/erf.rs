@@ -1,11 +1,10 @@
 //! `erf`.
 
 use super::elementwise::unary;
-use crate::op::onnx;
 
 unary! {
     /// The error function, `2/√π ∫₀ˣ exp(-t²) dt`.
-    Erf, "erf", [onnx("Erf")], Float, -4.0..4.0, erf, |_| unreachable!("floats only")
+    Erf, "erf", ["Erf"], Float, -4.0..4.0, erf, |_| unreachable!("floats only")
 }
 
 /// By its Maclaurin series for |x| < 3 and a continued fraction beyond (Abramowitz & Stegun 7.1.5

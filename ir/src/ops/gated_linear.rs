@@ -28,6 +28,9 @@ impl OpDef for GatedLinear {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         Ok(vec![Fact::of(infer_product(cx, 2)?)])
     }

@@ -3,9 +3,9 @@
 use super::elementwise::spread;
 use crate::tensor::for_each_index;
 use crate::{
-    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature,
-    Tensor, TensorType,
-    op::{AttrKind, defaulted, normalize_axis, one, onnx},
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, normalize_axis, one},
 };
 
 /// `data` with axis `axis` replaced by the entries that `indices` name. Negative indices count from
@@ -23,9 +23,6 @@ impl OpDef for Gather {
     }
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
-    }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const { &[OnnxName { attrs: &[("axis", "axis")], ..onnx("Gather") }] }
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (data, indices) = (cx.ty(0), cx.ty(1));
@@ -54,7 +51,7 @@ impl OpDef for Gather {
             for_each_index(&data.shape()[..axis], |outer| {
                 let rows = outer.iter().enumerate();
                 let rows = rows.fold(data.clone(), |t, (x, i)| t.slice(x, *i, 1, 1));
-                let gap = rows.len() / data.shape()[axis].max(1);
+                let gap = data.shape()[axis + 1..].iter().product();
                 for i in &indices {
                     match normalize_axis(*i, data.shape()[axis]) {
                         Some(i) => rows
@@ -77,5 +74,27 @@ impl OpDef for Gather {
             args: vec![Some(data.clone()), Some(rows.clone())],
         };
         vec![make(0), make(1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{DType, Env, Interpreter, Module, Precision, Tensor, TensorType};
+
+    #[test]
+    fn nothing_is_gathered_from_an_empty_axis() {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let data = b.param("data", TensorType::new(DType::F32, [0i64, 3])).unwrap();
+        let at = b.param("at", TensorType::new(DType::I64, [2i64])).unwrap();
+        let y = b.gather(data, at, 0).unwrap();
+        b.output("y", y);
+        let graph = b.finish();
+        let none = indexmap::IndexMap::new();
+        let args = [Tensor::from_f32s(&[0, 3], &[]), Tensor::from_i64s(DType::I64, &[2], [0, 1])];
+        let run = Interpreter::new(&module, &none, Precision::F32);
+        let y = run.eval(&graph, &args, &Env::new()).unwrap();
+        assert_eq!(y[0].shape(), [2, 3]);
+        assert!(y[0].to_f64s().iter().all(|v| v.is_nan()));
     }
 }

@@ -33,8 +33,12 @@ impl OpDef for GatherElements {
         }
         let axis = cx.axis("axis", data.rank())?;
         for (a, (n, i)) in data.shape.iter().zip(&indices.shape).enumerate() {
-            if a != axis && (n.clone() - i.clone()).bounds(cx.symbols).hi < 0 {
-                return Err(OpError::new(format!("axis {a}: indices of {i} leave data of {n}")));
+            let room = (n.clone() - i.clone()).bounds(cx.symbols);
+            if a != axis && room.lo < 0 {
+                return Err(OpError::new(match room.hi < 0 {
+                    true => format!("axis {a}: indices of {i} leave data of {n}"),
+                    false => format!("axis {a}: cannot decide whether indices of {i} fit {n}"),
+                }));
             }
         }
         let shape = indices.shape.iter().cloned();
@@ -84,4 +88,24 @@ fn element(data: &Tensor, at: impl Fn(usize) -> Option<usize>) -> Option<Tensor>
 pub(super) fn outside(dtype: DType, count: usize) -> Vec<u8> {
     let fill = if dtype.is_float() { f64::NAN } else { 0.0 };
     Tensor::from_f64s(dtype, &[count], vec![fill; count]).to_bytes()
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Attrs, DType, Dim, Module, TensorType};
+
+    #[test]
+    fn undecided_extents_off_the_axis_are_refused() {
+        let mut module = Module::new("m");
+        module.symbol("N", 1, 8);
+        module.symbol("M", 1, 8);
+        let mut b = module.builder("f");
+        let ty = |dtype, n: &str| TensorType::new(dtype, [Dim::symbol(n), 8.into()]);
+        let data = b.param("data", ty(DType::F32, "N")).unwrap();
+        let [same, other] = ["N", "M"].map(|n| b.param(n, ty(DType::I64, n)).unwrap());
+        let attrs = || Attrs::none().with("axis", 1i64);
+        assert!(b.op1("gather_elements", attrs(), &[data, same]).is_ok());
+        let why = b.op1("gather_elements", attrs(), &[data, other]).unwrap_err().to_string();
+        assert!(why.contains("cannot decide whether indices of M fit N"), "{why}");
+    }
 }

@@ -1,11 +1,10 @@
 //! `greater_equal`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// `a ≥ b`.
-    GreaterEqual, "greater_equal", [onnx("GreaterOrEqual")], Number,
+    GreaterEqual, "greater_equal", ["GreaterOrEqual"], Number,
     -3.0..3.0, Some(crate::DType::Bool),
     None,
     |a, b| f64::from(u8::from(a >= b)),

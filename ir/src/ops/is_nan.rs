@@ -1,9 +1,7 @@
 //! `is_nan`.
 
 use super::elementwise::{UNARY, eval_unary, spread};
-use crate::{
-    Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, op::onnx,
-};
+use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature};
 
 /// Whether `x` is not a number.
 pub(super) struct IsNan;
@@ -15,8 +13,11 @@ impl OpDef for IsNan {
     fn signature(&self) -> &'static Signature {
         &UNARY
     }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const { &[onnx("IsNaN")] }
+    fn onnx(&self) -> &'static [&'static str] {
+        &["IsNaN"]
+    }
+    fn is_elementwise(&self) -> bool {
+        true
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         Ok(vec![Fact::of(cx.ty(0).with_dtype(DType::Bool))])

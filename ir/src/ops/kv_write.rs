@@ -28,10 +28,16 @@ impl OpDef for KvWrite {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn in_place(&self) -> &'static [(usize, usize)] {
+        &[(0, 0), (1, 1)]
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (kc, vc, k, v) = (cx.ty(0), cx.ty(1), cx.ty(2), cx.ty(3));
         same_dtype(kc.dtype, k.dtype)?;
         same_dtype(vc.dtype, v.dtype)?;
+        if cx.ty(4).dtype != DType::I32 {
+            return Err(OpError::new(format!("slots are {}, not i32", cx.ty(4))));
+        }
         let ([nb, h, d, bs], [nb2, h2, bs2, dv], [t, h3, d3], [t4, h4, dv4], [t5]) =
             (&*kc.shape, &*vc.shape, &*k.shape, &*v.shape, &*cx.ty(4).shape)
         else {
@@ -81,5 +87,26 @@ impl OpDef for KvWrite {
             .map(|s| Some(spread(DType::F32, s, -2.0, 2.0)));
         let args = args.into_iter().chain([Some(slots)]).collect();
         vec![Sample { attrs: Attrs::none(), args }]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{Attrs, DType, Module, TensorType};
+
+    #[test]
+    fn slots_must_be_of_the_type_that_kernels_read() {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let shapes: [&[i64]; 4] = [&[2, 3, 5, 16], &[2, 3, 16, 7], &[3, 3, 5], &[3, 3, 7]];
+        let mut args: Vec<_> = (0..4)
+            .map(|i| {
+                let ty = TensorType::new(DType::F32, shapes[i].iter().copied());
+                b.param(&i.to_string(), ty).ok()
+            })
+            .collect();
+        args.push(b.param("slots", TensorType::new(DType::I64, [3i64])).ok());
+        let why = b.op("kv_write", Attrs::none(), &args).unwrap_err().to_string();
+        assert_eq!(why, "kv_write: slots are i64[3], not i32");
     }
 }

@@ -21,6 +21,9 @@ impl OpDef for L2Normalize {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         if cx.ty(0).rank() == 0 {
             return Err(OpError::new("takes at least one axis"));

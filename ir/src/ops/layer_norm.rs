@@ -25,6 +25,9 @@ impl OpDef for LayerNorm {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let x = cx.ty(0);
         for w in cx.args[1..].iter().flatten() {

@@ -1,11 +1,10 @@
 //! `less_equal`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// `a ≤ b`.
-    LessEqual, "less_equal", [onnx("LessOrEqual")], Number, -3.0..3.0, Some(crate::DType::Bool),
+    LessEqual, "less_equal", ["LessOrEqual"], Number, -3.0..3.0, Some(crate::DType::Bool),
     None,
     |a, b| f64::from(u8::from(a <= b)),
     |a, b| i64::from(a <= b)

@@ -28,6 +28,9 @@ impl OpDef for Linear {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let ty = infer_product(cx, 1)?;
         let optional = |i: usize| cx.args.get(i).copied().flatten();
@@ -87,7 +90,7 @@ pub(super) fn activation(name: &str) -> Option<fn(f64) -> f64> {
     use std::f64::consts::{FRAC_1_SQRT_2, PI};
     Some(match name {
         "none" => |x| x,
-        "relu" => |x| x.max(0.0),
+        "relu" => |x| if x.is_nan() { x } else { x.max(0.0) },
         "tanh" => f64::tanh,
         "sigmoid" => |x| 1.0 / (1.0 + (-x).exp()),
         "silu" => |x| x / (1.0 + (-x).exp()),
@@ -129,7 +132,33 @@ pub(super) fn infer_product(
     cx.same("inner dimension", k, k2)?;
     cx.same("panel width", width, &Dim::from(super::pack::PANEL))?;
     let n = Dim::from(cx.attrs.int("n"));
+    if cx.attrs.int("n") < 1 {
+        return Err(OpError::attr("n", format_args!("is {n}, not a number of columns")));
+    }
     let need = n.ceil_div(super::pack::PANEL as i64) * Dim::from(panels_per_column);
     cx.same("panels", panels, &need)?;
     Ok(TensorType::new(x.dtype, lead.iter().cloned().chain([n])))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Module;
+
+    #[test]
+    fn every_activation_keeps_nan() {
+        for act in ["none", "relu", "tanh", "sigmoid", "silu", "gelu", "gelu_tanh"] {
+            assert!(activation(act).unwrap()(f64::NAN).is_nan(), "{act}");
+        }
+    }
+
+    #[test]
+    fn a_product_without_columns_is_refused() {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let x = b.param("x", TensorType::new(DType::F32, [2i64, 4])).unwrap();
+        let w = b.param("w", TensorType::new(DType::F32, [0i64, 4, 16])).unwrap();
+        let why = b.op1("linear", Attrs::none().with("n", -5i64), &[x, w]).unwrap_err();
+        assert_eq!(why.to_string(), "linear: attribute `n` is -5, not a number of columns");
+    }
 }

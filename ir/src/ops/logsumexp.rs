@@ -17,6 +17,9 @@ impl OpDef for Logsumexp {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let x = cx.ty(0);
         if x.rank() == 0 {

@@ -2,9 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
-    op::{one, onnx, same_dtype},
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::{one, same_dtype},
 };
 
 /// Matrix product over the last two axes: `[.., M, K] · [.., K, N] -> [.., M, N]`.
@@ -21,9 +20,6 @@ impl OpDef for Matmul {
     }
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
-    }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const { &[onnx("MatMul")] }
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (a, b) = (cx.ty(0), cx.ty(1));
@@ -44,20 +40,20 @@ impl OpDef for Matmul {
             let k = a.shape()[a.rank() - 1];
             let full = |t: &Tensor, r: usize, c: usize| {
                 let shape: Vec<usize> = lead.iter().copied().chain([r, c]).collect();
-                t.broadcast_to(&shape).to_f64s()
+                t.broadcast_to(&shape)
             };
             let (x, y) = (full(a, *m, k), full(b, k, *n));
             let batch: usize = lead.iter().product();
-            let mut out = Vec::with_capacity(batch * m * n);
-            for i in 0..batch {
-                for r in 0..*m {
-                    for c in 0..*n {
-                        let term = |j| x[(i * m + r) * k + j] * y[(i * k + j) * n + c];
-                        out.push((0..k).map(term).sum::<f64>());
-                    }
-                }
-            }
-            vec![Tensor::from_f64s(cx.results[0].dtype, &shape, out)]
+            let sizes = [batch, *m, k, *n];
+            let dtype = cx.results[0].dtype;
+            vec![if dtype.is_float() {
+                let sums = products(sizes, &x.to_f64s(), &y.to_f64s(), 0.0, |s, a, b| s + a * b);
+                Tensor::from_f64s(dtype, &shape, sums)
+            } else {
+                let fold = |s: i64, a: i64, b| s.wrapping_add(a.wrapping_mul(b));
+                let sums = products(sizes, &x.to_i64s(), &y.to_i64s(), 0, fold);
+                Tensor::from_i64s(dtype, &shape, sums)
+            }]
         })
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
@@ -73,5 +69,46 @@ impl OpDef for Matmul {
             ],
         };
         vec![make(&[5, 7], &[7, 18]), make(&[2, 1, 3, 4], &[3, 4, 5]), make(&[1, 9], &[9, 33])]
+    }
+}
+
+/// `[batch, M, K] · [batch, K, N]` in row-major order, each sum from `k = 0` on.
+fn products<T: Copy>(
+    [batch, m, k, n]: [usize; 4],
+    x: &[T],
+    y: &[T],
+    zero: T,
+    fold: fn(T, T, T) -> T,
+) -> Vec<T> {
+    let mut out = Vec::with_capacity(batch * m * n);
+    for i in 0..batch {
+        for r in 0..m {
+            for c in 0..n {
+                let add = |s, j| fold(s, x[(i * m + r) * k + j], y[(i * k + j) * n + c]);
+                out.push((0..k).fold(zero, add));
+            }
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use crate::{DType, Env, Interpreter, Module, Precision, Tensor, TensorType};
+
+    #[test]
+    fn integers_are_multiplied_as_integers() {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let [x, y] =
+            ["x", "y"].map(|n| b.param(n, TensorType::new(DType::I64, [1i64, 1])).unwrap());
+        let z = b.matmul(x, y).unwrap();
+        b.output("z", z);
+        let graph = b.finish();
+        let none = indexmap::IndexMap::new();
+        let odd = (1i64 << 53) + 1;
+        let args = [odd, 3].map(|v| Tensor::from_i64s(DType::I64, &[1, 1], [v]));
+        let run = Interpreter::new(&module, &none, Precision::F32);
+        assert_eq!(run.eval(&graph, &args, &Env::new()).unwrap()[0].to_i64s(), [3 * odd]);
     }
 }

@@ -5,7 +5,7 @@ use super::elementwise::binary;
 binary! {
     /// The larger; NaN if either is.
     Maximum, "maximum", [], Number, -3.0..3.0, None,
-    Some(|a, b| Some(a.maximum(b))),
+    Some(|a, b, _| Some(a.maximum(b))),
     |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.max(b) },
     i64::max
 }

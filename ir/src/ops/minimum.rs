@@ -5,7 +5,7 @@ use super::elementwise::binary;
 binary! {
     /// The smaller; NaN if either is.
     Minimum, "minimum", [], Number, -3.0..3.0, None,
-    Some(|a, b| Some(a.minimum(b))),
+    Some(|a, b, _| Some(a.minimum(b))),
     |a, b| if a.is_nan() || b.is_nan() { f64::NAN } else { a.min(b) },
     i64::min
 }

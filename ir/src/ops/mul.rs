@@ -1,12 +1,11 @@
 //! `mul`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// `a · b`.
-    Mul, "mul", [onnx("Mul")], Number, -3.0..3.0, None,
-    Some(|a, b| Some(a.clone() * b.clone())),
+    Mul, "mul", ["Mul"], Number, -3.0..3.0, None,
+    Some(|a, b, _| a.checked_mul(b)),
     |a, b| a * b,
     i64::wrapping_mul
 }

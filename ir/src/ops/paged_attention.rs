@@ -86,9 +86,10 @@ impl OpDef for PagedAttention {
             let mut out = Vec::with_capacity(tokens * hq * dv);
             for t in 0..tokens {
                 let s = cu.iter().filter(|c| **c <= t as i64).count() - 1;
-                let position = usize::try_from(positions[t]).expect("positions are not negative");
+                let position = positions[t];
+                let seen = usize::try_from(position).expect("positions are not negative");
                 let keys: Vec<usize> =
-                    (0..=position).filter(|j| visible(cx.attrs, position, *j)).collect();
+                    (0..=seen).filter(|j| visible(cx.attrs, position, *j)).collect();
                 for h in 0..hq {
                     let place = |j: usize| {
                         let block = usize::try_from(tables[s * blocks + j / bs]).expect("block");

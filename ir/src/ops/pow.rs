@@ -1,11 +1,10 @@
 //! `pow`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// `a` to the power `b`, of one element type.
-    Pow, "pow", [onnx("Pow")], Number, 0.5..3.0, None,
+    Pow, "pow", [], Number, 0.5..3.0, None,
     None,
     f64::powf,
     |a, b| u32::try_from(b).map_or(0, |b| a.wrapping_pow(b))

@@ -1,11 +1,11 @@
 //! `relu`.
 
 use super::elementwise::activation;
-use crate::{Attrs, op::onnx};
+use crate::Attrs;
 
 activation! {
     /// `max(x, 0)`.
-    Relu, "relu", [onnx("Relu")], -3.0..3.0, |b, x| {
+    Relu, "relu", ["Relu"], -3.0..3.0, |b, x| {
         let zero = b.scalar(b.ty(x).dtype, 0.0)?;
         b.op1("maximum", Attrs::none(), &[x, zero])
     }

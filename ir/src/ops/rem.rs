@@ -1,12 +1,11 @@
 //! `rem`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// Remainder with the sign of the divisor for integers (ONNX `Mod`), of the dividend for
     /// floats.
-    Rem, "rem", [onnx("Mod")], Number, 1.0..9.0, None,
+    Rem, "rem", [], Number, 1.0..9.0, None,
     None,
     |a, b| a % b,
     floor_mod

@@ -19,6 +19,9 @@ impl OpDef for Reshape {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_view(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let shape = cx.attrs.dims("shape").to_vec();
         let ty = TensorType::new(cx.ty(0).dtype, shape);

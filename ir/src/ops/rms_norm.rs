@@ -2,8 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature,
-    op::{AttrKind, one, onnx, required, same_dtype},
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, one, required, same_dtype},
 };
 
 /// Root-mean-square norm over the last axis: `y = x / sqrt(mean(x²) + eps) · w`.
@@ -23,9 +23,8 @@ impl OpDef for RmsNorm {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const RMS: OnnxName = onnx("RMSNormalization");
-        const { &[OnnxName { since: 23, attrs: &[("epsilon", "eps")], ..RMS }] }
+    fn is_rowwise(&self) -> bool {
+        true
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (x, w) = (cx.ty(0), cx.ty(1));

@@ -27,6 +27,9 @@ impl OpDef for Rope {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (x, cos, sin) = (cx.ty(0), cx.ty(1), cx.ty(2));
         same_dtype(x.dtype, cos.dtype)?;

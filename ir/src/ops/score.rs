@@ -6,7 +6,8 @@ use crate::{
     op::{AttrKind, defaulted, one, optional, same_dtype},
 };
 
-/// `cap(q·kᵀ·scale) + bias`, where a `softcap` c > 0 maps scores to `c·tanh(s/c)`.
+/// `cap(q·kᵀ·scale) + bias`, where a `softcap` c > 0 maps scores to `c·tanh(s/c)`; -inf where the
+/// bias is, whatever else there is.
 ///
 /// No kernel computes it: it is what the rules collect scales, caps and masks in until a softmax
 /// and a product with values make it an [`Attention`](super::attention::Attention).
@@ -68,7 +69,12 @@ impl OpDef for Score {
                 s = b.mul(s, cap)?;
             }
             Ok(vec![match args.get(2).copied().flatten() {
-                Some(bias) => b.add(s, bias)?,
+                Some(bias) => {
+                    let lowest = b.scalar(dtype, f64::NEG_INFINITY)?;
+                    let hidden = b.op1("equal", Attrs::none(), &[bias, lowest])?;
+                    let sum = b.add(s, bias)?;
+                    b.select(hidden, lowest, sum)?
+                }
                 None => s,
             }])
         })

@@ -2,9 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
-    op::{one, onnx, same_dtype},
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::{one, same_dtype},
 };
 
 /// `cond ? a : b`, broadcast. ONNX `Where`.
@@ -20,8 +19,11 @@ impl OpDef for Select {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const { &[onnx("Where")] }
+    fn onnx(&self) -> &'static [&'static str] {
+        &["Where"]
+    }
+    fn is_elementwise(&self) -> bool {
+        true
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         if cx.ty(0).dtype != DType::Bool {

@@ -2,9 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
-    op::{AttrKind, defaulted, one, onnx},
+    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::{AttrKind, defaulted, one},
 };
 
 /// The extents of `x` from `start` to `end` (axes count from the end where negative), as i64. ONNX
@@ -26,8 +25,8 @@ impl OpDef for ShapeOf {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const { &[OnnxName { attrs: &[("start", "start"), ("end", "end")], ..onnx("Shape") }] }
+    fn onnx(&self) -> &'static [&'static str] {
+        &["Shape"]
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let shape = &cx.ty(0).shape;

@@ -1,11 +1,10 @@
 //! `sigmoid`.
 
 use super::elementwise::activation;
-use crate::op::onnx;
 
 activation! {
     /// `1 / (1 + e⁻ˣ)`.
-    Sigmoid, "sigmoid", [onnx("Sigmoid")], -9.0..9.0, |b, x| {
+    Sigmoid, "sigmoid", ["Sigmoid"], -9.0..9.0, |b, x| {
         let one = b.scalar(b.ty(x).dtype, 1.0)?;
         let e = b.neg(x)?;
         let e = b.exp(e)?;

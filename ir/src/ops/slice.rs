@@ -27,6 +27,9 @@ impl OpDef for Slice {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_view(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let x = cx.ty(0);
         let axis = cx.axis("axis", x.rank())?;
@@ -34,9 +37,9 @@ impl OpDef for Slice {
             return Err(OpError::attr("range", "must be <start, end>"));
         };
         let step = cx.attrs.int("step");
-        if step == 0 {
-            return Err(OpError::attr("step", "must not be zero"));
-        }
+        let Some(stride) = step.checked_abs().filter(|s| *s > 0) else {
+            return Err(OpError::attr("step", format_args!("is {step}, which steps nowhere")));
+        };
         let (first, last) = if step > 0 { (start, end) } else { (end, start) };
         let floor = if step > 0 { 0 } else { -1 };
         let (lo, hi) = (first.bounds(cx.symbols), (x.shape[axis].clone() - last.clone()));
@@ -44,7 +47,7 @@ impl OpDef for Slice {
             let why = format!("{start}..{end} leaves the axis of {}", x.shape[axis]);
             return Err(OpError::attr("range", why));
         }
-        let n = (last.clone() - first.clone()).ceil_div(step.abs());
+        let n = (last.clone() - first.clone()).ceil_div(stride);
         if n.bounds(cx.symbols).hi < 0 {
             return Err(OpError::attr("range", format!("{start}..{end} is empty backwards")));
         }
@@ -79,5 +82,24 @@ impl OpDef for Slice {
             args: vec![x.clone()],
         };
         vec![make(0, 1, 4, 1), make(-1, 3, 20, 3), make(1, 20, -1, -1)]
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{Module, TensorType};
+
+    #[test]
+    fn steps_without_a_length_are_refused() {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let x = b.param("x", TensorType::new(DType::F32, [4i64])).unwrap();
+        for step in [0, i64::MIN] {
+            let range = vec![Dim::from(3i64), Dim::from(-1i64)];
+            let attrs = Attrs::none().with("axis", 0i64).with("range", range).with("step", step);
+            let why = b.op1("slice", attrs, &[x]).unwrap_err().to_string();
+            assert!(why.contains("steps nowhere"), "{why}");
+        }
     }
 }

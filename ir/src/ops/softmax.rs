@@ -2,8 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, Body, DType, Fact, InferCx, OnnxName, OpDef, OpError, Sample, Signature,
-    op::{AttrKind, defaulted, one, onnx},
+    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, defaulted, one},
 };
 
 /// `exp(x - max x) / Σ exp(x - max x)` along an axis.
@@ -20,9 +20,6 @@ impl OpDef for Softmax {
     }
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
-    }
-    fn onnx(&self) -> &'static [OnnxName] {
-        const { &[OnnxName { since: 13, attrs: &[("axis", "axis")], ..onnx("Softmax") }] }
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         cx.axis("axis", cx.ty(0).rank())?;

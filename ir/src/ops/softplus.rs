@@ -1,13 +1,13 @@
 //! `softplus`.
 
 use super::elementwise::activation;
-use crate::{Attrs, op::onnx};
+use crate::Attrs;
 
 activation! {
     /// `ln(1 + eˣ)`, as `max(x, 0) + ln(1 + e^-|x|)`, which overflows for no `x`.
     ///
     /// Dugas et al. 2000, "Incorporating Second-Order Functional Knowledge".
-    Softplus, "softplus", [onnx("Softplus")], -9.0..9.0, |b, x| {
+    Softplus, "softplus", ["Softplus"], -9.0..9.0, |b, x| {
         let dtype = b.ty(x).dtype;
         let (zero, one) = (b.scalar(dtype, 0.0)?, b.scalar(dtype, 1.0)?);
         let positive = b.op1("maximum", Attrs::none(), &[x, zero])?;

@@ -1,12 +1,11 @@
 //! `sub`.
 
 use super::elementwise::binary;
-use crate::op::onnx;
 
 binary! {
     /// `a - b`.
-    Sub, "sub", [onnx("Sub")], Number, -3.0..3.0, None,
-    Some(|a, b| Some(a.clone() - b.clone())),
+    Sub, "sub", ["Sub"], Number, -3.0..3.0, None,
+    Some(|a, b, _| a.checked_add(&b.checked_mul(&crate::Dim::from(-1i64))?)),
     |a, b| a - b,
     i64::wrapping_sub
 }

@@ -19,6 +19,9 @@ impl OpDef for Transpose {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_view(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let x = cx.ty(0);
         let perm = cx.attrs.ints("perm");

@@ -12,6 +12,7 @@ use ir::{Attr, Attrs, Fact, Graph, InferCx, Module, OpRef, TensorType};
 use smallvec::SmallVec;
 
 use super::ENode;
+use crate::weight_only::is_static;
 
 /// What is known of a class.
 #[derive(Clone, Debug)]
@@ -148,7 +149,7 @@ fn infer(egraph: &EGraph<ENode, Facts>, node: &ENode) -> Result<Data, String> {
     let attrs = attrs(egraph, op, attr_ids).ok_or("an attribute is not a constant")?;
     let attrs = op.signature().check_attrs(&attrs).map_err(|e| e.to_string())?;
     let mut args = Vec::with_capacity(operands.len());
-    let mut weight_only = op.name() != "call";
+    let mut weight_only = true;
     for id in operands {
         match &egraph[*id].data {
             Data::Absent => args.push(None),
@@ -166,11 +167,6 @@ fn infer(egraph: &EGraph<ENode, Facts>, node: &ENode) -> Result<Data, String> {
     let cx =
         InferCx { attrs: &attrs, args: &args, symbols: &facts.module.symbols, callee: &callee };
     let results = op.infer(&cx).map_err(|e| e.to_string())?;
-    // Contents that depend on symbols are known when a run starts, not when the model is compiled.
-    let symbolic = |f: &Fact| {
-        let dims = f.dims.iter().flatten().chain(&f.ty.shape);
-        dims.clone().any(|d| d.as_const().is_none())
-    };
-    let weight_only = weight_only && !results.iter().any(symbolic);
+    let weight_only = weight_only && is_static(op, &attrs, &results);
     Ok(Data::Value(Known { facts: results.into(), weight_only }))
 }

@@ -104,7 +104,7 @@ fn env(t: i64) -> Env {
     [("T".into(), t), ("S".into(), 2)].into_iter().collect()
 }
 
-pub(super) fn optimized(module: &Module, env: &Env) -> (Module, Report) {
+pub(crate) fn optimized(module: &Module, env: &Env) -> (Module, Report) {
     let mut out = module.clone();
     canonicalize(&mut out, FoldLimits::default()).unwrap();
     let params = weight_params(&out);

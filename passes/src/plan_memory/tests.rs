@@ -378,3 +378,87 @@ fn paging_refuses_what_mixes_positions_and_names_it() {
     let errors = page_kv(&mut m, "forward", options).unwrap_err();
     assert!(errors.iter().any(|e| e.to_string().contains("attn")), "{errors:?}");
 }
+
+/// Plans an entry with one state, `k` of the keys, and returns what is wrong.
+fn planned(build: impl FnOnce(&mut Builder<'_>, [Value; 5])) -> Result<Plan, String> {
+    let mut m = Module::new("m");
+    m.symbol("T", 1, 16);
+    let mut b = m.builder("step");
+    let t = || Dim::symbol("T");
+    let f32s = |shape: &[Dim]| TensorType::new(DType::F32, shape.to_vec());
+    let [n, h, d, block] = [2i64, 1, 4, 16].map(Dim::from);
+    let kc = b.param("k", f32s(&[n.clone(), h.clone(), d.clone(), block.clone()])).unwrap();
+    let vc = b.param("v", f32s(&[n, h.clone(), block, d.clone()])).unwrap();
+    let [k, v] = ["new k", "new v"].map(|p| b.param(p, f32s(&[t(), h.clone(), d.clone()])));
+    let slots = b.param("slots", TensorType::new(DType::I32, [t()])).unwrap();
+    build(&mut b, [kc, vc, k.unwrap(), v.unwrap(), slots]);
+    let step = b.finish();
+    m.add(step);
+    let state = |name: &str| State { param: name.into(), output: format!("{name}.out").into() };
+    let states = [state("k"), state("v")];
+    let known = |s: &State| m.functions["step"].outputs.iter().any(|(n, _)| *n == s.output);
+    let states: Vec<State> = states.into_iter().filter(known).collect();
+    plan_memory(&m, "step", &states, &AllKernels { strict: false })
+        .map_err(|e| e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
+}
+
+fn write(b: &mut Builder<'_>, args: [Value; 5]) -> [Value; 2] {
+    let out = b.op("kv_write", Attrs::none(), &args.map(Some)).unwrap();
+    [out[0], out[1]]
+}
+
+#[test]
+fn states_are_updated_in_place_where_nothing_else_reads_them() {
+    let twice = planned(|b, args @ [_, _, k, v, slots]| {
+        let [kc, vc] = write(b, args);
+        let [kc, vc] = write(b, [kc, vc, v, k, slots]);
+        b.output("k.out", kc);
+        b.output("v.out", vc);
+    });
+    assert_eq!(twice.unwrap().program.launches.len(), 2);
+    let why = planned(|b, args @ [kc, ..]| {
+        let [k, v] = write(b, args);
+        let before = b.neg(kc).unwrap();
+        b.output("k.out", k);
+        b.output("v.out", v);
+        b.output("before", before);
+    });
+    let why = why.unwrap_err();
+    assert!(why.contains("cannot update operand 0 in place: it is read elsewhere too"), "{why}");
+    let why = planned(|b, args| {
+        let [k, v] = write(b, args);
+        b.output("k.out", k);
+        b.output("v", v);
+    });
+    let why = why.unwrap_err();
+    assert!(why.contains("operand 1 in place: it is not a state of the program"), "{why}");
+}
+
+#[test]
+fn memory_beyond_an_artifact_is_refused_by_name() {
+    let plan = |rows: i64, values: usize| {
+        let mut m = Module::new("m");
+        m.symbol("N", 1, rows);
+        let mut b = m.builder("main");
+        let mut ends = Vec::new();
+        for i in 0..values {
+            let shape = [Dim::symbol("N"), Dim::from(1i64 << 20)];
+            let x = b.param(&format!("x{i}"), TensorType::new(DType::F32, shape)).unwrap();
+            ends.push(x);
+        }
+        for (i, x) in ends.into_iter().enumerate() {
+            b.at("the sum");
+            let y = b.neg(x).unwrap();
+            b.output(&format!("y{i}"), y);
+        }
+        let main = b.finish();
+        m.add(main);
+        let plan = plan_memory(&m, "main", &[], &AllKernels { strict: false });
+        plan.map(|_| ()).map_err(|e| e[0].to_string())
+    };
+    assert_eq!(plan(1 << 24, 1), Ok(()));
+    let why = plan(1 << 27, 1).unwrap_err();
+    assert!(why.contains("`x0` takes 4194304*N bytes, which may be more than"), "{why}");
+    let why = plan(1 << 26, 3).unwrap_err();
+    assert!(why.contains("the largest value is `"), "{why}");
+}

@@ -160,13 +160,14 @@ impl Finder<'_> {
         })?;
         let absorbed = !self.used.contains(&class) && !self.used.contains(&sum);
         Some((!absorbed).then(|| {
-            let whole = self.egraph.classes().find(|c| {
+            let wholes = self.egraph.classes().filter(|c| {
                 let norm = c.nodes.iter().any(|n| n.op("rms_norm").is_some());
                 norm && c.nodes.iter().any(|n| {
                     egg::Language::children(n).iter().any(|x| self.egraph.find(*x) == class)
                 })
             });
-            match whole {
+            // The classes are in a hash map.
+            match wholes.min_by_key(|c| c.id) {
                 Some(c) => self.rejected(c.id, "rms_norm"),
                 None => "it is not followed by a product with what was squared".into(),
             }

@@ -37,7 +37,7 @@ pub(super) static ACTIVATIONS: &[&[Rule]] = &[
             name: "sigmoid",
             lhs: "(reciprocal (add* ?one (exp (neg ?x))))",
             rhs: "(sigmoid ?x)",
-            guard: |m| m.near("?one", 1.0),
+            guard: |m| m.is("?one", 1.0),
             numerics: Numerics::Exact,
             example: Example {
                 leaves: &["f32[3,5]"],
@@ -49,7 +49,7 @@ pub(super) static ACTIVATIONS: &[&[Rule]] = &[
             name: "sigmoid-quotient",
             lhs: "(div ?one (add* ?one2 (exp (neg ?x))))",
             rhs: "(sigmoid ?x)",
-            guard: |m| m.near("?one", 1.0).and(m.near("?one2", 1.0)),
+            guard: |m| m.is("?one", 1.0).and(m.is("?one2", 1.0)),
             numerics: Numerics::Exact,
             example: Example {
                 leaves: &["f32[3,5]"],
@@ -172,15 +172,15 @@ fn one_axis(m: &mut Match<'_>) -> Option<()> {
 
 /// The constants of the error-function form.
 fn gelu(m: &mut Match<'_>, c: f64) -> Option<()> {
-    m.near("?one", 1.0)?;
-    m.near("?h", 0.5)?;
+    m.is("?one", 1.0)?;
+    m.is("?h", 0.5)?;
     m.near("?c", c)
 }
 
 /// The constants of the tanh form.
 fn gelu_tanh(m: &mut Match<'_>) -> Option<()> {
-    m.near("?one", 1.0)?;
-    m.near("?h", 0.5)?;
+    m.is("?one", 1.0)?;
+    m.is("?h", 0.5)?;
     m.near("?k", 0.044715)?;
     m.near("?c", (2.0 / std::f64::consts::PI).sqrt())
 }

@@ -5,6 +5,8 @@
 //! then repeated key/value heads and masks that are causal by construction are taken off it. No
 //! rule sees the whole, so the order and spelling of the parts do not matter.
 
+use std::ops::RangeInclusive;
+
 use ir::{Attrs, Dim, Tensor};
 
 use crate::{
@@ -27,6 +29,21 @@ macro_rules! scale {
                 Some(())
             },
             numerics: Numerics::Reassociates,
+            example: Example { leaves: QK, before: $before, after: $after },
+        }
+    };
+}
+
+/// A mask of scores by a value becomes a bias.
+macro_rules! hide {
+    ($name:literal, $lhs:literal, $rhs:literal, $values:expr, $numerics:expr,
+     $before:literal, $after:literal) => {
+        Rule {
+            name: $name,
+            lhs: $lhs,
+            rhs: $rhs,
+            guard: |m| hidden(m, $values),
+            numerics: $numerics,
             example: Example { leaves: QK, before: $before, after: $after },
         }
     };
@@ -145,30 +162,43 @@ pub(super) static SCORES: &[Rule] = &[
             after: "(score %0 %1 (add %2 %2) 0.5 0.0)",
         },
     },
-    Rule {
-        name: "hide-where-not",
-        lhs: "(select ?m (score ?q ?k ?b ?s ?cap) ?n)",
-        rhs: "(score ?q ?k (select ?m ?c ?n) ?s ?cap)",
-        guard: hidden,
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: QK,
-            before: "(softmax (select %3 (score %0 %1 none 0.5 0.0) (constant -inff32)) 3)",
-            after: "(softmax (score %0 %1 (select %3 (constant 0f32) (constant -inff32)) 0.5 0.0) 3)",
-        },
-    },
-    Rule {
-        name: "hide-where",
-        lhs: "(select ?m ?n (score ?q ?k ?b ?s ?cap))",
-        rhs: "(score ?q ?k (select ?m ?n ?c) ?s ?cap)",
-        guard: hidden,
-        numerics: Numerics::Exact,
-        example: Example {
-            leaves: QK,
-            before: "(softmax (select %3 (constant -inff32) (score %0 %1 %2 0.5 0.0)) 3)",
-            after: "(softmax (score %0 %1 (select %3 (constant -inff32) %2) 0.5 0.0) 3)",
-        },
-    },
+    hide!(
+        "hide-where-not",
+        "(select ?m (score ?q ?k ?b ?s ?cap) ?n)",
+        "(score ?q ?k (select ?m ?c ?n) ?s ?cap)",
+        f64::NEG_INFINITY..=f64::NEG_INFINITY,
+        Numerics::Exact,
+        "(softmax (select %3 (score %0 %1 none 0.5 0.0) (constant -inff32)) 3)",
+        "(softmax (score %0 %1 (select %3 (constant -0f32) (constant -inff32)) 0.5 0.0) 3)"
+    ),
+    hide!(
+        "hide-where",
+        "(select ?m ?n (score ?q ?k ?b ?s ?cap))",
+        "(score ?q ?k (select ?m ?n ?c) ?s ?cap)",
+        f64::NEG_INFINITY..=f64::NEG_INFINITY,
+        Numerics::Exact,
+        "(softmax (select %3 (constant -inff32) (score %0 %1 %2 0.5 0.0)) 3)",
+        "(softmax (score %0 %1 (select %3 (constant -inff32) %2) 0.5 0.0) 3)"
+    ),
+    // A finite value, as exporters write it, takes up finite scores alone.
+    hide!(
+        "lower-where-not",
+        "(select ?m (score ?q ?k ?b ?s ?cap) ?n)",
+        "(score ?q ?k (select ?m ?c ?n) ?s ?cap)",
+        f64::MIN..=LOW,
+        Numerics::Approximate,
+        "(softmax (select %3 (score %0 %1 none 0.5 0.0) (constant -3e38f32)) 3)",
+        "(softmax (score %0 %1 (select %3 (constant -0f32) (constant -3e38f32)) 0.5 0.0) 3)"
+    ),
+    hide!(
+        "lower-where",
+        "(select ?m ?n (score ?q ?k ?b ?s ?cap))",
+        "(score ?q ?k (select ?m ?n ?c) ?s ?cap)",
+        f64::MIN..=LOW,
+        Numerics::Approximate,
+        "(softmax (select %3 (constant -3e38f32) (score %0 %1 %2 0.5 0.0)) 3)",
+        "(softmax (score %0 %1 (select %3 (constant -3e38f32) %2) 0.5 0.0) 3)"
+    ),
 ];
 
 const QKV: &[&str] = &["f32[2,4,3,8]", "f32[2,4,5,8]", "f32[2,4,5,6]", "f32[2,1,1,5]"];
@@ -294,16 +324,15 @@ pub(super) static ATTENTION: &[Rule] = &[
     },
 ];
 
-/// Scores so low that the softmax gives them no weight beside any other.
-fn is_hidden(v: f64) -> bool {
-    v <= -1e30
-}
+/// From here on a finite score beside it is lost in rounding, and the softmax gives no weight.
+const LOW: f64 = -1e30;
 
-/// Binds `?c` to the bias that the other scores keep.
-fn hidden(m: &mut Match<'_>) -> Option<()> {
-    m.scalar("?n").filter(|v| is_hidden(*v))?;
+/// Binds `?c` to the bias that the other scores keep; without one, to what changes no score, which
+/// is negative zero.
+fn hidden(m: &mut Match<'_>, values: RangeInclusive<f64>) -> Option<()> {
+    m.scalar("?n").filter(|v| values.contains(v))?;
     if m.absent("?b") {
-        return m.set_scalar("?c", 0.0, "?q");
+        return m.set_scalar("?c", -0.0, "?q");
     }
     m.set("?c", m.id("?b"));
     Some(())
@@ -362,4 +391,41 @@ fn repeated_heads(m: &mut Match<'_>, x: &str, wide: &str, merged: &str, to: &str
     }
     let shape = vec![b.clone(), g.clone(), n.clone(), d.clone()];
     m.set_op(to, "reshape", &Attrs::none().with("shape", shape), &[m.id(x)])
+}
+
+#[cfg(test)]
+mod tests {
+    use ir::Precision;
+
+    use super::*;
+    use crate::rules::tests::eval;
+
+    #[test]
+    fn a_hidden_score_may_be_anything() {
+        // Keys that the mask hides are infinite, so that their scores are infinite or no numbers.
+        let leaves = ["f32[2,4,3,8]", "f32[2,4,5,8]", "f32[2,4,5,6]", "bool[2,1,1,5]"];
+        let key = "(select (reshape %3 <2,1,5,1>) %1 (constant inff32))";
+        let rows: Vec<&Rule> = SCORES.iter().filter(|r| r.name == "hide-where-not").collect();
+        assert_eq!(rows.len(), 1);
+        let [before, after] = [rows[0].example.before, rows[0].example.after];
+        let [before, after] = [before, after].map(|t| t.replace("%1", key));
+        let [x, y] = [&before, &after].map(|t| eval(&leaves, t, Precision::F32));
+        assert!(x[0].to_f64s().iter().all(|v| v.is_finite()), "{x:?}");
+        assert_eq!(x, y);
+        let mask = "(select %3 (constant -0f32) (constant -inff32))";
+        let fused = format!("(attention %0 {key} %2 none {mask} 0.5 :full 0 0.0)");
+        let spelt = format!("(matmul {before} %2)");
+        let [x, y] = [&spelt, &fused].map(|t| eval(&leaves, t, Precision::F64));
+        for (x, y) in x[0].to_f64s().into_iter().zip(y[0].to_f64s()) {
+            assert!((x - y).abs() < 1e-12, "{x} and {y}");
+        }
+    }
+
+    #[test]
+    fn finite_values_are_not_called_exact() {
+        let exact = SCORES.iter().filter(|r| r.lhs.contains("select"));
+        for rule in exact.filter(|r| r.numerics == Numerics::Exact) {
+            assert!(rule.example.before.contains("-inf"), "{}", rule.name);
+        }
+    }
 }

@@ -7,13 +7,16 @@ use ir::{Attrs, Tensor};
 
 use crate::rule::{Example, Match, Numerics, Rule, always};
 
+/// Longest weight of ones that is made up: far above any model's width.
+const MAX_ONES: usize = 1 << 20;
+
 /// Powers, roots and means in one spelling.
 pub(super) static SPELLING: &[Rule] = &[
     Rule {
         name: "pow-2",
         lhs: "(pow ?x ?c)",
         rhs: "(mul ?x ?x)",
-        guard: |m| m.near("?c", 2.0),
+        guard: |m| m.is("?c", 2.0),
         numerics: Numerics::Exact,
         example: Example {
             leaves: &["f32[3]"],
@@ -25,7 +28,7 @@ pub(super) static SPELLING: &[Rule] = &[
         name: "pow-3",
         lhs: "(pow ?x ?c)",
         rhs: "(mul (mul ?x ?x) ?x)",
-        guard: |m| m.near("?c", 3.0),
+        guard: |m| m.is("?c", 3.0),
         numerics: Numerics::Reassociates,
         example: Example {
             leaves: &["f32[3]"],
@@ -37,7 +40,7 @@ pub(super) static SPELLING: &[Rule] = &[
         name: "pow-half",
         lhs: "(pow ?x ?c)",
         rhs: "(sqrt ?x)",
-        guard: |m| m.near("?c", 0.5),
+        guard: |m| m.is("?c", 0.5),
         numerics: Numerics::Reassociates,
         example: Example {
             leaves: &["f32[3]"],
@@ -49,7 +52,7 @@ pub(super) static SPELLING: &[Rule] = &[
         name: "pow-minus-half",
         lhs: "(pow ?x ?c)",
         rhs: "(rsqrt ?x)",
-        guard: |m| m.near("?c", -0.5),
+        guard: |m| m.is("?c", -0.5),
         numerics: Numerics::Reassociates,
         example: Example {
             leaves: &["f32[3]"],
@@ -85,7 +88,7 @@ pub(super) static SPELLING: &[Rule] = &[
         name: "one-times",
         lhs: "(mul* ?c ?x)",
         rhs: "?x",
-        guard: |m| m.near("?c", 1.0),
+        guard: |m| m.is("?c", 1.0),
         numerics: Numerics::Exact,
         example: Example { leaves: &["f32[3]"], before: "(mul %0 (constant 1f32))", after: "%0" },
     },
@@ -93,7 +96,7 @@ pub(super) static SPELLING: &[Rule] = &[
         name: "sum-over-size",
         lhs: "(div (reduce_sum ?x ?axes ?keep) ?n)",
         rhs: "(reduce_mean ?x ?axes ?keep)",
-        guard: |m| m.near("?n", extent(m, "?x", "?axes")?),
+        guard: |m| m.is("?n", extent(m, "?x", "?axes")?),
         numerics: Numerics::Exact,
         example: Example {
             leaves: &["f32[3,4]"],
@@ -155,6 +158,7 @@ pub(super) static NORMS: &[Rule] = &[
             m.last_axis("?axes", "?x")?;
             let ty = m.ty("?x")?;
             let (dtype, h) = (ty.dtype, usize::try_from(ty.shape.last()?.as_const()?).ok()?);
+            (h <= MAX_ONES).then_some(())?;
             let ones = Tensor::from_f64s(dtype, &[h], vec![1.0; h]);
             m.set_op("?ones", "constant", &Attrs::none().with("value", ones), &[])?;
             m.set_attr("?eps", m.scalar("?e")?);
@@ -202,4 +206,44 @@ fn extent(m: &Match<'_>, x: &str, axes: &str) -> Option<f64> {
         n *= ty.shape.get(usize::try_from(*a).ok()?)?.as_const()?;
     }
     Some(n as f64)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        rule::{Compiled, Limits, saturate},
+        rules::tests::terms_of,
+    };
+
+    /// Whether one round of every rule joins the terms.
+    fn joined(leaves: &[&str], a: &str, b: &str) -> bool {
+        let (mut terms, ids) = terms_of(leaves, &[a, b]);
+        let rules: Vec<_> =
+            SPELLING.iter().chain(NORMS).map(|r| Compiled::new(r).unwrap()).collect();
+        saturate(&mut terms, &rules, Limits { rounds: 4, nodes: 10_000, matches: 1000 });
+        terms.egraph.find(ids[0]) == terms.egraph.find(ids[1])
+    }
+
+    #[test]
+    fn constants_that_are_almost_whole_are_kept() {
+        for (almost, whole) in [
+            ("(mul %0 (constant 1.0000005f32))", "%0"),
+            ("(pow %0 (constant 2.000001f32))", "(mul %0 %0)"),
+            ("(pow %0 (constant 0.5000001f32))", "(sqrt %0)"),
+            ("(div (reduce_sum %0 [1] true) (constant 4.000001f32))", "(reduce_mean %0 [1] true)"),
+        ] {
+            assert!(!joined(&["f32[3,4]"], almost, whole), "{almost}");
+        }
+    }
+
+    #[test]
+    fn no_weight_of_ones_is_made_up_for_an_absurd_width() {
+        let norm = "(mul %0 (rsqrt (add (reduce_mean (mul %0 %0) [1] true) (constant 0.5f32))))";
+        let (mut terms, ids) = terms_of(&["f32[1,1099511627776]"], &[norm]);
+        let rules: Vec<_> = NORMS.iter().map(|r| Compiled::new(r).unwrap()).collect();
+        saturate(&mut terms, &rules, Limits { rounds: 1, nodes: 10_000, matches: 1000 });
+        let class = terms.egraph.find(ids[0]);
+        assert!(terms.egraph[class].nodes.iter().all(|n| n.op("rms_norm").is_none()));
+    }
 }

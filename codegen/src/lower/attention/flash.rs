@@ -274,7 +274,8 @@ impl<'c> Flash<'c> {
             let key = e.add(chunk.first, slot);
             let count = e.sub(chunk.count, slot);
             if let Some(bias) = rows.source.bias(token, head, key, count) {
-                score = e.add(score, bias);
+                let hidden = e.cmp(Cmp::Eq, bias, lowest);
+                score = e.select(hidden, lowest, e.add(score, bias));
             }
             let key = e.add(e.iota(int), lanes(slot));
             let seen = e.and(e.cmp(Cmp::Ge, key, lo), e.cmp(Cmp::Lt, key, hi));

@@ -83,9 +83,10 @@ pub(super) fn clip(cx: &mut Cx<'_, '_>) -> Results {
     let mut v = cx.arg(0)?;
     let dtype = cx.dtype(v);
     for (i, (name, op)) in [("min", "maximum"), ("max", "minimum")].into_iter().enumerate() {
-        let limit: Option<Value> = match cx.attrs.float(name)?.filter(|_| cx.opset < 11) {
-            Some(limit) => Some(cx.scalar(dtype, limit)?),
-            None => cx.opt(i + 1),
+        let limit: Option<Value> = if cx.opset < 11 {
+            cx.attrs.float(name)?.map(|limit| cx.scalar(dtype, limit)).transpose()?
+        } else {
+            cx.opt(i + 1)
         };
         if let Some(limit) = limit {
             v = cx.plain(op, &[v, limit])?;

@@ -58,11 +58,19 @@ pub(super) fn cumsum(cx: &mut Cx<'_, '_>) -> Results {
         true => cx.slice(v, axis, &last, &Dim::from(-1), -1),
         false => Ok(v),
     };
-    let v = flip(cx, x)?;
+    let mut v = flip(cx, x)?;
+    if exclusive {
+        // Zero, then all but the last: what is taken off a sum again does not cancel in floats.
+        let zero = cx.scalar(cx.dtype(x), 0.0)?;
+        let mut shape = cx.shape(x);
+        let extent = std::mem::replace(&mut shape[axis], Dim::from(1));
+        let zero = cx.broadcast_to(zero, shape)?;
+        v = cx.concat(&[zero, v], axis)?;
+        v = cx.slice(v, axis, &Dim::from(0), &extent, 1)?;
+    }
     let attrs = Attrs::none().with("axis", i64::try_from(axis).unwrap_or(i64::MAX));
     let v = cx.op("cumsum", attrs, &[v])?;
-    let v = flip(cx, v)?;
-    Ok(vec![if exclusive { cx.plain("sub", &[v, x])? } else { v }])
+    Ok(vec![flip(cx, v)?])
 }
 
 /// Along one axis since opset 13; over all axes from `axis` on before.
