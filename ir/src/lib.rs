@@ -48,7 +48,7 @@ pub use ops::{OPS, PANEL};
 pub use program::{
     Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Place, Port, Program, Region,
 };
-pub use target::{CpuFeature, Target};
+pub use target::{CpuFeature, CudaArch, CudaTarget, Target};
 pub use tensor::{Bytes, Tensor};
 pub use text::{ParseError, parse_module};
 pub use types::{Fact, Shape, TensorType};
