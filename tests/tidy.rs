@@ -22,7 +22,7 @@ use source::{LITERAL, Source};
 /// runtime links no LLVM.
 struct Floor(&'static str, &'static str, &'static [&'static str]);
 
-const FLOORS: [Floor; 11] = [
+const FLOORS: [Floor; 12] = [
     Floor("brolly-ir", "ir", &[]),
     Floor("brolly-frontend", "frontend", &["brolly-ir"]),
     Floor("brolly-passes", "passes", &["brolly-ir"]),
@@ -55,6 +55,7 @@ const FLOORS: [Floor; 11] = [
             "brolly-text",
         ],
     ),
+    Floor("brolly-ptx", "tests/ptx", &[]),
     Floor("xtask", "tests/xtask", &[]),
 ];
 
