@@ -2,8 +2,12 @@
 
 mod common;
 mod gemm_sm80;
+mod gemm_sm90a;
+mod hopper;
 mod instructions;
 mod layouts;
 mod parse;
+mod pipeline;
 mod rmsnorm;
 mod strict;
+mod wgmma;
