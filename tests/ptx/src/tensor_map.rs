@@ -160,7 +160,7 @@ impl TensorMap {
         if let Some(dim) = self.dims.iter().find(|dim| **dim == 0 || **dim > 1 << 32) {
             return Err(format!("a size of {dim}"));
         }
-        let bad = |stride: &&u64| **stride % 16 != 0 || **stride >= 1 << 40;
+        let bad = |stride: &&u64| !stride.is_multiple_of(16) || **stride >= 1 << 40;
         if let Some(stride) = self.strides.iter().find(bad) {
             return Err(format!("the stride {stride} is no multiple of 16 below 2^40"));
         }
@@ -184,6 +184,16 @@ impl TensorMap {
         }
         Ok(())
     }
+}
+
+/// The part of a box's row that is in bounds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Part {
+    /// Where it begins in the row, in bytes.
+    pub(crate) offset: usize,
+    /// Where it lies in global memory.
+    pub(crate) address: u64,
+    pub(crate) bytes: usize,
 }
 
 impl Boxes {
@@ -222,9 +232,8 @@ impl Boxes {
         self.counts.iter().product::<usize>() * self.map.elem.bytes()
     }
 
-    /// The rows of the box at `corner`: for each its offset in the box, and, if a part of it is in
-    /// bounds, where that begins in the row, its address, and its length, all in bytes.
-    pub(crate) fn rows(&self, corner: &[i32]) -> Vec<(usize, Option<(usize, u64, usize)>)> {
+    /// The rows of the box at `corner`: for each its offset in the box, and what is in bounds.
+    pub(crate) fn rows(&self, corner: &[i32]) -> Vec<(usize, Option<Part>)> {
         let size = self.map.elem.bytes();
         let width = self.counts[0];
         let outer: usize = self.counts[1..].iter().product();
@@ -237,15 +246,16 @@ impl Boxes {
             let mut rest = index;
             let mut address = self.map.base.wrapping_add_signed((first + from) * size as i64);
             let mut inside = from < to;
-            for axis in 1..self.counts.len() {
+            for (axis, from) in corner.iter().enumerate().skip(1) {
                 let step = i64::from(self.map.element_strides[axis]);
-                let at = i64::from(corner[axis]) + (rest % self.counts[axis]) as i64 * step;
+                let at = i64::from(*from) + (rest % self.counts[axis]) as i64 * step;
                 rest /= self.counts[axis];
                 inside &= (0..self.map.dims[axis] as i64).contains(&at);
                 address =
                     address.wrapping_add((at as u64).wrapping_mul(self.map.strides[axis - 1]));
             }
-            let part = (from as usize * size, address, (to - from).max(0) as usize * size);
+            let (offset, bytes) = (from as usize * size, (to - from).max(0) as usize * size);
+            let part = Part { offset, address, bytes };
             (index * width * size, inside.then_some(part))
         };
         (0..outer).map(row).collect()
@@ -305,12 +315,13 @@ mod tests {
     fn rows_are_cut_at_the_bounds() {
         let boxes = Boxes::decode(&map().encode().unwrap()).unwrap();
         let rows = boxes.rows(&[64, 47]);
-        assert_eq!(rows[0], (0, Some((0, 0x1000 + 128 + 47 * 208, 72))));
-        assert_eq!(rows[2], (256, Some((0, 0x1000 + 128 + 49 * 208, 72))));
+        let part = |offset, address, bytes| Some(Part { offset, address, bytes });
+        assert_eq!(rows[0], (0, part(0, 0x1000 + 128 + 47 * 208, 72)));
+        assert_eq!(rows[2], (256, part(0, 0x1000 + 128 + 49 * 208, 72)));
         assert_eq!(rows[3], (384, None));
         let rows = boxes.rows(&[-2, -1]);
         assert_eq!(rows[0].1, None);
-        assert_eq!(rows[1].1, Some((4, 0x1000, 124)));
+        assert_eq!(rows[1].1, part(4, 0x1000, 124));
     }
 
     #[test]

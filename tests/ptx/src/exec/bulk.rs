@@ -18,7 +18,7 @@ use crate::module::{Arg, Inst, Symbol};
 use crate::ops::Op;
 use crate::shadow::{Author, Kind};
 use crate::shared::Use;
-use crate::tensor_map::Boxes;
+use crate::tensor_map::{Boxes, Part};
 
 /// A copy to global memory that was not waited for.
 #[derive(Clone, Debug)]
@@ -100,8 +100,8 @@ impl<'a> Machine<'a> {
         let mut data = vec![0; boxes.bytes()];
         boxes.fill(&mut data);
         for (row, part) in boxes.rows(&corner) {
-            if let Some((from, address, bytes)) = part {
-                let to = &mut data[row + from..][..bytes];
+            if let Some(Part { offset, address, bytes }) = part {
+                let to = &mut data[row + offset..][..bytes];
                 to.copy_from_slice(self.global.read(address, bytes)?);
                 self.report.global_read_bytes += bytes as u64;
             }
@@ -181,7 +181,7 @@ impl<'a> Machine<'a> {
         let size = boxes.map.elem.bytes();
         let mut parts = Vec::new();
         for (row, part) in boxes.rows(&corner) {
-            let Some((skipped, address, bytes)) = part else { continue };
+            let Some(Part { offset: skipped, address, bytes }) = part else { continue };
             self.global.check(address, bytes)?;
             for element in (0..bytes).step_by(size) {
                 let place = base + (offset + row + skipped + element) as u32;

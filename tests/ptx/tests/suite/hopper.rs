@@ -33,6 +33,29 @@ fn a_bulk_copy_lands_for_all_who_wait() {
 }
 
 #[test]
+fn copies_of_threads_arrive_when_they_have_landed() {
+    let body = |wait: &str| {
+        format!(
+            "{}shl.b32 %r3, %lane, 4; add.u32 %r3, %r3, %r1;\n\
+             cp.async.ca.shared.global [%r3], [%in], 16;\n\
+             cp.async.mbarrier.arrive.noinc.shared.b64 [sm+16384];\n{wait}\
+             shl.b32 %r4, %lane, 2; add.u32 %r4, %r4, %r1; ld.shared.b32 %r5, [%r4];\n\
+             st.global.b32 [%out], %r5;",
+            INIT.replace("mov.b32 %r0, 1;", "mov.b32 %r0, 64;")
+        )
+    };
+    let input: Vec<u8> = (0..4096u32).flat_map(|word| word.to_le_bytes()).collect();
+    for seed in 0..6 {
+        let outcome = run(Arch::Sm90a, &body(WAIT), &input, 1, 64, seed);
+        outcome.result.unwrap();
+        assert_eq!(outcome.words, (0..64).collect::<Vec<u32>>());
+        let kind = run(Arch::Sm90a, &body(""), &input, 1, 64, seed).result.unwrap_err().kind;
+        let found = matches!(kind, FaultKind::InFlight { .. } | FaultKind::Uninitialised { .. });
+        assert!(found, "{kind}");
+    }
+}
+
+#[test]
 fn only_who_waits_may_read() {
     let read = "ld.shared.b32 %r4, [sm];";
     let kind = sm90(&format!("{INIT}{LOAD}{read}{WAIT}"), 64);

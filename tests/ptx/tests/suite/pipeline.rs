@@ -121,10 +121,7 @@ fn run(text: &str, seed: u64) -> Result<f64, FaultKind> {
         seed,
         ..Launch::default()
     };
-    gpu.launch(&module, "k", &launch).map_err(|fault| {
-        println!("{fault}");
-        fault.kind
-    })?;
+    gpu.launch(&module, "k", &launch).map_err(|fault| fault.kind)?;
     let found = gpu.read_f32s(out, 64 * 64);
     let error =
         |index: usize| (f64::from(found[index]) - dot(&a, &b, DEPTH, index / 64, index % 64)).abs();
