@@ -60,13 +60,14 @@ const FLOORS: [Floor; 12] = [
 ];
 
 /// What must build, with these flags, where no LLVM is installed.
-const WITHOUT_LLVM: [(&str, &[&str]); 8] = [
+const WITHOUT_LLVM: [(&str, &[&str]); 9] = [
     ("brolly-ir", &[]),
     ("brolly-frontend", &[]),
     ("brolly-passes", &[]),
     ("brolly-exec", &[]),
     ("brolly-text", &[]),
     ("brolly-serve", &[]),
+    ("brolly-ptx", &[]),
     ("xtask", &[]),
     ("brolly", &["--no-default-features"]),
 ];

@@ -6,6 +6,7 @@ use crate::global::Global;
 use crate::launch::{Launch, Report};
 use crate::module::{Kernel, Module};
 use crate::ops::Needs;
+use crate::tensor_map::TensorMap;
 
 /// A device that is emulated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,6 +103,29 @@ impl Gpu {
         let address = self.alloc(data.len());
         self.write(address, data);
         address
+    }
+
+    /// The 128 bytes of a tensor map, for a kernel's parameter that is a multiple of 64.
+    ///
+    /// # Panics
+    /// If the map breaks a rule of CUDA's, or the tensor is not within one allocation.
+    #[must_use]
+    pub fn tensor_map(&mut self, map: &TensorMap) -> [u8; 128] {
+        self.try_tensor_map(map).unwrap_or_else(|fault| panic!("Gpu::tensor_map: {fault}"))
+    }
+
+    /// The 128 bytes of a tensor map.
+    ///
+    /// # Errors
+    /// [`FaultKind::TensorMap`] if it breaks a rule of CUDA's; [`FaultKind::OutOfBounds`] if the
+    /// tensor is not within one allocation.
+    pub fn try_tensor_map(&mut self, map: &TensorMap) -> Result<[u8; 128], FaultKind> {
+        let bytes = map.encode()?;
+        let reach = |(dim, stride): (&u64, &u64)| (dim - 1) * stride;
+        let outer: u64 = map.dims[1..].iter().zip(&map.strides).map(reach).sum();
+        let extent = outer + map.dims[0] * map.elem.bytes() as u64;
+        self.global.check(map.base, extent as usize)?;
+        Ok(bytes)
     }
 
     /// Runs a kernel.

@@ -1,9 +1,9 @@
 //! An emulator of PTX that judges generated GPU kernels where there is no GPU.
 //!
 //! It parses the text that LLVM's NVPTX backend prints for sm_80 and sm_90a and runs blocks of a
-//! grid, a warp instruction at a time. It is not a simulator: it knows no time. It is strict instead:
-//! what the ISA leaves undefined is a [`Fault`], and what is asynchronous happens as late as the ISA
-//! allows, so that a kernel which gives right results here has waited for what it uses.
+//! grid, a warp instruction at a time. It is not a simulator: it knows no time. It is strict
+//! instead: what the ISA leaves undefined is a [`Fault`], and what is asynchronous happens as late
+//! as the ISA allows, so that a kernel which gives right results here has waited for what it uses.
 //!
 //! - Memory that was not written cannot be read; nor can registers.
 //! - Data of `cp.async` is there after `wait_group`, that of bulk copies when the phase of their
@@ -14,8 +14,8 @@
 //! - The order in which warps run comes from a seed. Results of kernels without faults do not
 //!   depend on it.
 //!
-//! Not checked: races in global memory, the weak memory model (a load returns what was stored last),
-//! and performance, apart from the counts in [`Report`].
+//! Not checked: races in global memory, the weak memory model (a load returns what was stored
+//! last), and performance, apart from the counts in [`Report`].
 //!
 //! ```
 //! use brolly_ptx::{Arch, Gpu, Launch, Module, Param};
@@ -65,9 +65,11 @@ mod ops;
 mod rng;
 mod shadow;
 mod shared;
+mod tensor_map;
 mod ty;
 
 pub use fault::{Fault, FaultKind, ParseError, ParseErrors};
 pub use gpu::{Arch, Gpu};
 pub use launch::{Launch, Param, Report};
 pub use module::Module;
+pub use tensor_map::{Elem, Swizzle, TensorMap};

@@ -81,6 +81,8 @@ pub(crate) struct Inst {
     /// `mMnNkK` of matrix instructions.
     pub(crate) shape: Option<[u32; 3]>,
     pub(crate) args: Vec<Arg>,
+    /// All registers that it reads and writes.
+    pub(crate) regs: Vec<RegId>,
 }
 
 impl Inst {
@@ -124,6 +126,22 @@ pub(crate) enum Arg {
     Tensor(Box<Arg>, Vec<Arg>),
     /// A place in the code.
     Target(usize),
+}
+
+impl Arg {
+    /// The registers that the operand names.
+    pub(crate) fn registers(&self) -> Vec<RegId> {
+        match self {
+            Arg::Reg(reg) | Arg::NotReg(reg) => vec![*reg],
+            Arg::Pair(first, second) => [first.registers(), second.registers()].concat(),
+            Arg::Vec(items) => items.iter().flat_map(Arg::registers).collect(),
+            Arg::Addr(base, _) => base.registers(),
+            Arg::Tensor(base, items) => {
+                base.registers().into_iter().chain(items.iter().flat_map(Arg::registers)).collect()
+            }
+            Arg::Imm(_) | Arg::Special(_) | Arg::Sym(..) | Arg::Sink | Arg::Target(_) => Vec::new(),
+        }
+    }
 }
 
 /// A variable.

@@ -1,7 +1,7 @@
 //! Atomic operations and memory fences.
 //!
-//! A release publishes what its thread knows at the location; an acquire of that location learns it.
-//! Relaxed operations do the same around fences.
+//! A release publishes what its thread knows at the location; an acquire of that location learns
+//! it. Relaxed operations do the same around fences.
 
 use super::memory::{Place, Traffic};
 use super::warp::lanes;

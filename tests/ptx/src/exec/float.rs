@@ -2,8 +2,8 @@
 //!
 //! Operands are widened to f64, where sums, products and fused products of narrower types can be
 //! rounded to odd; the result is narrowed once. f64 itself rounds to nearest only. The approximate
-//! functions are computed in f64 and rounded: closer than the hardware's, within the bounds that the
-//! ISA gives.
+//! functions are computed in f64 and rounded: closer than the hardware's, within the bounds that
+//! the ISA gives.
 
 use super::{At, Machine, Run};
 use crate::fault::operand;

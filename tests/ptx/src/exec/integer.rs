@@ -94,7 +94,7 @@ impl Machine<'_> {
                     }
                     (to, Op::Set) => {
                         let one = truth(inst.ty().half().unwrap_or(inst.ty()));
-                        let bits = u64::from(low) * one | (u64::from(high) * one) << 16;
+                        let bits = (u64::from(low) * one) | (u64::from(high) * one) << 16;
                         self.set(at, lane, to, bits)?;
                     }
                     _ => return operand("setp on pairs sets two predicates"),

@@ -1,8 +1,8 @@
 //! `ldmatrix`, `stmatrix`, `movmatrix`: 8x8 matrices of 16-bit elements.
 //!
-//! Lane `8 m + r` gives the address of row `r` of matrix `m`. Register `m` of lane `l` holds elements
-//! `2 (l % 4)` and the next one of row `l / 4`; with `.trans`, of column `l / 4`. A warp reads and
-//! writes collectively: every lane may vouch for it at a barrier.
+//! Lane `8 m + r` gives the address of row `r` of matrix `m`. Register `m` of lane `l` holds
+//! elements `2 (l % 4)` and the next one of row `l / 4`; with `.trans`, of column `l / 4`. A warp
+//! reads and writes collectively: every lane may vouch for it at a barrier.
 
 use super::memory::{Place, bank_conflicts};
 use super::{At, Machine, Run};

@@ -325,9 +325,13 @@ impl<'a> Machine<'a> {
 
     /// Checks that nothing is in flight when a block ends.
     pub(super) fn check_exit(&mut self, cta: usize) -> Run {
-        let mut queues = self.ctas[cta].mbarriers.values().flat_map(|it| &it.queue);
-        match queues.next() {
-            Some(flight) => Err(FaultKind::ExitInFlight { copy_line: flight.line }.into()),
+        let block = &self.ctas[cta];
+        let queues = block.mbarriers.values().flat_map(|it| &it.queue);
+        let stores = block.warps.iter().flat_map(|warp| &warp.stores);
+        let mut lines =
+            queues.map(|flight| flight.line).chain(stores.filter_map(|it| it.in_flight()));
+        match lines.next() {
+            Some(copy_line) => Err(FaultKind::ExitInFlight { copy_line }.into()),
             None => Ok(()),
         }
     }

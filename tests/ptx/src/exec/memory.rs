@@ -255,8 +255,8 @@ impl Traffic {
     }
 }
 
-/// How many passes over the banks an access takes beyond what its size needs: 128 bytes a pass, each
-/// of the 32 banks giving one word of four bytes.
+/// How many passes over the banks an access takes beyond what its size needs: 128 bytes a pass,
+/// each of the 32 banks giving one word of four bytes.
 pub(super) fn bank_conflicts(addresses: &[u32], bytes: usize) -> u64 {
     let mut conflicts = 0;
     for pass in addresses.chunks((128 / bytes.max(4)).max(1)) {

@@ -4,8 +4,10 @@ mod async_copy;
 mod atomic;
 mod barrier;
 mod bits;
+mod bulk;
 mod collective;
 mod convert;
+mod descriptor;
 mod float;
 mod integer;
 mod matrix;
@@ -16,6 +18,7 @@ mod moves;
 mod operand;
 mod schedule;
 mod warp;
+mod wgmma;
 
 use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
@@ -41,6 +44,8 @@ pub(crate) struct Cta {
     barriers: Vec<Barrier>,
     /// By offset in shared memory.
     mbarriers: BTreeMap<u32, Mbarrier>,
+    /// By warpgroup: the lines and operands of what its warps did together.
+    warpgroups: Vec<Vec<(u32, [u64; 2])>>,
 }
 
 /// A cluster of blocks that runs.
@@ -66,6 +71,7 @@ pub(crate) struct Machine<'a> {
     cluster_barrier: ClusterBarrier,
     /// What releases of atomic locations published.
     published: HashMap<u64, Rc<Clock>>,
+    uses_wgmma: bool,
 }
 
 /// The parts of a machine that the launch brings.
@@ -103,6 +109,7 @@ impl<'a> Machine<'a> {
             warps: (0..warps).map(|warp| Warp::new(kernel, threads, warp)).collect(),
             barriers: vec![Barrier::default(); 16],
             mbarriers: BTreeMap::new(),
+            warpgroups: vec![Vec::new(); warps.div_ceil(4)],
         };
         let all_warps = warps * ids.len();
         let all_threads = all_warps * 32;
@@ -126,6 +133,7 @@ impl<'a> Machine<'a> {
             idle_rounds: 0,
             cluster_barrier: ClusterBarrier::default(),
             published: HashMap::new(),
+            uses_wgmma: kernel.code.iter().any(|inst| inst.op == Op::Wgmma),
         }
     }
 
@@ -218,7 +226,12 @@ impl<'a> Machine<'a> {
             Op::MbarTest => self.mbarrier_test(at, mask, inst),
             Op::FenceProxyAsync | Op::FenceMbarrierInit => self.proxy_fence(at, mask, inst),
             Op::ClusterArrive | Op::ClusterWait => self.cluster_bar(at, mask, inst),
-            _ => Err(FaultKind::Operand(format!("{} is not emulated", inst.name)).into()),
+            Op::Bulk | Op::BulkTensor => self.bulk(at, mask, inst),
+            Op::BulkCommit => self.bulk_commit(at, mask),
+            Op::BulkWait => self.bulk_wait(at, mask, inst),
+            Op::Wgmma | Op::WgmmaFence | Op::WgmmaCommit | Op::WgmmaWait | Op::SetMaxNReg => {
+                self.wgmma(at, inst)
+            }
         }
     }
 }

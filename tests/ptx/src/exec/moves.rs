@@ -106,7 +106,7 @@ impl Machine<'_> {
             (Op::Mapa, Some(_)) => Ok((a % (1 << RANK_SHIFT)) | (b + 1) << RANK_SHIFT),
             (Op::Mapa, None) => Ok(SHARED_WINDOW | (a % (1 << RANK_SHIFT)) | (b + 1) << RANK_SHIFT),
             _ => {
-                let rank = a % WINDOW >> RANK_SHIFT;
+                let rank = (a % WINDOW) >> RANK_SHIFT;
                 Ok(if rank == 0 { own } else { rank - 1 })
             }
         })

@@ -110,7 +110,7 @@ impl<'a> Machine<'a> {
     }
 
     fn instruction(&mut self, at: At, pc: usize, inst: &'a Inst) -> Run {
-        let group = self.warp(at).group(pc);
+        let mut group = self.warp(at).group(pc);
         let mut mask = group;
         if let Some(guard) = inst.guard {
             for lane in lanes(group) {
@@ -119,6 +119,12 @@ impl<'a> Machine<'a> {
                     mask &= !(1 << lane);
                 }
             }
+        }
+        if let Needs::Mask(operand) = needs(inst) {
+            // Lanes with another member mask form a group of their own.
+            let others = self.other_members(at, mask, inst, operand)?;
+            mask &= !others;
+            group &= !others;
         }
         if mask != 0 && !self.is_complete(at, mask, group, inst)? {
             let warp = self.warp_mut(at);
@@ -139,6 +145,9 @@ impl<'a> Machine<'a> {
         if mask == 0 {
             return Ok(());
         }
+        if self.uses_wgmma {
+            self.touch(at, inst)?;
+        }
         *self.report.instructions.entry(inst.name).or_insert(0) += 1;
         self.execute(at, mask, inst)
     }
@@ -155,23 +164,8 @@ impl<'a> Machine<'a> {
             }
             Needs::Warp => launched,
             Needs::Mask(operand) => {
-                let Some(arg) = inst.args.get(operand) else { return Ok(true) };
-                let mut needed = None;
-                for lane in lanes(mask) {
-                    let members = self.value(at, lane, arg)? as u32;
-                    if members >> lane & 1 == 0 {
-                        let fault = FaultKind::Operand(format!(
-                            "member mask {members:#x} lacks the lane that executes it"
-                        ));
-                        return Err(fault).lane(lane);
-                    }
-                    if needed.is_some_and(|needed| needed != members) {
-                        let fault = FaultKind::Operand("member masks differ in a warp".to_owned());
-                        return Err(fault).lane(lane);
-                    }
-                    needed = Some(members);
-                }
-                needed.unwrap_or(0) & launched
+                let first = mask.trailing_zeros();
+                self.source(at, first, inst, operand)? as u32 & launched
             }
         };
         let missing = needed & !mask;
@@ -179,6 +173,22 @@ impl<'a> Machine<'a> {
             return Err(FaultKind::Divergent { missing }.into());
         }
         Ok(missing == 0)
+    }
+
+    /// The lanes of a mask whose member mask differs from that of the first one.
+    fn other_members(&self, at: At, mask: u32, inst: &Inst, operand: usize) -> Run<u32> {
+        let (mut first, mut others) = (None, 0);
+        for lane in lanes(mask) {
+            let members = self.source(at, lane, inst, operand)? as u32;
+            if members >> lane & 1 == 0 {
+                let reason = format!("member mask {members:#x} lacks the lane that executes it");
+                return Err(FaultKind::Operand(reason)).lane(lane);
+            }
+            if *first.get_or_insert(members) != members {
+                others |= 1 << lane;
+            }
+        }
+        Ok(others)
     }
 
     pub(super) fn branch(&mut self, at: At, mask: u32, inst: &Inst) -> Run {

@@ -3,6 +3,8 @@
 use std::rc::Rc;
 
 use super::async_copy::Copies;
+use super::bulk::Stores;
+use super::wgmma::Wgmma;
 use crate::clock::Clock;
 use crate::module::Kernel;
 
@@ -29,6 +31,9 @@ pub(super) struct Warp {
     pub(super) local: Vec<Vec<Option<u8>>>,
     /// By lane.
     pub(super) copies: Vec<Copies>,
+    /// By lane.
+    pub(super) stores: Vec<Stores>,
+    pub(super) wgmma: Wgmma,
     /// The phase of the cluster barrier at which a lane arrived.
     pub(super) cluster_arrival: [Option<u32>; 32],
     /// How often the warp acted collectively.
@@ -53,6 +58,8 @@ impl Warp {
             parked: 0,
             local: vec![Vec::new(); 32],
             copies: vec![Copies::default(); 32],
+            stores: vec![Stores::default(); 32],
+            wgmma: Wgmma::new(kernel.regs.len()),
             cluster_arrival: [None; 32],
             collective_epoch: 0,
             fenced: 0,

@@ -184,6 +184,7 @@ impl<'a> Parser<'a> {
             ty: Vec::new(),
             shape: None,
             args: Vec::new(),
+            regs: Vec::new(),
         };
         for part in rest.split('.').skip(1) {
             self.qualifier(spec, part, &mut inst)?;
@@ -205,12 +206,14 @@ impl<'a> Parser<'a> {
                 }
             }
         }
-        self.expect(';')?;
         let (min, max) = spec.args;
         if inst.op != Op::Bra && !(min..=max).contains(&inst.args.len()) {
             let found = inst.args.len();
             return self.error(format!("`{opcode}` has {found} operands, needs {min} to {max}"));
         }
+        self.expect(';')?;
+        inst.regs = inst.args.iter().flat_map(Arg::registers).collect();
+        inst.regs.extend(guard.map(|guard| guard.reg));
         body.kernel.code.push(inst);
         Ok(())
     }

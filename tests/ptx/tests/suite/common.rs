@@ -6,7 +6,7 @@ use half::bf16;
 /// A warp runs `body` with `%lane`, `%in` and `%out` set; `out` holds `words` words for each lane.
 ///
 /// `body` may use `%p`, `%h`, `%r`, `%f`, `%d` and `%e`: predicates, b16, b32, f32, b64 and f64.
-pub fn kernel(target: &str, body: &str, words: usize) -> String {
+pub(crate) fn kernel(target: &str, body: &str, words: usize) -> String {
     format!(
         ".version 8.0\n.target {target}\n.address_size 64\n\
          .visible .entry k(.param .u64 in, .param .u64 out) {{\n\
@@ -21,13 +21,20 @@ pub fn kernel(target: &str, body: &str, words: usize) -> String {
 }
 
 /// What a launch of [`kernel`] left in `out`, or its fault.
-pub struct Outcome {
-    pub words: Vec<u32>,
-    pub result: Result<Report, Fault>,
+pub(crate) struct Outcome {
+    pub(crate) words: Vec<u32>,
+    pub(crate) result: Result<Report, Fault>,
 }
 
 /// Runs `body` with `input` for `threads` threads.
-pub fn run(arch: Arch, body: &str, input: &[u8], words: usize, threads: u32, seed: u64) -> Outcome {
+pub(crate) fn run(
+    arch: Arch,
+    body: &str,
+    input: &[u8],
+    words: usize,
+    threads: u32,
+    seed: u64,
+) -> Outcome {
     let target = if arch == Arch::Sm80 { "sm_80" } else { "sm_90a" };
     let text = kernel(target, body, words);
     let module = Module::parse(&text).unwrap_or_else(|errors| panic!("{errors}"));
@@ -43,7 +50,7 @@ pub fn run(arch: Arch, body: &str, input: &[u8], words: usize, threads: u32, see
 }
 
 /// The words that a warp of an sm_80 leaves; `input` has four words for each lane.
-pub fn eval(body: &str, input: &[u32], words: usize) -> Vec<u32> {
+pub(crate) fn eval(body: &str, input: &[u32], words: usize) -> Vec<u32> {
     let bytes: Vec<u8> = input.iter().flat_map(|word| word.to_le_bytes()).collect();
     let outcome = run(Arch::Sm80, body, &bytes, words, 32, 1);
     outcome.result.unwrap_or_else(|fault| panic!("{fault}"));
@@ -51,52 +58,52 @@ pub fn eval(body: &str, input: &[u32], words: usize) -> Vec<u32> {
 }
 
 /// The kind of fault that `body` ends with.
-pub fn fault(arch: Arch, body: &str, threads: u32) -> Fault {
+pub(crate) fn fault(arch: Arch, body: &str, threads: u32) -> Fault {
     let outcome = run(arch, body, &[0; 16384], 4, threads, 1);
     outcome.result.expect_err("the kernel should fault")
 }
 
 /// Reproducible numbers.
-pub struct Random(u64);
+pub(crate) struct Random(u64);
 
 impl Random {
-    pub fn new(seed: u64) -> Random {
+    pub(crate) fn new(seed: u64) -> Random {
         Random(seed)
     }
 
-    pub fn bits(&mut self) -> u64 {
+    pub(crate) fn bits(&mut self) -> u64 {
         self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
         self.0 >> 31
     }
 
     /// Between -1 and 1.
-    pub fn unit(&mut self) -> f32 {
+    pub(crate) fn unit(&mut self) -> f32 {
         (self.bits() & 0xffff) as f32 / 32768.0 - 1.0
     }
 
-    pub fn bf16s(&mut self, count: usize) -> Vec<bf16> {
+    pub(crate) fn bf16s(&mut self, count: usize) -> Vec<bf16> {
         (0..count).map(|_| bf16::from_f32(self.unit())).collect()
     }
 }
 
-pub fn bf16_bytes(values: &[bf16]) -> Vec<u8> {
+pub(crate) fn bf16_bytes(values: &[bf16]) -> Vec<u8> {
     values.iter().flat_map(|value| value.to_le_bytes()).collect()
 }
 
 /// `a: [m, k]`, `b: [n, k]`, the element `a[row] · b[column]`.
-pub fn dot(a: &[bf16], b: &[bf16], k: usize, row: usize, column: usize) -> f64 {
+pub(crate) fn dot(a: &[bf16], b: &[bf16], k: usize, row: usize, column: usize) -> f64 {
     let (a, b) = (&a[row * k..][..k], &b[column * k..][..k]);
     a.iter().zip(b).map(|(a, b)| a.to_f64() * b.to_f64()).sum()
 }
 
 /// A fixture's text.
-pub fn fixture(name: &str) -> String {
+pub(crate) fn fixture(name: &str) -> String {
     let path = format!("{}/fixtures/{name}", env!("CARGO_MANIFEST_DIR"));
     std::fs::read_to_string(path).expect("the fixture is there")
 }
 
 /// A text in which something was replaced, which has to occur.
-pub fn replace(text: &str, from: &str, to: &str) -> String {
+pub(crate) fn replace(text: &str, from: &str, to: &str) -> String {
     assert!(text.contains(from), "`{from}` does not occur");
     text.replace(from, to)
 }

@@ -37,7 +37,7 @@ fn integers() {
         ("clz.b32 %r0, %r1;", 0x0080_0000, 0, 0, 8),
         ("popc.b32 %r0, %r1;", 0xf0f0, 0, 0, 8),
         ("brev.b32 %r0, %r1;", 1, 0, 0, 0x8000_0000),
-        ("dp4a.s32.s32 %r0, %r1, %r2, %r3;", 0xff01_02fe, 0x0102_0304, 10, 2),
+        ("dp4a.s32.s32 %r0, %r1, %r2, %r3;", 0xff01_02fe, 0x0102_0304, 10, 9),
     ];
     for (instruction, a, b, c, expected) in cases {
         assert_eq!(word(instruction, a, b, c), expected, "{instruction}");
@@ -47,7 +47,8 @@ fn integers() {
 #[test]
 fn wide_results_and_packing() {
     let body = "mov.b32 %r1, -3; mov.b32 %r2, 5; mul.wide.s32 %d0, %r1, %r2;\n\
-        mov.b64 {%r3, %r4}, %d0; mov.b64 %d1, {%r4, %r3}; shr.u64 %d2, %d1, 32; cvt.u32.u64 %r5, %d2;\n\
+        mov.b64 {%r3, %r4}, %d0; mov.b64 %d1, {%r4, %r3}; shr.u64 %d2, %d1, 32;\n\
+        cvt.u32.u64 %r5, %d2;\n\
         mov.b32 {%h0, %h1}, 0x12345678; mov.b32 %r6, {%h1, %h0};\n\
         st.global.v4.b32 [%out], {%r3, %r4, %r5, %r6};";
     let words = eval(body, &[0; 128], 4);
@@ -147,8 +148,9 @@ fn shuffles_votes_and_matches() {
 #[test]
 fn redux_and_atomics() {
     let body = "redux.sync.add.s32 %r0, %lane, -1; redux.sync.max.u32 %r1, %lane, -1;\n\
-        mov.u32 %r9, sm; setp.eq.u32 %p0, %lane, 0; mov.b32 %r8, 0; @%p0 st.shared.b32 [%r9], %r8;\n\
-        bar.sync 0; atom.shared.add.u32 %r2, [%r9], 2; bar.sync 0; ld.shared.b32 %r3, [%r9];\n\
+        mov.u32 %r9, sm; setp.eq.u32 %p0, %lane, 0; mov.b32 %r8, 0;\n\
+        @%p0 st.shared.b32 [%r9], %r8; bar.sync 0;\n\
+        atom.shared.add.u32 %r2, [%r9], 2; bar.sync 0; ld.shared.b32 %r3, [%r9];\n\
         st.global.v4.b32 [%out], {%r0, %r1, %r2, %r3};";
     let words = eval(body, &[0; 128], 4);
     assert!(words.chunks_exact(4).all(|lane| (lane[0], lane[1], lane[3]) == (496, 31, 64)));
@@ -190,5 +192,17 @@ fn cp_async_fills_with_zeros() {
     let words = eval(body, &input, 4);
     for lane in 0..32u32 {
         assert_eq!(words[lane as usize * 4..][..4], [lane * 4, lane * 4 + 1, 0, 0]);
+    }
+}
+
+#[test]
+fn lanes_with_different_member_masks_act_apart() {
+    let body = "setp.lt.u32 %p0, %lane, 16; selp.b32 %r1, 0x0000ffff, 0xffff0000, %p0;\n\
+        and.b32 %r2, %lane, 16; shfl.sync.idx.b32 %r0, %lane, %r2, 31, %r1; bar.warp.sync %r1;\n\
+        setp.eq.u32 %p1, 0, 0; vote.sync.ballot.b32 %r3, %p1, %r1; st.global.v2.b32 [%out], {%r0, %r3};";
+    let words = eval(body, &[0; 128], 2);
+    for lane in 0..32 {
+        let expected = if lane < 16 { [0, 0xffff] } else { [16, 0xffff_0000] };
+        assert_eq!(words[lane * 2..][..2], expected);
     }
 }

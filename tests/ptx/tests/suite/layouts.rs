@@ -203,7 +203,8 @@ fn ldmatrix(suffix: &str, registers: &str, after: &str) -> String {
     format!(
         "mov.u32 %r9, sm; shl.b32 %r0, %lane, 4; add.u32 %r1, %r0, %r9;\n\
          shl.b32 %r2, %lane, 3; add.u32 %r3, %r2, 1; add.u32 %r4, %r2, 2; add.u32 %r5, %r2, 3;\n\
-         shl.b32 %r6, %r3, 16; or.b32 %r10, %r2, %r6; shl.b32 %r6, %r5, 16; or.b32 %r11, %r4, %r6;\n\
+         shl.b32 %r6, %r3, 16; or.b32 %r10, %r2, %r6;\n\
+         shl.b32 %r6, %r5, 16; or.b32 %r11, %r4, %r6;\n\
          add.u32 %r12, %r10, 0x00040004; add.u32 %r13, %r11, 0x00040004;\n\
          st.shared.v4.b32 [%r1], {{%r10, %r11, %r12, %r13}}; bar.warp.sync -1;\n\
          ldmatrix.sync.aligned.m8n8.{suffix}.shared.b16 {{{registers}}}, [%r1];\n{after}"

@@ -61,7 +61,8 @@ fn variables_of_the_module_have_places_and_values() {
         .visible .entry k(.param .u64 .ptr .global .align 16 out) {\n\
         .reg .b32 %r<4>; .reg .b64 %d<4>; .local .align 8 .b8 stack[16];\n\
         ld.param.b64 %d0, [out]; ld.const.b32 %r0, [table+12]; ld.global.b32 %r1, [bytes];\n\
-        mov.b64 %d1, stack; cvta.local.u64 %d2, %d1; st.b32 [%d2+4], %r1; ld.local.b32 %r2, [stack+4];\n\
+        mov.b64 %d1, stack; cvta.local.u64 %d2, %d1; st.b32 [%d2+4], %r1;\n\
+        ld.local.b32 %r2, [stack+4];\n\
         st.global.v2.b32 [%d0], {%r0, %r2}; ret; }";
     let module = Module::parse(text).unwrap();
     let mut gpu = Gpu::new(Arch::Sm80);
@@ -89,7 +90,8 @@ proptest! {
     fn shuffled_tokens_do_not_panic(order in prop::collection::vec(0usize..400, 0..200)) {
         let text = fixture("wgmma.sm_90a.ptx");
         let words: Vec<&str> = text.split_whitespace().collect();
-        let picked: Vec<&str> = order.iter().map(|index| words[index * words.len() / 400]).collect();
+        let pick = |index: &usize| words[index * words.len() / 400];
+        let picked: Vec<&str> = order.iter().map(pick).collect();
         let _ = Module::parse(&picked.join(" "));
     }
 }
