@@ -51,6 +51,7 @@ const FLOORS: [Floor; 12] = [
             "brolly-frontend",
             "brolly-ir",
             "brolly-passes",
+            "brolly-ptx",
             "brolly-serve",
             "brolly-text",
         ],

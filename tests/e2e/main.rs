@@ -11,4 +11,5 @@ mod families;
 mod fuzz;
 mod minilm;
 mod onnx;
+mod ptx;
 mod support;

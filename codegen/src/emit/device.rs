@@ -1,8 +1,9 @@
 //! Kernels for CUDA GPUs: parameters, thread coordinates, barriers, shuffles and inline PTX.
 //!
-//! A kernel takes its operands' addresses, tensor maps and sizes as parameters, in this order; which
-//! ones is what the generator asks for. Shared memory is one dynamic array, addressed by 32-bit
-//! integers as PTX does it. Instructions that no dialect has are PTX text with typed operands.
+//! A kernel takes its operands' addresses, tensor maps and sizes as parameters, in this order;
+//! which ones is what the generator asks for. Shared memory is one dynamic array, addressed by
+//! 32-bit integers as PTX does it. Instructions that no dialect has are PTX text with typed
+//! operands.
 
 use std::cell::RefCell;
 
@@ -103,7 +104,7 @@ impl Emitter {
             Param::Pointer(_) => format!("{value}: !llvm.ptr"),
             Param::Size(_) => format!("{value}: i64"),
             Param::Map(_) => format!(
-                "{value}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 64 : i64, \
+                "{value}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 128 : i64, \
                  nvvm.grid_constant}}"
             ),
         });

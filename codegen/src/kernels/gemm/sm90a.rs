@@ -2,10 +2,10 @@
 //!
 //! The first warpgroup, or warp, is the producer: one thread of it waits until a stage is empty and
 //! starts the copies, which count the stage full when they have landed. The other warpgroups each
-//! hold 64 rows of the tile's sums in registers; `wgmma` reads both operands from shared memory. The
-//! group of one step over k stays in flight while that of the next is issued, and its stage is
-//! released after that. Blocks are persistent: each walks over tiles, and the ring runs on from tile
-//! to tile, so that the copies of a tile overlap the stores of the last.
+//! hold 64 rows of the tile's sums in registers; `wgmma` reads both operands from shared memory.
+//! The group of one step over k stays in flight while that of the next is issued, and its stage is
+//! released after that. Blocks are persistent: each walks over tiles, and the ring runs on from
+//! tile to tile, so that the copies of a tile overlap the stores of the last.
 //!
 //! Where the copy engine cannot read an operand (f32 rows, which have to be rounded on the way, or
 //! rows that are not multiples of sixteen bytes), the kernels of [`super::sm80`] are used.

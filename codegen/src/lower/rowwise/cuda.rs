@@ -1,7 +1,7 @@
 //! Rows on a GPU: a block of threads for each row.
 //!
-//! Every thread folds the strips that are the block's width apart, then lanes of a strip, lanes of a
-//! warp and warps are folded in one order: a row's bits depend on nothing but the row.
+//! Every thread folds the strips that are the block's width apart, then lanes of a strip, lanes of
+//! a warp and warps are folded in one order: a row's bits depend on nothing but the row.
 
 use std::cell::Cell;
 

@@ -141,8 +141,8 @@ impl<'a> Operands<'a> {
         }
     }
 
-    /// Issues the products of the stage at `from` for the rows of warpgroup `group`, and waits until
-    /// the groups before this one are done.
+    /// Issues the products of the stage at `from` for the rows of warpgroup `group`, and waits
+    /// until the groups before this one are done.
     pub(super) fn multiply(&self, e: &Emitter, from: Val, group: Val, sums: &[Val]) -> Vec<Val> {
         let (n, name) = (self.tile.n, self.spec.type_name());
         let (w, along_n) = match self.spec.form {
