@@ -102,7 +102,8 @@ fn mistakes_are_seen() {
     let trans = "ldmatrix.sync.aligned.m8n8.x4.trans";
     // The descriptor of a packed weight's stages: strides of 2048 and 256 bytes, and a permutation
     // over 32 bytes, or over 64.
-    let descriptor = |layout: i64| ((2048 >> 4) << 16 | (256 >> 4) << 32 | layout << 62).to_string();
+    let descriptor =
+        |layout: i64| ((2048 >> 4) << 16 | (256 >> 4) << 32 | layout << 62).to_string();
     let (right, wrong) = (descriptor(3), descriptor(2));
     let changes: [(Target, &str, &str); 5] = [
         (Target::sm_90a(), &right, &wrong),
