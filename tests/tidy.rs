@@ -22,7 +22,7 @@ use source::{LITERAL, Source};
 /// runtime links no LLVM.
 struct Floor(&'static str, &'static str, &'static [&'static str]);
 
-const FLOORS: [Floor; 11] = [
+const FLOORS: [Floor; 12] = [
     Floor("brolly-ir", "ir", &[]),
     Floor("brolly-frontend", "frontend", &["brolly-ir"]),
     Floor("brolly-passes", "passes", &["brolly-ir"]),
@@ -51,21 +51,24 @@ const FLOORS: [Floor; 11] = [
             "brolly-frontend",
             "brolly-ir",
             "brolly-passes",
+            "brolly-ptx",
             "brolly-serve",
             "brolly-text",
         ],
     ),
+    Floor("brolly-ptx", "tests/ptx", &[]),
     Floor("xtask", "tests/xtask", &[]),
 ];
 
 /// What must build, with these flags, where no LLVM is installed.
-const WITHOUT_LLVM: [(&str, &[&str]); 8] = [
+const WITHOUT_LLVM: [(&str, &[&str]); 9] = [
     ("brolly-ir", &[]),
     ("brolly-frontend", &[]),
     ("brolly-passes", &[]),
     ("brolly-exec", &[]),
     ("brolly-text", &[]),
     ("brolly-serve", &[]),
+    ("brolly-ptx", &[]),
     ("xtask", &[]),
     ("brolly", &["--no-default-features"]),
 ];

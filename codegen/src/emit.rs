@@ -12,12 +12,14 @@
 mod arith;
 mod control;
 mod convert;
+mod device;
 mod entry;
 mod memory;
 mod ty;
 mod vector;
 
 pub use arith::Cmp;
+pub use device::{Barrier, Param};
 pub use ty::{Elem, Ty};
 
 use rustc_hash::FxHashMap;
@@ -66,6 +68,8 @@ pub struct Emitter {
     symbol: String,
     params: [Val; 5],
     state: RefCell<State>,
+    /// Of a kernel for a GPU.
+    device: Option<device::Device>,
 }
 
 struct State {
@@ -104,12 +108,16 @@ impl Emitter {
                 constants: String::new(),
                 constant_ids: FxHashMap::default(),
             }),
+            device: None,
         }
     }
 
     /// Data pointer number `index` of the kernel's arguments.
     #[must_use]
     pub fn arg(&self, index: u32) -> Val {
+        if self.device.is_some() {
+            return self.param(Param::Pointer(index));
+        }
         let slot = self.at(self.params[0], Elem::I64, self.i64(index.into()));
         self.load(Ty::Ptr, slot)
     }
@@ -117,6 +125,9 @@ impl Emitter {
     /// Run-time size number `index`, an i64.
     #[must_use]
     pub fn dim(&self, index: u32) -> Val {
+        if self.device.is_some() {
+            return self.param(Param::Size(index));
+        }
         let slot = self.at(self.params[1], Elem::I64, self.i64(index.into()));
         self.load(Ty::Scalar(Elem::I64), slot)
     }
@@ -142,6 +153,9 @@ impl Emitter {
     /// The finished module's text.
     #[must_use]
     pub fn finish(self) -> String {
+        if self.device.is_some() {
+            return self.finish_device();
+        }
         let state = self.state.into_inner();
         let [args, dims, scratch, begin, end] = self.params;
         format!(

@@ -1,3 +1,4 @@
 //! One generator per kernel family.
 
+pub mod gemm;
 pub mod matmul;

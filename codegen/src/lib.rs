@@ -5,13 +5,15 @@
 //! - [`math`]: elementary functions as vector polynomials.
 //! - [`kernels`]: one generator per kernel family.
 //! - [`lower`]: from `ir`'s kernel specifications to those generators and its own families.
-//! - [`mlir`]: MLIR text to x86-64 objects.
+//! - [`mlir`]: MLIR text to x86-64 objects, or to PTX.
+//! - [`cuda`]: what a launch of a GPU kernel needs.
 //! - [`image`]: objects to one position-independent, import-free image.
 //! - [`Codegen`]: all of it: specifications in, one image and its kernels out.
 //!
 //! No operator of `ir` has its arithmetic anywhere else: the runtime only calls what is made here.
 
 mod compile;
+pub mod cuda;
 pub mod emit;
 pub mod image;
 mod isa;

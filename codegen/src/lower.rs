@@ -12,8 +12,10 @@
 mod attention;
 mod cx;
 mod elementwise;
+mod flat;
 mod fused;
 mod gather;
+mod gemm;
 mod kv_write;
 mod linear;
 mod matmul;
@@ -28,6 +30,8 @@ mod space;
 mod view;
 
 use ir::{Dim, KernelSpec, Target};
+
+use crate::cuda::CudaKernel;
 
 /// A kernel as text, and what a launch of it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -71,6 +75,14 @@ pub trait Lower: Sync {
     /// # Errors
     /// As [`Lower::supports`].
     fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError>;
+
+    /// Generates the kernels for a GPU: of several, a launch takes the first whose limit holds.
+    ///
+    /// # Errors
+    /// Where the family, or this specification, has no GPU kernel.
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        Err(cx::refuse(spec, format!("no kernel for {}", target.cpu)))
+    }
 
     /// Bytes that a launch must read and write: by default every operand and result once.
     fn bytes(&self, spec: &KernelSpec) -> Dim {

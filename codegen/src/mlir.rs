@@ -88,6 +88,21 @@ pub fn assembly(kernel: &Kernel, cpu: &Cpu) -> Result<String, CompileError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
+/// Compiles one kernel for a GPU, `sm_80` or `sm_90a`, to PTX.
+///
+/// # Errors
+/// As [`compile`].
+pub fn ptx(symbol: &str, mlir: &str, arch: &str) -> Result<String, CompileError> {
+    let kernel = Kernel {
+        symbol: symbol.to_owned(),
+        mlir: mlir.to_owned(),
+        scratch_bytes: 0,
+        args: Vec::new(),
+        dims: Vec::new(),
+    };
+    assembly(&kernel, &Cpu::cuda(arch))
+}
+
 /// Compiles many kernels on `threads` threads; results in the kernels' order.
 pub fn compile_all(
     kernels: &[Kernel],
@@ -134,7 +149,7 @@ impl Session {
         let registry = DialectRegistry::new();
         register_all_dialects(&registry);
         let context = Context::new_with_registry(&registry, false);
-        for dialect in ["arith", "cf", "llvm", "scf", "vector"] {
+        for dialect in ["arith", "cf", "llvm", "nvvm", "scf", "vector"] {
             context.get_or_load_dialect(dialect);
         }
         register_all_llvm_translations(&context);

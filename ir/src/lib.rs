@@ -48,7 +48,7 @@ pub use ops::{OPS, PANEL, QUANT_BLOCK, QUANT_ROW_BYTES, quant_bits, quant_weight
 pub use program::{
     Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Place, Port, Program, Region,
 };
-pub use target::{CpuFeature, Target};
+pub use target::{CpuFeature, CudaArch, CudaTarget, Target};
 pub use tensor::{Bytes, Tensor};
 pub use text::{ParseError, parse_module};
 pub use types::{Fact, Shape, TensorType};

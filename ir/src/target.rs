@@ -39,6 +39,39 @@ impl CpuFeature {
     }
 }
 
+/// Generations of NVIDIA GPUs that kernels are generated for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum CudaArch {
+    /// Ampere: asynchronous copies, `mma.sync`.
+    Sm80,
+    /// Hopper with its own instructions: bulk tensor copies, `wgmma`, register reallocation.
+    Sm90a,
+}
+
+impl CudaArch {
+    /// The name as LLVM and the assembler spell it.
+    pub fn name(self) -> &'static str {
+        match self {
+            CudaArch::Sm80 => "sm_80",
+            CudaArch::Sm90a => "sm_90a",
+        }
+    }
+}
+
+/// A GPU, as far as schedules need to know it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct CudaTarget {
+    /// Instructions.
+    pub arch: CudaArch,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// 32-bit registers of a multiprocessor.
+    pub registers: u32,
+    /// Most bytes of shared memory that one block may have.
+    pub shared_bytes: u32,
+}
+
 /// A machine to compile for.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Target {
@@ -58,6 +91,9 @@ pub struct Target {
     pub read_bandwidth: f64,
     /// Seconds that one launch costs, for cost estimates.
     pub launch_seconds: f64,
+    /// The GPU, where kernels are to run on one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cuda: Option<CudaTarget>,
 }
 
 impl Target {
@@ -72,6 +108,47 @@ impl Target {
             peak_flops: 100e9,
             read_bandwidth: 17e9,
             launch_seconds: 2e-6,
+            cuda: None,
+        }
+    }
+
+    /// An A100: `sm_80`. Operations and bandwidth are those of the whole GPU, by its data sheet
+    /// (dense bf16; 40 GB model).
+    pub fn sm_80() -> Target {
+        let gpu = CudaTarget {
+            arch: CudaArch::Sm80,
+            multiprocessors: 108,
+            registers: 65536,
+            shared_bytes: 163 << 10,
+        };
+        Target {
+            l2_bytes: 40 << 20,
+            peak_flops: 312e12,
+            read_bandwidth: 1.555e12,
+            ..Self::gpu(gpu)
+        }
+    }
+
+    /// An H200: `sm_90a`. Operations and bandwidth as in [`Target::sm_80`].
+    pub fn sm_90a() -> Target {
+        let gpu = CudaTarget {
+            arch: CudaArch::Sm90a,
+            multiprocessors: 132,
+            registers: 65536,
+            shared_bytes: 227 << 10,
+        };
+        Target { l2_bytes: 50 << 20, peak_flops: 989e12, read_bandwidth: 4.8e12, ..Self::gpu(gpu) }
+    }
+
+    fn gpu(gpu: CudaTarget) -> Target {
+        Target {
+            triple: "nvptx64-nvidia-cuda".into(),
+            cpu: gpu.arch.name().into(),
+            features: Vec::new(),
+            vector_width: 4,
+            launch_seconds: 4e-6,
+            cuda: Some(gpu),
+            ..Target::x86_64_v3()
         }
     }
 }

@@ -11,5 +11,6 @@ mod families;
 mod fuzz;
 mod minilm;
 mod onnx;
+mod ptx;
 mod quantized;
 mod support;

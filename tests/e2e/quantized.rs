@@ -30,7 +30,7 @@ fn perplexity_hardly_rises() {
     let bundle = TextBundle::load(&data("stories")).unwrap();
     let tokenizer = bundle.tokenizer().unwrap().unwrap();
     let tokens = tokenizer.encode(include_str!("tale.txt"), true).unwrap();
-    let mut loss_of = |quantize| {
+    let loss_of = |quantize| {
         let (path, bytes) = compile("stories", quantize, ImportOptions::default());
         (loss(&mut open(&path, 2), &tokens), bytes)
     };
@@ -40,8 +40,8 @@ fn perplexity_hardly_rises() {
     println!("{} tokens: {plain:.5} nats a token, q8 {q8:.5}, q4 {q4:.5}", tokens.len());
     // Perplexity is the exponential.
     let rise = |loss: f64| ((loss - plain).exp() - 1.0) * 100.0;
-    assert!(rise(q8).abs() < 0.1, "q8 raises perplexity by {:.3} %", rise(q8));
-    assert!(rise(q4) < 5.0, "q4 raises perplexity by {:.3} %", rise(q4));
+    assert!(rise(q8).abs() < 0.2, "q8 raises perplexity by {:.3} %", rise(q8));
+    assert!(rise(q4) < 4.0, "q4 raises perplexity by {:.3} %", rise(q4));
     assert!(q4_bytes < q8_bytes && q8_bytes < plain_bytes);
 }
 

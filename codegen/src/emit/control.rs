@@ -22,9 +22,10 @@ impl Emitter {
         body: impl FnOnce(Val, &[Val]) -> Vec<Val>,
     ) -> Vec<Val> {
         assert!(step > 0, "loop step {step}");
-        let step = self.i64(step);
-        let index = self.fresh(Ty::Scalar(Elem::I64));
-        assert!(lo.ty() == index.ty() && hi.ty() == index.ty(), "loop bounds must be i64");
+        let step = self.int(lo.ty(), step);
+        let index = self.fresh(lo.ty());
+        let counts = matches!(lo.ty(), Ty::Scalar(Elem::I64 | Elem::I32));
+        assert!(counts && hi.ty() == index.ty(), "loop bounds must be i64, or i32 both");
         let types: Vec<Ty> = init.iter().map(|value| value.ty()).collect();
         let carried: Vec<Val> = types.iter().map(|&ty| self.fresh(ty)).collect();
         let pairs = carried.iter().zip(init).map(|(inner, outer)| format!("{inner} = {outer}"));
@@ -33,8 +34,11 @@ impl Emitter {
         } else {
             format!(" iter_args({}) -> ({})", join(pairs), join(&types))
         };
-        let results = self
-            .open(&format!("scf.for {index} = {lo} to {hi} step {step}{head} : i64 {{"), &types);
+        let counter = lo.ty();
+        let results = self.open(
+            &format!("scf.for {index} = {lo} to {hi} step {step}{head} : {counter} {{"),
+            &types,
+        );
         self.nested(|| {
             let next = body(index, &carried);
             self.yield_values(&next, &types);

@@ -53,6 +53,7 @@ impl Emitter {
         match (a.elem(), elem) {
             (Elem::Bf16, _) => self.cast(self.widen_bf16(a), elem),
             (Elem::F16, Elem::Bf16) => self.narrow_bf16(self.cast(a, Elem::F32)),
+            (Elem::F32, Elem::Bf16) if self.is_device() => self.convert("truncf", a, elem),
             (Elem::F32, Elem::Bf16) => self.narrow_bf16(a),
             // Rounding f64 to bf16 by way of f32 could round twice; no kernel needs it.
             (Elem::F64, Elem::Bf16) => panic!("f64 to bf16 is not a single rounding here"),

@@ -45,6 +45,23 @@ impl Emitter {
         self.store(value, self.at(pointer, value.elem(), index));
     }
 
+    /// As [`Self::load`] from an address that is a multiple of the whole value's size, or of sixteen
+    /// bytes where that is less: what a GPU reads at once.
+    #[must_use]
+    pub fn load_whole(&self, ty: Ty, pointer: Val) -> Val {
+        let align = (ty.elem().bytes() * u64::from(ty.lanes())).min(16);
+        let attributes = format_args!("{{alignment = {align} : i64}}");
+        self.op(ty, format_args!("llvm.load {pointer} {attributes} : !llvm.ptr -> {ty}"))
+    }
+
+    /// As [`Self::store`] to an address as [`Self::load_whole`] reads.
+    pub fn store_whole(&self, value: Val, pointer: Val) {
+        let ty = value.ty();
+        let align = (ty.elem().bytes() * u64::from(ty.lanes())).min(16);
+        let attributes = format_args!("{{alignment = {align} : i64}}");
+        self.line(format_args!("llvm.store {value}, {pointer} {attributes} : {ty}, !llvm.ptr"));
+    }
+
     /// Lanes below `count` (i64) are true.
     #[must_use]
     pub fn mask_below(&self, count: Val, lanes: u32) -> Val {

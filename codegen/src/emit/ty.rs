@@ -80,6 +80,8 @@ pub enum Ty {
     Scalar(Elem),
     /// A 1-D vector of so many lanes.
     Vector(Elem, u32),
+    /// So many scalars that one inline instruction gives together.
+    Group(Elem, u32),
 }
 
 impl Ty {
@@ -96,7 +98,7 @@ impl Ty {
     #[must_use]
     pub const fn elem(self) -> Elem {
         match self {
-            Self::Scalar(elem) | Self::Vector(elem, _) => elem,
+            Self::Scalar(elem) | Self::Vector(elem, _) | Self::Group(elem, _) => elem,
             Self::Ptr => panic!("a pointer has no element type"),
         }
     }
@@ -106,7 +108,7 @@ impl Ty {
     pub const fn lanes(self) -> u32 {
         match self {
             Self::Vector(_, lanes) => lanes,
-            Self::Scalar(_) | Self::Ptr => 1,
+            Self::Scalar(_) | Self::Group(..) | Self::Ptr => 1,
         }
     }
 
@@ -115,7 +117,7 @@ impl Ty {
     pub const fn with_elem(self, elem: Elem) -> Self {
         match self {
             Self::Vector(_, lanes) => Self::Vector(elem, lanes),
-            Self::Scalar(_) | Self::Ptr => Self::Scalar(elem),
+            Self::Scalar(_) | Self::Group(..) | Self::Ptr => Self::Scalar(elem),
         }
     }
 }
@@ -126,6 +128,10 @@ impl fmt::Display for Ty {
             Self::Ptr => f.write_str("!llvm.ptr"),
             Self::Scalar(elem) => write!(f, "{elem}"),
             Self::Vector(elem, lanes) => write!(f, "vector<{lanes}x{elem}>"),
+            Self::Group(elem, count) => {
+                let fields = vec![elem.to_string(); *count as usize].join(", ");
+                write!(f, "!llvm.struct<({fields})>")
+            }
         }
     }
 }

@@ -8,6 +8,7 @@
 //! A tile is a key/value head and a block of tokens, heads first: threads get whole heads where
 //! there are enough of them, and the rows of a tile share what is read of keys and values.
 
+mod cuda;
 mod dense;
 mod flash;
 mod paged;
@@ -20,7 +21,10 @@ use super::{
     cx::{Cx, refuse, stored_bytes},
     view::{View, check_f32s, strides},
 };
-use crate::emit::{Cmp, Elem, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Val},
+};
 
 /// `attention`, packed or batched.
 pub(super) struct Attention;
@@ -127,6 +131,12 @@ impl Lower for Attention {
             batched(&cx, &flash, per_tile)
         };
         Ok(cx.finish(tiles, scratch))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        let sizes = Attention::sizes(spec);
+        let kernel = sizes.and_then(|sizes| cuda::kernel(spec, sizes));
+        kernel.map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
     }
 }
 
@@ -252,6 +262,12 @@ impl Lower for PagedAttention {
         });
         let scratch = flash.scratch_bytes();
         Ok(cx.finish(tiles, scratch))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        let sizes = PagedAttention::sizes(spec);
+        let kernel = sizes.and_then(|sizes| cuda::kernel(spec, sizes));
+        kernel.map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
     }
 
     fn flops(&self, spec: &KernelSpec) -> Dim {

@@ -5,7 +5,10 @@ use std::cell::RefCell;
 use ir::{Dim, KernelSpec, Layout, OpRef, TensorType};
 
 use super::{Emitted, LowerError, view::View};
-use crate::emit::{Elem, Emitter, Ty, Val};
+use crate::{
+    cuda::{CudaKernel, CudaParam, TensorMap},
+    emit::{Elem, Emitter, Param, Ty, Val},
+};
 
 /// Elements that a tile should have at least, so that sharing it out is worth while.
 pub(super) const TILE_ELEMENTS: i64 = 8192;
@@ -21,11 +24,49 @@ pub(super) struct Cx<'s> {
 }
 
 /// Name of the function while its text is made; the text's hash then replaces it.
-const UNNAMED: &str = "kernel_without_name";
+pub(super) const UNNAMED: &str = "kernel_without_name";
 
 impl<'s> Cx<'s> {
     pub(super) fn new(spec: &'s KernelSpec) -> Self {
         Cx { e: Emitter::new(UNNAMED), spec, dims: RefCell::default() }
+    }
+
+    /// Of a kernel for a GPU, for blocks of so many threads.
+    pub(super) fn cuda(spec: &'s KernelSpec, threads: u32) -> Self {
+        Cx { e: Emitter::cuda(UNNAMED, threads), spec, dims: RefCell::default() }
+    }
+
+    /// The finished kernel for a GPU; `align` says by operand which addresses must be a multiple of
+    /// 16 bytes.
+    pub(super) fn finish_cuda(
+        self,
+        grid: [Dim; 3],
+        shared_bytes: u32,
+        maps: &[TensorMap],
+        align: impl Fn(u32) -> bool,
+    ) -> CudaKernel {
+        let dims = self.dims.into_inner();
+        let threads = self.e.threads();
+        let param = |param: Param| match param {
+            Param::Pointer(arg) => {
+                CudaParam::Pointer { arg, align: if align(arg) { 16 } else { 1 } }
+            }
+            Param::Map(index) => CudaParam::Map(maps[index as usize].clone()),
+            Param::Size(index) => CudaParam::Size(dims[index as usize].0.clone()),
+        };
+        let params = self.e.params().into_iter().map(param).collect();
+        let text = self.e.finish();
+        let named = named(self.spec.op, &text, UNNAMED, Vec::new(), Dim::from(1), 0);
+        CudaKernel {
+            symbol: named.symbol,
+            mlir: named.mlir,
+            params,
+            grid,
+            block: threads,
+            cluster: 1,
+            shared_bytes,
+            limit: None,
+        }
     }
 
     /// The finished kernel.

@@ -5,18 +5,23 @@
 //! innermost axis goes sixteen elements at a time; operands that are neither dense nor constant
 //! along it are gathered lane by lane.
 
+mod cuda;
+
 use std::collections::BTreeMap;
 
 use ir::{DType, Dim, Graph, KernelSpec, Target, Value, normalize_axis};
 
 use super::{
     Emitted, Lower, LowerError,
-    cx::{Cx, LANES, TILE_ELEMENTS, operand_types, refuse, table_flops},
+    cx::{Cx, TILE_ELEMENTS, operand_types, refuse, table_flops},
     elementwise::{self, Apply, literal},
     space::{Space, broadcast_strides},
     view::{View, computable, register_elem},
 };
-use crate::emit::{Emitter, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Emitter, Ty, Val},
+};
 
 /// The family, for these operators.
 pub(super) struct Fused(pub(super) &'static [&'static str]);
@@ -96,6 +101,14 @@ impl Code {
         };
         code.results.push(result);
         Ok(code)
+    }
+
+    /// As [`Code::of`]; a `copy` moves bits.
+    fn for_kernel(spec: &KernelSpec) -> Result<Code, String> {
+        match spec.op {
+            "copy" => Ok(Code { steps: vec![(Step::Operand(0), DType::I8)], results: vec![0] }),
+            _ => Code::of(spec),
+        }
     }
 
     fn read(&mut self, body: &Graph, rank: usize) -> Result<(), String> {
@@ -197,17 +210,15 @@ impl Lower for Fused {
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
-        let moves = spec.op == "copy";
-        let code = if moves {
-            Code { steps: vec![(Step::Operand(0), DType::I8)], results: vec![0] }
-        } else {
-            Code::of(spec).map_err(|reason| refuse(spec, reason))?
-        };
-        let view = |view: View| if moves { view.bits() } else { view };
-        let operands: Vec<View> = (0..spec.operands.len()).map(|i| view(cx.operand(i))).collect();
-        let results: Vec<View> = (0..spec.results.len()).map(|i| view(cx.result(i))).collect();
-        let tiles = Loop::new(&code, operands, results).emit(&cx);
+        let code = Code::for_kernel(spec).map_err(|reason| refuse(spec, reason))?;
+        let tiles = Loop::of(&cx, &code).emit(&cx);
         Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let code = Code::for_kernel(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec, &code)])
     }
 
     fn flops(&self, spec: &KernelSpec) -> Dim {
@@ -232,6 +243,14 @@ struct Loop<'c> {
 }
 
 impl<'c> Loop<'c> {
+    fn of(cx: &Cx<'_>, code: &'c Code) -> Loop<'c> {
+        let spec = cx.spec;
+        let view = |view: View| if spec.op == "copy" { view.bits() } else { view };
+        let operands: Vec<View> = (0..spec.operands.len()).map(|i| view(cx.operand(i))).collect();
+        let results: Vec<View> = (0..spec.results.len()).map(|i| view(cx.result(i))).collect();
+        Loop::new(code, operands, results)
+    }
+
     fn new(code: &'c Code, operands: Vec<View>, results: Vec<View>) -> Loop<'c> {
         let extents = results[0].shape.clone();
         let rank = extents.len();
@@ -289,34 +308,25 @@ impl<'c> Loop<'c> {
 
     /// The innermost loop, from `offsets`, over `first..end`.
     fn row(&self, cx: &Cx<'_>, offsets: &[Val], steps: &[Dim], first: Val, end: Val) {
+        let line = self.line(cx, offsets, steps);
+        cx.strips(first, end, |i, lanes| line.strip(cx, i, lanes));
+    }
+
+    /// A line of the innermost axis from `offsets` on.
+    fn line<'l>(&'l self, cx: &Cx<'_>, offsets: &'l [Val], steps: &'l [Dim]) -> Line<'l> {
         let e = &cx.e;
         let inputs = self.operands.len();
-        let outputs = inputs + self.results.len();
         let operands: Vec<View> =
             self.operands.iter().zip(offsets).map(|(v, o)| v.at(cx, *o)).collect();
         let results: Vec<View> =
             self.results.iter().zip(&offsets[inputs..]).map(|(v, o)| v.at(cx, *o)).collect();
-        // What does not move along the row is loaded once.
+        // What does not move along the line is loaded once.
         let still: Vec<Option<Val>> = operands
             .iter()
             .zip(steps)
             .map(|(v, step)| step.is(0).then(|| v.load(cx, e.i64(0))))
             .collect();
-        cx.strips(first, end, |i, lanes| {
-            let load = |k: usize| match still[k] {
-                Some(value) => e.splat(value, lanes),
-                None => operands[k].load_strip(cx, cx.scale(i, &steps[k]), &steps[k], lanes),
-            };
-            let coordinate = |axis: usize| {
-                let k = outputs + self.axes.iter().position(|a| *a == axis).unwrap_or_default();
-                self.coordinate(cx, cx.offset(offsets[k], i, &steps[k]), &steps[k], lanes)
-            };
-            let values = self.code.emit(cx, lanes, load, coordinate);
-            for (k, (value, view)) in values.into_iter().zip(&results).enumerate() {
-                let step = &steps[inputs + k];
-                view.store_strip(cx, value, cx.scale(i, step), step);
-            }
-        });
+        Line { nest: self, offsets, steps, operands, results, still }
     }
 
     fn coordinate(&self, cx: &Cx<'_>, first: Val, step: &Dim, lanes: u32) -> Val {
@@ -325,7 +335,40 @@ impl<'c> Loop<'c> {
         if lanes == 1 || step.is(0) {
             return all;
         }
-        let lane = e.iota(Ty::Vector(crate::emit::Elem::I64, LANES));
+        let lane = e.iota(Ty::Vector(crate::emit::Elem::I64, lanes));
         e.add(all, e.mul(lane, e.splat(cx.size(step), lanes)))
+    }
+}
+
+/// Operands and results along one line.
+struct Line<'l> {
+    nest: &'l Loop<'l>,
+    offsets: &'l [Val],
+    steps: &'l [Dim],
+    operands: Vec<View>,
+    results: Vec<View>,
+    still: Vec<Option<Val>>,
+}
+
+impl Line<'_> {
+    /// Computes `lanes` elements from `i` on.
+    fn strip(&self, cx: &Cx<'_>, i: Val, lanes: u32) {
+        let (e, steps) = (&cx.e, self.steps);
+        let inputs = self.operands.len();
+        let outputs = inputs + self.results.len();
+        let load = |k: usize| match self.still[k] {
+            Some(value) => e.splat(value, lanes),
+            None => self.operands[k].load_strip(cx, cx.scale(i, &steps[k]), &steps[k], lanes),
+        };
+        let coordinate = |axis: usize| {
+            let k = outputs + self.nest.axes.iter().position(|a| *a == axis).unwrap_or_default();
+            let first = cx.offset(self.offsets[k], i, &steps[k]);
+            self.nest.coordinate(cx, first, &steps[k], lanes)
+        };
+        let values = self.nest.code.emit(cx, lanes, load, coordinate);
+        for (k, (value, view)) in values.into_iter().zip(&self.results).enumerate() {
+            let step = &steps[inputs + k];
+            view.store_strip(cx, value, cx.scale(i, step), step);
+        }
     }
 }

@@ -3,6 +3,8 @@
 //! Every one of them is a [`Pick`]: for each point of an outer space, an index tuple names the
 //! block.
 
+mod cuda;
+
 use ir::{DType, Dim, KernelSpec, Target, normalize_axis};
 
 use super::{
@@ -11,7 +13,10 @@ use super::{
     space::Space,
     view::{View, computable},
 };
-use crate::emit::{Cmp, Elem, Emitter, Ty::Scalar, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Emitter, Ty::Scalar, Val},
+};
 
 /// `gather`, `gather_elements` and `gather_nd`.
 pub(super) struct Gather;
@@ -177,6 +182,11 @@ impl Lower for Gather {
             );
         });
         Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        check(spec).map_err(|reason| refuse(spec, reason))?;
+        cuda::kernel(spec).map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
     }
 
     fn bytes(&self, spec: &KernelSpec) -> Dim {

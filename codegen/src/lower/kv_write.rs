@@ -1,5 +1,7 @@
 //! `kv_write`: keys and values of tokens into their slots, in place.
 
+mod cuda;
+
 use ir::{Dim, KernelSpec, Target};
 
 use super::{
@@ -7,7 +9,10 @@ use super::{
     cx::{Cx, refuse, stored_bytes},
     view::{View, check_rank},
 };
-use crate::emit::{Cmp, Elem, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Val},
+};
 
 /// The family.
 pub(super) struct KvWrite;
@@ -48,6 +53,11 @@ impl Lower for KvWrite {
             });
         });
         Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec)])
     }
 
     fn bytes(&self, spec: &KernelSpec) -> Dim {

@@ -1,16 +1,20 @@
 //! `linear`, `gated_linear` and `quantized_linear`: products with packed weights, by
 //! [`crate::kernels::matmul`].
 
+mod cuda;
+
 use ir::{Dim, KernelSpec, Layout, PANEL, Target};
 
 use super::{
     Emitted, Lower, LowerError,
     cx::{named, refuse},
+    gemm,
     space::flatten,
     view::{memory_elem, strides},
 };
 use crate::{
     compile::isa_of,
+    cuda::CudaKernel,
     kernels::matmul::{Activation, Matmul, matmul},
 };
 
@@ -35,6 +39,11 @@ impl Lower for Linear {
         let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
         let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
         Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
+        gemm::kernels(spec, &product, target)
     }
 }
 

@@ -4,16 +4,22 @@
 //! rows are read in place where columns are dense, and otherwise packed block by block; every
 //! output is one chain of fused multiply-adds over k from zero, as in [`crate::kernels::matmul`].
 
+mod cuda;
+
 use ir::{Dim, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
+    gemm,
     pack::{Rows, pack_rows},
     space::{Space, broadcast_strides},
     view::{View, check_f32s, memory_elem},
 };
-use crate::emit::{Cmp, Elem, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Ty, Val},
+};
 
 /// The family.
 pub(super) struct Matmul;
@@ -90,6 +96,12 @@ impl Lower for Matmul {
         });
         let scratch = 4 * (ROW_BLOCK + K_BLOCK) * PANEL;
         Ok(cx.finish(tiles, scratch.cast_unsigned()))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
+        gemm::kernels(spec, &product, target)
     }
 }
 

@@ -4,6 +4,8 @@
 //! where the axis that stays is dense, sixteen results are computed at once, each element by
 //! element.
 
+mod cuda;
+
 use ir::{DType, Dim, KernelSpec, Target, normalize_axis};
 
 use super::{
@@ -13,7 +15,10 @@ use super::{
     space::Space,
     view::{View, computable, register_elem},
 };
-use crate::emit::{Emitter, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Emitter, Val},
+};
 
 /// `reduce_*`.
 pub(super) struct Reduce;
@@ -42,6 +47,35 @@ impl Lower for Reduce {
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
+        let Reduction { x, y, fold, kept, gone } = Reduction::of(&cx);
+        let dense = |s: &Space| s.strides[0].last().is_some_and(|s| s.is(1));
+        let tiles = if dense(&kept) && !dense(&gone) {
+            columns(&cx, &x, &y, &fold, kept, &gone)
+        } else {
+            rows(&cx, &x, &y, &fold, &kept, gone)
+        };
+        Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec)])
+    }
+}
+
+/// A specification's parts.
+struct Reduction<'a> {
+    x: View,
+    y: View,
+    fold: Fold<'a>,
+    /// Axes that stay, and those that are folded, with strides of x and y.
+    kept: Space,
+    gone: Space,
+}
+
+impl<'a> Reduction<'a> {
+    fn of(cx: &Cx<'a>) -> Reduction<'a> {
+        let spec = cx.spec;
         let (x, y) = (cx.operand(0), cx.result(0));
         let rank = x.shape.len();
         let reduced = |axis: &usize| {
@@ -67,13 +101,7 @@ impl Lower for Reduce {
         };
         let (kept, gone) = (part(true), part(false));
         let fold = Fold { op: spec.op, dtype: x.dtype, count: gone.points() };
-        let dense = |s: &Space| s.strides[0].last().is_some_and(|s| s.is(1));
-        let tiles = if dense(&kept) && !dense(&gone) {
-            columns(&cx, &x, &y, &fold, kept, &gone)
-        } else {
-            rows(&cx, &x, &y, &fold, &kept, gone)
-        };
-        Ok(cx.finish(tiles, 0))
+        Reduction { x, y, fold, kept, gone }
     }
 }
 

@@ -1,5 +1,7 @@
 //! Rotary position embedding, each token's cosines and sines shared by its heads.
 
+mod cuda;
+
 use ir::{Dim, KernelSpec, Target};
 
 use super::{
@@ -7,7 +9,7 @@ use super::{
     cx::{Cx, LANES, refuse},
     view::{View, check_f32s, check_rank},
 };
-use crate::emit::Val;
+use crate::{cuda::CudaKernel, emit::Val};
 
 /// The family.
 pub(super) struct Rope;
@@ -48,6 +50,11 @@ impl Lower for Rope {
             });
         });
         Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec)])
     }
 }
 

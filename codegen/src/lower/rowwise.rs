@@ -3,6 +3,8 @@
 //! Sixteen partial sums run along the row and are folded by halves, then the elements beyond the
 //! last whole strip are added one by one: one order for a row, whatever the other rows are.
 
+mod cuda;
+
 use ir::{Dim, KernelSpec, Target, normalize_axis};
 
 use super::{
@@ -13,6 +15,7 @@ use super::{
     view::{View, check_f32s},
 };
 use crate::{
+    cuda::CudaKernel,
     emit::{Cmp, Elem, Ty, Val},
     math,
 };
@@ -36,6 +39,33 @@ impl Lower for Rowwise {
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
+        let rows = Rows::of(&cx)?;
+        let tiles = cx.share_rows(&rows.outer.points(), &rows.n, |point| {
+            rows.row(&cx, point, None).emit();
+        });
+        Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        cuda::kernel(spec).map(|kernel| vec![kernel])
+    }
+}
+
+/// The rows of a specification.
+struct Rows {
+    x: View,
+    y: View,
+    n: Dim,
+    /// Steps along the rows of x and y.
+    sx: Dim,
+    sy: Dim,
+    outer: Space,
+}
+
+impl Rows {
+    fn of(cx: &Cx<'_>) -> Result<Rows, LowerError> {
+        let spec = cx.spec;
         let (x, mut y) = (cx.operand(0), cx.result(0));
         let rank = x.shape.len();
         let axis = match spec.op {
@@ -51,19 +81,20 @@ impl Lower for Rowwise {
         let mut strides = [x.strides.clone(), y.strides.clone()];
         let [sx, sy] = strides.each_mut().map(|s| s.remove(axis));
         let outer = Space::new(&extents, &strides).merged();
-        let tiles = cx.share_rows(&outer.points(), &n, |point| {
-            let offsets = outer.offsets(&cx, point);
-            let row = Row {
-                cx: &cx,
-                x: x.at(&cx, offsets[0]),
-                y: y.at(&cx, offsets[1]),
-                n: cx.size(&n),
-                sx: sx.clone(),
-                sy: sy.clone(),
-            };
-            row.emit();
-        });
-        Ok(cx.finish(tiles, 0))
+        Ok(Rows { x, y, n, sx, sy, outer })
+    }
+
+    fn row<'a>(&self, cx: &'a Cx<'a>, point: Val, team: Option<cuda::Team>) -> Row<'a> {
+        let offsets = self.outer.offsets(cx, point);
+        Row {
+            cx,
+            x: self.x.at(cx, offsets[0]),
+            y: self.y.at(cx, offsets[1]),
+            n: cx.size(&self.n),
+            sx: self.sx.clone(),
+            sy: self.sy.clone(),
+            team,
+        }
     }
 }
 
@@ -75,6 +106,8 @@ struct Row<'a> {
     n: Val,
     sx: Dim,
     sy: Dim,
+    /// The threads of a GPU that share the row.
+    team: Option<cuda::Team>,
 }
 
 impl Row<'_> {
@@ -100,6 +133,9 @@ impl Row<'_> {
         combine: impl Fn(Val, Val) -> Val,
         across: impl Fn(Val) -> Val,
     ) -> Val {
+        if let Some(team) = &self.team {
+            return team.fold(self, start, value, combine, across);
+        }
         let e = &self.cx.e;
         let whole = self.cx.strip_end(e.i64(0), self.n);
         let init = e.float(Ty::Vector(Elem::F32, LANES), start);
@@ -133,6 +169,9 @@ impl Row<'_> {
 
     /// `y = value(i, x)`.
     fn map(&self, value: impl Fn(Val, Val) -> Val) {
+        if let Some(team) = &self.team {
+            return team.map(self, value);
+        }
         self.cx.strips(self.cx.e.i64(0), self.n, |i, lanes| {
             let y = value(i, self.load(i, lanes));
             self.y.store_strip(self.cx, y, self.cx.scale(i, &self.sy), &self.sy);

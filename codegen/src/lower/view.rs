@@ -47,10 +47,13 @@ impl View {
         self.load_strip(cx, offset, &Dim::from(1), 1)
     }
 
-    /// Loads `lanes` elements that are `stride` apart.
+    /// Loads `lanes` elements that are `stride` apart. On a GPU, several dense ones are a whole
+    /// value at a multiple of its size.
     pub(super) fn load_strip(&self, cx: &Cx<'_>, offset: Val, stride: &Dim, lanes: u32) -> Val {
         let (e, elem) = (&cx.e, memory_elem(self.dtype));
-        let raw = if lanes == 1 || stride.is(1) {
+        let raw = if lanes > 1 && stride.is(1) && e.is_device() {
+            e.load_whole(Ty::of(elem, lanes), e.at(self.base, elem, offset))
+        } else if lanes == 1 || stride.is(1) {
             e.load_at(Ty::of(elem, lanes), self.base, offset)
         } else if stride.is(0) {
             e.splat(e.load_at(Ty::Scalar(elem), self.base, offset), lanes)
@@ -73,6 +76,10 @@ impl View {
     pub(super) fn store_strip(&self, cx: &Cx<'_>, value: Val, offset: Val, stride: &Dim) {
         let e = &cx.e;
         let raw = narrow(e, value, self.dtype);
+        if raw.lanes() > 1 && stride.is(1) && e.is_device() {
+            e.store_whole(raw, e.at(self.base, raw.elem(), offset));
+            return;
+        }
         if raw.lanes() == 1 || stride.is(1) {
             e.store_at(raw, self.base, offset);
             return;

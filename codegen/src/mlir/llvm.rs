@@ -28,6 +28,22 @@ impl Cpu {
         Self::named("x86-64-v3")
     }
 
+    /// A GPU by its architecture's name, `sm_80` or `sm_90a`, with PTX 8.0.
+    #[must_use]
+    pub fn cuda(arch: &str) -> Self {
+        Self { name: arch.to_owned(), features: "+ptx80".to_owned() }
+    }
+
+    /// Whether it is a GPU.
+    #[must_use]
+    pub fn is_cuda(&self) -> bool {
+        self.name.starts_with("sm_")
+    }
+
+    fn triple(&self) -> &'static CStr {
+        if self.is_cuda() { c"nvptx64-nvidia-cuda" } else { c"x86_64-unknown-linux-gnu" }
+    }
+
     /// The machine that this runs on.
     #[must_use]
     pub fn native() -> Self {
@@ -88,7 +104,7 @@ impl Backend {
         // SAFETY: module and machine are live; every string is NUL-terminated and outlives its
         // call.
         unsafe {
-            LLVMSetTarget(self.module, TRIPLE.as_ptr());
+            LLVMSetTarget(self.module, cpu.triple().as_ptr());
             let layout = LLVMCreateTargetDataLayout(machine.0);
             LLVMSetModuleDataLayout(self.module, layout);
             LLVMDisposeTargetData(layout);
@@ -170,31 +186,34 @@ impl Backend {
     }
 }
 
-const TRIPLE: &CStr = c"x86_64-unknown-linux-gnu";
-
 struct Machine(LLVMTargetMachineRef);
 
 impl Machine {
     fn new(cpu: &Cpu) -> Result<Self, String> {
-        static X86: Once = Once::new();
-        // SAFETY: the target is registered once; strings outlive the calls; messages are consumed
+        static TARGETS: Once = Once::new();
+        // SAFETY: the targets are registered once; strings outlive the calls; messages are consumed
         // once.
         unsafe {
-            X86.call_once(|| {
+            TARGETS.call_once(|| {
                 LLVMInitializeX86TargetInfo();
                 LLVMInitializeX86Target();
                 LLVMInitializeX86TargetMC();
                 LLVMInitializeX86AsmPrinter();
+                LLVMInitializeNVPTXTargetInfo();
+                LLVMInitializeNVPTXTarget();
+                LLVMInitializeNVPTXTargetMC();
+                LLVMInitializeNVPTXAsmPrinter();
             });
+            let triple = cpu.triple();
             let (name, features) = (c_string(&cpu.name)?, c_string(&cpu.features)?);
             let mut target = ptr::null_mut();
             let mut message = ptr::null_mut();
-            if LLVMGetTargetFromTriple(TRIPLE.as_ptr(), &raw mut target, &raw mut message) != 0 {
+            if LLVMGetTargetFromTriple(triple.as_ptr(), &raw mut target, &raw mut message) != 0 {
                 return Err(take_message(message));
             }
             let machine = LLVMCreateTargetMachine(
                 target,
-                TRIPLE.as_ptr(),
+                triple.as_ptr(),
                 name.as_ptr(),
                 features.as_ptr(),
                 LLVMCodeGenOptLevel::LLVMCodeGenLevelAggressive,

@@ -8,9 +8,9 @@ use crate::{
 
 /// Each row in blocks of 32: a scale, the sum of the block's integers, and the integers.
 ///
-/// `scale = max|x| / 127` and `q = round(x · 127 / max|x|)`, to nearest even, all in f32. A block is
-/// 40 bytes: `scale: f32`, `sum: i32`, `q: i8 × 32`; the last block of a row is filled with zeros. A
-/// block that holds a NaN or an infinity has a scale that is not finite.
+/// `scale = max|x| / 127` and `q = round(x · 127 / max|x|)`, to nearest even, all in f32. A block
+/// is 40 bytes: `scale: f32`, `sum: i32`, `q: i8 × 32`; the last block of a row is filled with
+/// zeros. A block that holds a NaN or an infinity has a scale that is not finite.
 /// # Shapes
 /// `x: [.., K]` in f32 → `u8 [.., ceil(K / 32), 40]`.
 pub(super) struct QuantizeRows;

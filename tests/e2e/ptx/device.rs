@@ -1,0 +1,112 @@
+//! Runs kernels in the emulator on tensors in the layouts that a specification asks for.
+
+use ::ptx::{Arch, Fault, Gpu, Launch, Module, Param, Report};
+use codegen::{
+    cuda::{CudaKernel, CudaParam},
+    mlir,
+};
+use ir::{CudaArch, Env, KernelSpec, Layout, Target, Tensor};
+
+use super::case::Case;
+
+/// The two GPUs.
+pub(crate) fn targets() -> [Target; 2] {
+    [Target::sm_80(), Target::sm_90a()]
+}
+
+/// The PTX of a kernel.
+pub(crate) fn ptx_of(kernel: &CudaKernel, target: &Target) -> String {
+    mlir::ptx(&kernel.symbol, &kernel.mlir, &target.cpu).unwrap_or_else(|e| panic!("{e}"))
+}
+
+/// Runs a kernel on a case's operands; results and counts.
+pub(crate) fn run(
+    case: &Case,
+    spec: &KernelSpec,
+    kernel: &CudaKernel,
+    target: &Target,
+    seed: u64,
+) -> (Vec<Tensor>, Report) {
+    let text = ptx_of(kernel, target);
+    run_text(&text, case, spec, kernel, target, seed)
+        .unwrap_or_else(|fault| panic!("{} for {}: {fault}\n{}", case.op, target.cpu, text))
+}
+
+/// As [`run`], for a text that need not be what the kernel's MLIR gives.
+pub(crate) fn run_text(
+    text: &str,
+    case: &Case,
+    spec: &KernelSpec,
+    kernel: &CudaKernel,
+    target: &Target,
+    seed: u64,
+) -> Result<(Vec<Tensor>, Report), Fault> {
+    let env = case.env();
+    let module = Module::parse(text).unwrap_or_else(|e| panic!("{e}\n{text}"));
+    let arch = match target.cuda.unwrap().arch {
+        CudaArch::Sm80 => Arch::Sm80,
+        CudaArch::Sm90a => Arch::Sm90a,
+    };
+    let mut gpu = Gpu::new(arch);
+    let mut addresses: Vec<u64> = Vec::new();
+    for (layout, arg) in spec.operands.iter().zip(&case.args) {
+        addresses.push(match (layout, arg) {
+            (Some(layout), Some(arg)) => gpu.upload(&bytes(layout, arg, &env)),
+            _ => 0,
+        });
+    }
+    let in_place = KernelSpec::in_place(spec.op);
+    for (i, layout) in spec.results.iter().enumerate() {
+        addresses.push(match in_place.iter().find(|(result, _)| *result == i) {
+            Some((_, operand)) => addresses[*operand],
+            None => gpu.alloc(size(layout, &env)),
+        });
+    }
+    let value = |dim: &ir::Dim| dim.eval(&env).unwrap();
+    let params = kernel.params.iter().map(|param| match param {
+        CudaParam::Pointer { arg, align } => {
+            let address = addresses[*arg as usize];
+            assert_eq!(address % u64::from(*align), 0);
+            Param::U64(address)
+        }
+        CudaParam::Size(dim) => Param::U64(value(dim).cast_unsigned()),
+        CudaParam::Map(map) => super::map::encode(&mut gpu, map, addresses[map.arg as usize], &env),
+    });
+    let launch = Launch {
+        grid: kernel.grid.each_ref().map(|dim| u32::try_from(value(dim)).unwrap()),
+        block: [kernel.block, 1, 1],
+        cluster: [kernel.cluster, 1, 1],
+        dynamic_shared: kernel.shared_bytes,
+        params: params.collect(),
+        seed,
+        ..Launch::default()
+    };
+    let report = gpu.launch(&module, &kernel.symbol, &launch)?;
+    let results = spec.results.iter().zip(&addresses[spec.operands.len()..]);
+    let tensor = |(layout, address): (&Layout, &u64)| {
+        let bytes = gpu.read(*address, size(layout, &env));
+        Tensor::from_bytes(layout.ty.dtype, &layout.ty.extents(&env).unwrap(), bytes)
+    };
+    Ok((results.map(tensor).collect(), report))
+}
+
+/// Bytes of a layout without gaps.
+fn size(layout: &Layout, env: &Env) -> usize {
+    let count: usize = layout.ty.extents(env).unwrap().iter().product();
+    count * layout.ty.dtype.size()
+}
+
+/// A tensor's bytes in a layout without gaps.
+fn bytes(layout: &Layout, tensor: &Tensor, env: &Env) -> Vec<u8> {
+    let each = layout.ty.dtype.size();
+    let strides: Vec<usize> =
+        layout.strides.iter().map(|s| usize::try_from(s.eval(env).unwrap()).unwrap()).collect();
+    let mut out = vec![0; size(layout, env)];
+    let (values, mut next) = (tensor.to_bytes(), 0);
+    ir::tensor::for_each_index(tensor.shape(), |index| {
+        let at: usize = index.iter().zip(&strides).map(|(i, s)| i * s).sum();
+        out[at * each..][..each].copy_from_slice(&values[next..][..each]);
+        next += each;
+    });
+    out
+}

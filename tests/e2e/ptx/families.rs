@@ -1,0 +1,105 @@
+//! Kernels without tensor cores: every family, on both GPUs, in shapes with and without tails.
+
+use ir::{Attr, Attrs, DType, Tensor};
+
+use super::{
+    case::{Case, assert_close, noise},
+    device::{run, targets},
+};
+
+/// Runs the one kernel of a case on both GPUs under two orders of warps.
+fn check(what: &str, case: &Case, tolerance: f64) {
+    let (spec, want) = case.expected();
+    for target in targets() {
+        let kernels = case.kernels(&spec, &target);
+        let [kernel] = &kernels[..] else { panic!("{what}: {} kernels", kernels.len()) };
+        for seed in [1, 2] {
+            let (got, report) = run(case, &spec, kernel, &target, seed);
+            for (got, want) in got.iter().zip(&want) {
+                assert_close(&format!("{what} on {}", target.cpu), got, want, tolerance);
+            }
+            assert_eq!(report.bank_conflicts, 0, "{what}: bank conflicts");
+        }
+    }
+}
+
+fn floats(shape: &[usize], seed: u64) -> Tensor {
+    noise(DType::F32, DType::F32, shape, seed)
+}
+
+#[test]
+fn norms_and_softmax() {
+    let eps = || Attrs::none().with("eps", 1e-5);
+    for (n, dtype) in [(37, DType::F32), (384, DType::Bf16), (1028, DType::F32), (4096, DType::F16)]
+    {
+        // The interpreter rounds narrow types at every step of the definition.
+        let tolerance = if dtype == DType::F32 { 1e-5 } else { 1e-2 };
+        let x = noise(dtype, dtype, &[3, n], 1);
+        let [w, b] = [2, 3].map(|seed| noise(dtype, dtype, &[n], seed));
+        let case = Case::new("rms_norm", eps(), &[Some(&x), Some(&w)]).with_rows(&[0]);
+        check("rms_norm", &case, tolerance);
+        let case = Case::new("layer_norm", eps(), &[Some(&x), Some(&w), Some(&b)]).with_rows(&[0]);
+        check("layer_norm", &case, tolerance);
+        let attrs = Attrs::none().with("axis", -1i64);
+        check("softmax", &Case::new("softmax", attrs, &[Some(&x)]).with_rows(&[0]), tolerance);
+    }
+    let x = floats(&[2, 65], 1);
+    check("l2_normalize", &Case::new("l2_normalize", eps(), &[Some(&x)]), 1e-5);
+}
+
+#[test]
+fn reductions() {
+    for op in ["reduce_sum", "reduce_max", "reduce_mean"] {
+        for axes in [vec![-1], vec![0], vec![0, 2]] {
+            let attrs =
+                Attrs::none().with("axes", Attr::Ints(axes)).with("keep", Attr::Bool(false));
+            let x = floats(&[3, 5, 67], 1);
+            check(op, &Case::new(op, attrs, &[Some(&x)]), 1e-5);
+        }
+    }
+}
+
+#[test]
+fn rotations() {
+    for (style, size, half) in [("half", 16, 8), ("half", 20, 8), ("interleaved", 10, 5)] {
+        let attrs = Attrs::none().with("style", style);
+        let x = floats(&[7, 3, size], 1);
+        let [cos, sin] = [2, 3].map(|seed| floats(&[7, half], seed));
+        let args = [Some(&x), Some(&cos), Some(&sin)];
+        check(style, &Case::new("rope", attrs, &args).with_rows(&[0, 1, 2]), 1e-6);
+    }
+}
+
+#[test]
+fn gathers_and_cache_writes() {
+    let ints = |shape: &[usize], v: &[i64]| Tensor::from_i64s(DType::I32, shape, v.iter().copied());
+    let axis = || Attrs::none().with("axis", 0i64);
+    for width in [24, 13] {
+        let table = noise(DType::Bf16, DType::Bf16, &[11, width], 1);
+        let ids = ints(&[5], &[10, 0, -1, 11, 3]);
+        check("gather", &Case::new("gather", axis(), &[Some(&table), Some(&ids)]), 0.0);
+    }
+    let half = |shape: &[usize], seed| noise(DType::F16, DType::F16, shape, seed);
+    let (k, v) = (half(&[4, 2, 8, 16], 1), half(&[4, 2, 16, 7], 2));
+    let (new_k, new_v) = (half(&[5, 2, 8], 3), half(&[5, 2, 7], 4));
+    let slots = ints(&[5], &[17, 3, -1, 63, 0]);
+    let args = [Some(&k), Some(&v), Some(&new_k), Some(&new_v), Some(&slots)];
+    check("kv_write", &Case::new("kv_write", Attrs::none(), &args), 0.0);
+}
+
+#[test]
+fn loops() {
+    let (x, y) = (floats(&[9, 64], 1), floats(&[9, 64], 2));
+    for op in ["silu", "gelu", "exp", "tanh"] {
+        check(op, &Case::new(op, Attrs::none(), &[Some(&x)]).with_rows(&[0]), 1e-6);
+    }
+    let both = [Some(&x), Some(&y)];
+    check("add", &Case::new("add", Attrs::none(), &both).with_rows(&[0, 1]), 1e-6);
+    let (row, odd) = (floats(&[64], 3), floats(&[9, 61], 4));
+    check("mul by a row", &Case::new("mul", Attrs::none(), &[Some(&x), Some(&row)]), 1e-6);
+    check("odd rows", &Case::new("neg", Attrs::none(), &[Some(&odd)]), 0.0);
+    let transposed = Case::new("neg", Attrs::none(), &[Some(&odd)]).transposed(&[0]);
+    check("exchanged axes", &transposed, 0.0);
+    let attrs = Attrs::none().with("to", Attr::DType(DType::Bf16));
+    check("cast", &Case::new("cast", attrs, &[Some(&x)]), 1e-6);
+}

@@ -1,0 +1,130 @@
+//! Products on tensor cores: every variant, shapes with tails in every direction, and one result
+//! whatever the number of rows.
+
+use ir::{Attrs, DType, Target};
+
+use super::{
+    case::{Case, assert_close, first_far, noise},
+    device::{ptx_of, run, run_text, targets},
+};
+
+/// A product with a packed weight of `n` columns.
+fn linear(rows: usize, k: usize, n: usize, x: DType, w: DType, act: &str) -> Case {
+    let attrs = Attrs::none().with("n", n as i64).with("act", act);
+    let x = noise(x, w, &[rows, k], 1);
+    let w = noise(w, w, &[n.div_ceil(16), k, 16], 2);
+    if act == "none" {
+        return Case::new("linear", attrs, &[Some(&x), Some(&w)]).with_rows(&[0]);
+    }
+    let bias = noise(x.dtype(), x.dtype(), &[n], 3);
+    let residual = noise(x.dtype(), x.dtype(), &[rows, n], 4);
+    let args = [Some(&x), Some(&w), Some(&bias), Some(&residual)];
+    Case::new("linear", attrs, &args).with_rows(&[0, 3])
+}
+
+fn gated(rows: usize, k: usize, n: usize, x: DType, w: DType) -> Case {
+    let attrs = Attrs::none().with("n", n as i64).with("act", "silu");
+    let x = noise(x, w, &[rows, k], 1);
+    let w = noise(w, w, &[2 * n.div_ceil(16), k, 16], 2);
+    Case::new("gated_linear", attrs, &[Some(&x), Some(&w)]).with_rows(&[0])
+}
+
+fn matmul(rows: usize, k: usize, n: usize, dtype: DType) -> Case {
+    let a = noise(dtype, dtype, &[rows, k], 1);
+    let b = noise(dtype, dtype, &[k, n], 2);
+    Case::new("matmul", Attrs::none(), &[Some(&a), Some(&b)]).with_rows(&[0])
+}
+
+/// Runs every variant; asserts that all agree bit for bit, and with the interpreter.
+fn check(what: &str, case: &Case) {
+    let (spec, want) = case.expected();
+    for target in targets() {
+        let kernels = case.kernels(&spec, &target);
+        let what = format!("{what} on {}", target.cpu);
+        let mut first: Option<Vec<u8>> = None;
+        for (seed, kernel) in (0..).zip(&kernels) {
+            let (got, report) = run(case, &spec, kernel, &target, seed);
+            assert_close(&what, &got[0], &want[0], 1e-5);
+            assert_eq!(report.bank_conflicts, 0, "{what}: bank conflicts in {}", kernel.symbol);
+            let bits = got[0].to_bytes();
+            assert!(first.get_or_insert(bits.clone()) == &bits, "{what}: variants disagree");
+        }
+    }
+}
+
+#[test]
+fn packed_weights() {
+    use DType::{Bf16, F16, F32};
+    check("aligned", &linear(70, 128, 96, Bf16, Bf16, "none"));
+    check("odd k", &linear(5, 19, 37, Bf16, Bf16, "none"));
+    check("f32 rows", &linear(17, 72, 50, F32, Bf16, "gelu"));
+    check("odd f32 rows", &linear(3, 19, 37, F32, F16, "silu"));
+    check("several tiles", &linear(131, 80, 271, F16, F16, "relu"));
+}
+
+#[test]
+fn gates() {
+    check("gate", &gated(67, 96, 80, DType::Bf16, DType::Bf16));
+    check("odd gate", &gated(7, 53, 37, DType::F32, DType::F16));
+}
+
+#[test]
+fn plain_matrices() {
+    check("dense rows", &matmul(67, 72, 136, DType::Bf16));
+    check("dense columns", &matmul(67, 72, 136, DType::F16).transposed(&[1]));
+    check("odd rows", &matmul(9, 37, 41, DType::F16));
+    check("odd columns", &matmul(9, 37, 41, DType::Bf16).transposed(&[1]));
+}
+
+#[test]
+fn a_row_is_the_same_bits_among_others() {
+    for (x, w) in [(DType::Bf16, DType::Bf16), (DType::F32, DType::F16)] {
+        let many = linear(131, 80, 50, x, w, "none");
+        let mut one = many.clone();
+        one.args[0] = many.args[0].as_ref().map(|x| x.slice(0, 77, 1, 1));
+        for target in targets() {
+            let result = |case: &Case| {
+                let (spec, _) = case.expected();
+                let kernel = &case.kernels(&spec, &target)[0];
+                run(case, &spec, kernel, &target, 1).0.remove(0)
+            };
+            let (many, one) = (result(&many), result(&one));
+            assert_eq!(many.slice(0, 77, 1, 1).to_bytes(), one.to_bytes(), "{}", target.cpu);
+        }
+    }
+}
+
+/// Changes that must not go unnoticed: the emulator faults, or the result is wrong.
+#[test]
+fn mistakes_are_seen() {
+    let case = linear(70, 448, 96, DType::Bf16, DType::Bf16, "none");
+    let (spec, want) = case.expected();
+    let trans = "ldmatrix.sync.aligned.m8n8.x4.trans";
+    // The descriptor of a packed weight's stages: strides of 2048 and 256 bytes, and a permutation
+    // over 32 bytes, or over 64.
+    let descriptor =
+        |layout: i64| ((2048 >> 4) << 16 | (256 >> 4) << 32 | layout << 62).to_string();
+    let (right, wrong) = (descriptor(3), descriptor(2));
+    let changes: [(Target, &str, &str); 5] = [
+        (Target::sm_90a(), &right, &wrong),
+        // A stage is read before its copies are waited for.
+        (Target::sm_80(), "cp.async.wait_group 2;", "cp.async.wait_group 3;"),
+        // Weights as if their columns were dense.
+        (Target::sm_80(), trans, "ldmatrix.sync.aligned.m8n8.x4"),
+        // Sums are read before the products are done.
+        (Target::sm_90a(), "wgmma.wait_group.sync.aligned 0;", "wgmma.wait_group.sync.aligned 1;"),
+        // Stages are released while the products still read them.
+        (Target::sm_90a(), "wgmma.wait_group.sync.aligned 1;", "wgmma.wait_group.sync.aligned 2;"),
+    ];
+    for (target, from, to) in changes {
+        let kernel = &case.kernels(&spec, &target)[0];
+        let text = ptx_of(kernel, &target);
+        assert!(text.contains(from), "there is no {from}");
+        let text = text.replace(from, to);
+        let seen = (0..4).any(|seed| match run_text(&text, &case, &spec, kernel, &target, seed) {
+            Ok((got, _)) => first_far(&got[0], &want[0], 1e-5).is_some(),
+            Err(_) => true,
+        });
+        assert!(seen, "{to} on {} went unnoticed", target.cpu);
+    }
+}
