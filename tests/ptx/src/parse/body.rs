@@ -7,7 +7,7 @@ use super::{Parsed, Parser, show};
 use crate::fault::ParseError;
 use crate::mods::{Mod, Mods};
 use crate::module::{Arg, Guard, Inst, Kernel, Reg, RegId, Special, Symbol};
-use crate::ops::{Op, Spec};
+use crate::ops::{Op, Spec, needs_of_types};
 use crate::ty::Ty;
 
 /// A register or variable.
@@ -212,6 +212,7 @@ impl<'a> Parser<'a> {
             return self.error(format!("`{opcode}` has {found} operands, needs {min} to {max}"));
         }
         self.expect(';')?;
+        inst.needs = inst.needs.max(needs_of_types(inst.op, &inst.ty));
         inst.regs = inst.args.iter().flat_map(Arg::registers).collect();
         inst.regs.extend(guard.map(|guard| guard.reg));
         body.kernel.code.push(inst);
