@@ -224,7 +224,7 @@ impl<'a> Parser<'a> {
             && let Some(item) = Mod::parse(part)
         {
             inst.mods.insert(item);
-        } else if let Some(ty) = Ty::parse(part) {
+        } else if let Some(ty) = Ty::parse(part).filter(|ty| ty.bits() <= 64) {
             inst.ty.push(ty);
         } else if let Some(shape) = shape(part).filter(|_| matches!(spec.op, Op::Mma | Op::Wgmma)) {
             inst.shape = Some(shape);

@@ -46,6 +46,14 @@ fn integers() {
 }
 
 #[test]
+fn the_upper_half_of_an_unsigned_product() {
+    let body = "mov.b64 %d0, -1; mul.hi.u64 %d1, %d0, %d0; mul.hi.s64 %d2, %d0, %d0;\n\
+        mad.hi.u64 %d3, %d0, %d0, 3; cvt.u32.u64 %r0, %d1; cvt.u32.u64 %r1, %d2;\n\
+        cvt.u32.u64 %r2, %d3; mov.b32 %r3, 0; st.global.v4.b32 [%out], {%r0, %r1, %r2, %r3};";
+    assert_eq!(eval(body, &[0; 128], 4)[..3], [0xffff_fffe, 0, 1]);
+}
+
+#[test]
 fn wide_results_and_packing() {
     let body = "mov.b32 %r1, -3; mov.b32 %r2, 5; mul.wide.s32 %d0, %r1, %r2;\n\
         mov.b64 {%r3, %r4}, %d0; mov.b64 %d1, {%r4, %r3}; shr.u64 %d2, %d1, 32;\n\
