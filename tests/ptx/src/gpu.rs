@@ -195,7 +195,7 @@ impl Gpu {
         if let Some(inst) = kernel.code.iter().find(|inst| inst.needs > module.target) {
             return lacking(format!("`{}` in line {}", inst.name, inst.line), inst.needs);
         }
-        let threads: u64 = launch.block.iter().map(|extent| u64::from(*extent)).product();
+        let threads = volume(launch.block);
         if threads == 0 || threads > 1024 {
             return bad(format!("a block of {threads} threads"));
         }
@@ -204,8 +204,8 @@ impl Gpu {
         {
             return bad(format!("the kernel needs blocks of {required:?}, not {:?}", launch.block));
         }
-        let most = kernel.max_threads.map_or(1024, |max| max.iter().product());
-        if threads > u64::from(most) {
+        let most = kernel.max_threads.map_or(1024, volume);
+        if threads > most {
             return bad(format!("a block of {threads} threads, at most {most} are allowed"));
         }
         if let Some(required) = kernel.required_cluster
@@ -213,6 +213,9 @@ impl Gpu {
         {
             let found = launch.cluster;
             return bad(format!("the kernel needs clusters of {required:?}, not {found:?}"));
+        }
+        if kernel.local_bytes > 512 << 10 {
+            return bad(format!("{} bytes of local memory for a thread", kernel.local_bytes));
         }
         let shared = kernel.dynamic_offset + u64::from(launch.dynamic_shared);
         if shared > self.arch.max_shared() {
@@ -226,7 +229,7 @@ impl Gpu {
     fn clusters(&self, launch: &Launch) -> Result<Vec<Vec<[u32; 3]>>, FaultKind> {
         let bad = |reason: String| Err(FaultKind::Launch(reason));
         let (grid, size) = (launch.grid, launch.cluster);
-        let count: u64 = size.iter().map(|extent| u64::from(*extent)).product();
+        let count = volume(size);
         if count == 0 || count > 16 || (count > 1 && self.arch == Arch::Sm80) {
             return bad(format!("a cluster of {count} blocks"));
         }
@@ -268,6 +271,10 @@ impl Gpu {
         };
         Ok(corners.into_iter().map(members).collect())
     }
+}
+
+fn volume(extents: [u32; 3]) -> u64 {
+    extents.iter().fold(1, |volume, extent| volume.saturating_mul((*extent).into()))
 }
 
 fn pack(kernel: &Kernel, launch: &Launch) -> Result<Vec<u8>, FaultKind> {

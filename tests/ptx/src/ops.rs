@@ -2,6 +2,8 @@
 //!
 //! An instruction with a qualifier that its row does not list is refused when the text is parsed.
 
+use crate::ty::Ty;
+
 /// The least device that has an instruction.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Needs {
@@ -211,6 +213,23 @@ impl Spec {
     /// Whether the row allows a qualifier.
     pub(crate) fn allows(&self, part: &str) -> bool {
         self.mods.split_ascii_whitespace().any(|allowed| allowed == part)
+    }
+}
+
+/// The least device that has an instruction with these types.
+pub(crate) fn needs_of_types(op: Op, types: &[Ty]) -> Needs {
+    let is_fp8 = |ty: &Ty| matches!(ty, Ty::E4m3 | Ty::E5m2 | Ty::E4m3x2 | Ty::E5m2x2);
+    let is_bf16 = |ty: &Ty| matches!(ty, Ty::Bf16 | Ty::Bf16x2);
+    let lacks_bf16 = match op {
+        Op::Add | Op::Sub | Op::Mul | Op::Ex2 | Op::Tanh | Op::Setp | Op::Set => true,
+        Op::Atom | Op::Red => true,
+        Op::Cvt => types.get(1).is_some_and(is_bf16),
+        _ => false,
+    };
+    if types.iter().any(is_fp8) || (lacks_bf16 && types.iter().any(is_bf16)) {
+        Needs::Sm90
+    } else {
+        Needs::Sm80
     }
 }
 

@@ -148,6 +148,11 @@ impl<'a> Machine<'a> {
             let mbarrier = self.mbarrier(cta, offset)?;
             mbarrier.pending += u32::from(!inst.has(Mod::NoInc));
             mbarrier.arrivals_in_flight += 1;
+            if mbarrier.arrivals_in_flight > mbarrier.pending {
+                let address = self.ctas[cta].shared.base + offset;
+                let reason = "more arrivals than the phase expects";
+                return Err(FaultKind::Mbarrier { address, reason }).lane(lane);
+            }
             mbarrier.gather.add(&clock);
             mbarrier.queue.push(Flight { bytes: 0, arrives: true, line: inst.line, landings });
             self.clocks[author.slot].advance();

@@ -286,7 +286,9 @@ impl<'a> Machine<'a> {
             return Err(FaultKind::Misaligned { space: "tensor map", address, align: 64 }.into());
         }
         let mut bytes = [0; 128];
-        self.read(at, lane, place, &mut bytes, inst)?;
+        let (first, second) = bytes.split_at_mut(64);
+        self.read(at, lane, place, first, inst)?;
+        self.read(at, lane, place.after(64), second, inst)?;
         let boxes = Boxes::decode(&bytes)?;
         let ranks = [Mod::D1, Mod::D2, Mod::D3, Mod::D4, Mod::D5];
         let rank = ranks.iter().position(|rank| inst.has(*rank)).map_or(0, |rank| rank + 1);

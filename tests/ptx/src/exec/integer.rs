@@ -21,8 +21,13 @@ impl Machine<'_> {
                 if mods.has(Mod::Sat) { clamped } else { value }
             };
             let product = || {
-                let product = x * y;
-                if mods.has(Mod::Hi) { product >> ty.bits() } else { product }
+                // The full product of unsigned 64-bit values needs all of 128 bits.
+                let product = x.wrapping_mul(y);
+                match mods.has(Mod::Hi) {
+                    true if ty.is_signed() => product >> ty.bits(),
+                    true => (product as u128 >> ty.bits()) as i128,
+                    false => product,
+                }
             };
             let result = match op {
                 Op::Add => saturate(x + y),
@@ -33,7 +38,7 @@ impl Machine<'_> {
                 Op::Mad if mods.has(Mod::Wide) => {
                     return Ok((product() as u64).wrapping_add(c));
                 }
-                Op::Mad => saturate(product() + ty.extend(c)),
+                Op::Mad => saturate(product().wrapping_add(ty.extend(c))),
                 Op::Div | Op::Rem if y == 0 => return operand("division by zero"),
                 Op::Div => x / y,
                 Op::Rem => x % y,

@@ -20,6 +20,19 @@ pub(super) enum Place {
     Param(u64),
 }
 
+impl Place {
+    /// The place that many bytes further.
+    pub(super) fn after(self, bytes: u32) -> Place {
+        let further = |address: u64| address.wrapping_add(bytes.into());
+        match self {
+            Place::Global(address) => Place::Global(further(address)),
+            Place::Shared(cta, address) => Place::Shared(cta, address.wrapping_add(bytes)),
+            Place::Local(address) => Place::Local(further(address)),
+            Place::Param(address) => Place::Param(further(address)),
+        }
+    }
+}
+
 /// Whether an access is atomic or volatile.
 fn is_strong(inst: &Inst) -> bool {
     let strong = [Mod::Volatile, Mod::Relaxed, Mod::Acquire, Mod::Release, Mod::AcqRel];

@@ -25,7 +25,7 @@ impl Machine<'_> {
                     let bits = inst.ty().bits() / parts.len().max(1) as u32;
                     let mut value = 0;
                     for (index, part) in parts.iter().enumerate() {
-                        let low = (1u64 << bits) - 1;
+                        let low = u64::MAX >> (64 - bits.clamp(1, 64));
                         value |= (self.value(at, lane, part)? & low) << (bits * index as u32);
                     }
                     self.set(at, lane, to, value)?;

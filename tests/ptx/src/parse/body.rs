@@ -7,7 +7,7 @@ use super::{Parsed, Parser, show};
 use crate::fault::ParseError;
 use crate::mods::{Mod, Mods};
 use crate::module::{Arg, Guard, Inst, Kernel, Reg, RegId, Special, Symbol};
-use crate::ops::{Op, Spec};
+use crate::ops::{Op, Spec, needs_of_types};
 use crate::ty::Ty;
 
 /// A register or variable.
@@ -212,6 +212,7 @@ impl<'a> Parser<'a> {
             return self.error(format!("`{opcode}` has {found} operands, needs {min} to {max}"));
         }
         self.expect(';')?;
+        inst.needs = inst.needs.max(needs_of_types(inst.op, &inst.ty));
         inst.regs = inst.args.iter().flat_map(Arg::registers).collect();
         inst.regs.extend(guard.map(|guard| guard.reg));
         body.kernel.code.push(inst);
@@ -223,7 +224,7 @@ impl<'a> Parser<'a> {
             && let Some(item) = Mod::parse(part)
         {
             inst.mods.insert(item);
-        } else if let Some(ty) = Ty::parse(part) {
+        } else if let Some(ty) = Ty::parse(part).filter(|ty| ty.bits() <= 64) {
             inst.ty.push(ty);
         } else if let Some(shape) = shape(part).filter(|_| matches!(spec.op, Op::Mma | Op::Wgmma)) {
             inst.shape = Some(shape);

@@ -310,8 +310,8 @@ impl<'a> Parser<'a> {
 
     fn size(&self, ty: Ty, count: u64) -> Parsed<u64> {
         match count.checked_mul(ty.bytes() as u64) {
-            Some(bytes) if bytes <= 1 << 32 => Ok(bytes),
-            _ => self.error("the variable is larger than 4 GiB"),
+            Some(bytes) if bytes <= 1 << 26 => Ok(bytes),
+            _ => self.error("the variable is larger than 64 MiB"),
         }
     }
 }

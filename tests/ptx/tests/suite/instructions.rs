@@ -1,8 +1,9 @@
 //! Instruction families, on a warp, against values from the PTX ISA and from Rust.
 
+use brolly_ptx::{Arch, FaultKind};
 use half::{bf16, f16};
 
-use crate::common::{Random, eval};
+use crate::common::{Random, eval, fault, run};
 
 /// The result in lane 0 of one instruction on two or three words.
 fn word(instruction: &str, a: u32, b: u32, c: u32) -> u32 {
@@ -42,6 +43,14 @@ fn integers() {
     for (instruction, a, b, c, expected) in cases {
         assert_eq!(word(instruction, a, b, c), expected, "{instruction}");
     }
+}
+
+#[test]
+fn the_upper_half_of_an_unsigned_product() {
+    let body = "mov.b64 %d0, -1; mul.hi.u64 %d1, %d0, %d0; mul.hi.s64 %d2, %d0, %d0;\n\
+        mad.hi.u64 %d3, %d0, %d0, 3; cvt.u32.u64 %r0, %d1; cvt.u32.u64 %r1, %d2;\n\
+        cvt.u32.u64 %r2, %d3; mov.b32 %r3, 0; st.global.v4.b32 [%out], {%r0, %r1, %r2, %r3};";
+    assert_eq!(eval(body, &[0; 128], 4)[..3], [0xffff_fffe, 0, 1]);
 }
 
 #[test]
@@ -105,10 +114,16 @@ fn conversions_to_pairs_put_the_first_operand_high() {
     let (a, b) = (1f32.to_bits(), 2f32.to_bits());
     assert_eq!(word("cvt.rn.bf16x2.f32 %r0, %r1, %r2;", a, b, 0), 0x3f80_4000);
     assert_eq!(word("cvt.rn.f16x2.f32 %r0, %r1, %r2;", a, b, 0), 0x3c00_4000);
+    let on_hopper = |instruction: &str, a: u32, b: u32| {
+        let body = format!(
+            "mov.b32 %r1, {a}; mov.b32 %r2, {b};\n{instruction}\nst.global.b32 [%out], %r0;"
+        );
+        run(Arch::Sm90a, &body, &[0; 512], 1, 32, 1).words[0]
+    };
     let fp8 = "cvt.rn.satfinite.e4m3x2.f32 %h0, %r1, %r2; cvt.u32.u16 %r0, %h0;";
-    assert_eq!(word(fp8, a, b, 0), 0x3840);
+    assert_eq!(on_hopper(fp8, a, b), 0x3840);
     let back = "cvt.u16.u32 %h0, %r1; cvt.rn.f16x2.e4m3x2 %r0, %h0;";
-    assert_eq!(word(back, 0x3840, 0, 0), 0x3c00_4000);
+    assert_eq!(on_hopper(back, 0x3840, 0), 0x3c00_4000);
     assert_eq!(word("cvt.rn.relu.bf16x2.f32 %r0, %r1, %r2;", (-1f32).to_bits(), b, 0), 0x4000);
 }
 
@@ -204,5 +219,20 @@ fn lanes_with_different_member_masks_act_apart() {
     for lane in 0..32 {
         let expected = if lane < 16 { [0, 0xffff] } else { [16, 0xffff_0000] };
         assert_eq!(words[lane * 2..][..2], expected);
+    }
+}
+
+#[test]
+fn instructions_of_later_devices_are_refused() {
+    for body in [
+        "cvt.rn.satfinite.e4m3x2.f32 %h0, %f0, %f1;",
+        "add.rn.bf16x2 %r0, %r1, %r2;",
+        "cvt.f32.bf16 %f0, %h0;",
+        "mbarrier.try_wait.parity.shared.b64 %p0, [sm], 0;",
+        "fence.proxy.async;",
+        "wgmma.fence.sync.aligned;",
+    ] {
+        let kind = fault(Arch::Sm80, body, 32).kind;
+        assert!(matches!(kind, FaultKind::Arch { .. }), "{body}: {kind}");
     }
 }

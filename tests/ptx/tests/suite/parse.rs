@@ -72,6 +72,41 @@ fn variables_of_the_module_have_places_and_values() {
     assert_eq!(gpu.read(out, 8), [0xf8, 0xff, 0xff, 0xff, 1, 2, 3, 0]);
 }
 
+/// Runs all kernels of a text for a while, on arguments that fit the fixtures.
+fn launch(text: &str) {
+    use brolly_ptx::{Arch, Elem, Gpu, Launch, Param, Swizzle, TensorMap};
+    let Ok(module) = Module::parse(text) else { return };
+    let mut gpu = Gpu::new(Arch::Sm90a);
+    let data = gpu.upload(&[0; 1 << 20]);
+    let map = TensorMap {
+        base: data,
+        elem: Elem::Bf16,
+        dims: vec![256, 128],
+        strides: vec![512],
+        box_dims: vec![64, 128],
+        swizzle: Swizzle::B128,
+        ..TensorMap::default()
+    };
+    let map = Param::Bytes(gpu.tensor_map(&map).to_vec());
+    for kernel in module.kernels() {
+        let maps = kernel == "gemm_wgmma";
+        let block = if kernel == "rmsnorm_silu" { 256 } else { 128 };
+        let params = if maps {
+            vec![map.clone(), map.clone(), Param::U64(data)]
+        } else {
+            vec![Param::U64(data); 3]
+        };
+        let launch = Launch {
+            block: [block, 1, 1],
+            dynamic_shared: 140_000,
+            params,
+            max_steps: 20_000,
+            ..Launch::default()
+        };
+        let _ = gpu.launch(&module, kernel, &launch);
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_text_does_not_panic(text in "[ -~\n]{0,200}") {
@@ -93,5 +128,23 @@ proptest! {
         let pick = |index: &usize| words[index * words.len() / 400];
         let picked: Vec<&str> = order.iter().map(pick).collect();
         let _ = Module::parse(&picked.join(" "));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(48))]
+
+    #[test]
+    fn damaged_kernels_do_not_panic_when_they_run(
+        name in prop::sample::select(vec!["rmsnorm.sm_80.ptx", "mma.sm_80.ptx", "wgmma.sm_90a.ptx"]),
+        from in 0.0f64..1.0,
+        to in 0.0f64..1.0,
+    ) {
+        // One token is replaced by another of the same text.
+        let text = fixture(name);
+        let mut words: Vec<&str> = text.split_inclusive([' ', ',', '\t']).collect();
+        let count = words.len() as f64;
+        words[(from * count) as usize] = words[(to * count) as usize];
+        launch(&words.concat());
     }
 }
