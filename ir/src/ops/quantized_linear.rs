@@ -118,10 +118,10 @@ impl OpDef for QuantizedLinear {
                 let x = spread(DType::F32, &[rows, k], -1.0, 1.5);
                 let panels = if gated { 6 } else { 3 };
                 let w = spread(DType::F32, &[panels, k, PANEL], -0.5, 0.4);
-                let x = run("quantize_rows", Attrs::none(), x, &[rows, blocks, QUANT_ROW_BYTES]);
+                let x = run("quantize_rows", &Attrs::none(), x, &[rows, blocks, QUANT_ROW_BYTES]);
                 let bits_attr = Attrs::none().with("bits", bits as i64);
                 let bytes = quant_weight_bytes(bits);
-                let w = run("quantize_weight", bits_attr, w, &[panels, blocks, bytes]);
+                let w = run("quantize_weight", &bits_attr, w, &[panels, blocks, bytes]);
                 let attrs = Attrs::none().with("n", 37i64).with("gated", Attr::Bool(gated));
                 let attrs = attrs.with("act", if gated { "silu" } else { "none" });
                 let mut args = vec![Some(x), Some(w)];
@@ -160,11 +160,11 @@ fn product(x: &Tensor, w: &Tensor) -> Vec<f64> {
 }
 
 /// A value of another operator, for samples.
-fn run(op: &str, attrs: Attrs, x: Tensor, shape: &[usize]) -> Tensor {
+fn run(op: &str, attrs: &Attrs, x: Tensor, shape: &[usize]) -> Tensor {
     let def = crate::OpRef::named(op);
     let Body::Primitive(body) = def.0.body() else { unreachable!("a primitive") };
     let results = [TensorType::new(DType::U8, shape.iter().copied())];
     let env = crate::Env::new();
-    let cx = crate::EvalCx { attrs: &attrs, results: &results, env: &env };
+    let cx = crate::EvalCx { attrs, results: &results, env: &env };
     body(&cx, &[Some(x)]).remove(0)
 }

@@ -89,11 +89,21 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
         ),
         (
             "matmul-columns",
-            spec("matmul", Attrs::none(), &[wide.clone(), square([1, 8192])], &[wide.clone()]),
+            spec(
+                "matmul",
+                Attrs::none(),
+                &[wide.clone(), square([1, 8192])],
+                std::slice::from_ref(&wide),
+            ),
         ),
         (
             "matmul-rows",
-            spec("matmul", Attrs::none(), &[wide.clone(), square([8192, 1])], &[wide.clone()]),
+            spec(
+                "matmul",
+                Attrs::none(),
+                &[wide.clone(), square([8192, 1])],
+                std::slice::from_ref(&wide),
+            ),
         ),
     ]
 }
