@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    slice,
 };
 
 use codegen::{cuda::CudaKernel, lower::lowering};
@@ -89,11 +90,21 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
         ),
         (
             "matmul-columns",
-            spec("matmul", Attrs::none(), &[wide.clone(), square([1, 8192])], &[wide.clone()]),
+            spec(
+                "matmul",
+                Attrs::none(),
+                &[wide.clone(), square([1, 8192])],
+                slice::from_ref(&wide),
+            ),
         ),
         (
             "matmul-rows",
-            spec("matmul", Attrs::none(), &[wide.clone(), square([8192, 1])], &[wide.clone()]),
+            spec(
+                "matmul",
+                Attrs::none(),
+                &[wide.clone(), square([8192, 1])],
+                slice::from_ref(&wide),
+            ),
         ),
     ]
 }
