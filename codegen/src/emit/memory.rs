@@ -45,8 +45,8 @@ impl Emitter {
         self.store(value, self.at(pointer, value.elem(), index));
     }
 
-    /// As [`Self::load`] from an address that is a multiple of the whole value's size, or of sixteen
-    /// bytes where that is less: what a GPU reads at once.
+    /// As [`Self::load`] from an address that is a multiple of the whole value's size, or of
+    /// sixteen bytes where that is less: what a GPU reads at once.
     #[must_use]
     pub fn load_whole(&self, ty: Ty, pointer: Val) -> Val {
         let align = (ty.elem().bytes() * u64::from(ty.lanes())).min(16);

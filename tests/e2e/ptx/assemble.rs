@@ -4,6 +4,7 @@
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
+    slice,
 };
 
 use codegen::{cuda::CudaKernel, lower::lowering};
@@ -93,7 +94,7 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
                 "matmul",
                 Attrs::none(),
                 &[wide.clone(), square([1, 8192])],
-                std::slice::from_ref(&wide),
+                slice::from_ref(&wide),
             ),
         ),
         (
@@ -102,7 +103,7 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
                 "matmul",
                 Attrs::none(),
                 &[wide.clone(), square([8192, 1])],
-                std::slice::from_ref(&wide),
+                slice::from_ref(&wide),
             ),
         ),
     ]

@@ -86,6 +86,7 @@ fn paged_sequences() {
     let mixed = paged(&[&[66, 67, 68], &[0, 1], &[93]], 64, 0, &queries(6, 64));
     check("mixed", &mixed);
     check("window", &paged(&[&[80, 81]], 128, 19, &queries(2, 128)));
+    check("large heads", &paged(&[&[40, 41, 42]], 256, 0, &queries(3, 256)));
 }
 
 #[test]

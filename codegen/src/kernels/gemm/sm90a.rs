@@ -1,6 +1,6 @@
 //! Products for `sm_90a`: the copy engine fills a ring of stages, warpgroups multiply from it.
 //!
-//! The first warpgroup, or warp, is the producer: one thread of it waits until a stage is empty and
+//! The last warpgroup, or warp, is the producer: one thread of it waits until a stage is empty and
 //! starts the copies, which count the stage full when they have landed. The other warpgroups each
 //! hold 64 rows of the tile's sums in registers; `wgmma` reads both operands from shared memory.
 //! The group of one step over k stays in flight while that of the next is issued, and its stage is
@@ -124,14 +124,16 @@ impl<'a> Gen<'a> {
             self.ring.init(e, 4 * tile.consumers);
         });
         e.barrier(Barrier::Block);
-        let produces = e.cmp(Cmp::Lt, self.thread, e.i32(tile.producer()));
+        // Warpgroups begin at multiples of four warps, so those that multiply come first.
+        let first = e.i32(WARPGROUP * tile.consumers);
+        let produces = e.cmp(Cmp::Ge, self.thread, first);
         e.either(
             produces,
             || {
                 if tile.consumers > 1 {
                     e.ptx("setmaxnreg.dec.sync.aligned.u32 40;", &[]);
                 }
-                e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || self.produce());
+                e.if_then(e.cmp(Cmp::Eq, self.thread, first), || self.produce());
             },
             || {
                 if tile.consumers > 1 {
@@ -189,7 +191,7 @@ impl<'a> Gen<'a> {
 
     fn consume(&self) {
         let (e, tile) = (self.e, self.tile);
-        let thread = e.add_const(self.thread, -tile.producer());
+        let thread = self.thread;
         let group = e.div_unsigned(thread, e.i32(WARPGROUP));
         let leads = e.cmp(Cmp::Eq, e.and(thread, e.i32(31)), e.i32(0));
         let count = usize::try_from(tile.n / 2).expect("few sums");

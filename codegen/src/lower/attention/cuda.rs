@@ -1,11 +1,12 @@
 //! Attention on GPUs with `mma.sync`, after FlashAttention-2 (Dao 2023, arXiv:2307.08691).
 //!
-//! A block has 64 rows, tokens times query heads of one key/value head, sixteen a warp, and walks
-//! the keys of a sequence in chunks of 64 (of 32 for values beyond 128, so that registers suffice)
-//! from the sequence's start on, two of them in shared memory. Queries and weights are rounded to
-//! the type of keys and values, scores and sums are f32. A row meets the same chunks in the same
-//! order whatever the other rows are, and a chunk of which it sees nothing leaves its sums as they
-//! are: its bits depend neither on the batch nor on how a prompt is split.
+//! A block has 64 rows, tokens times query heads of one key/value head, sixteen a warp (or a pair
+//! of warps, half of the values' elements each, where those are more than 128), and walks the keys
+//! of a sequence in chunks of 64 (of 32 for values beyond 64, so that registers suffice) from the
+//! sequence's start on, two of them in shared memory. Queries and weights are rounded to the type
+//! of keys and values, scores and sums are f32. A row meets the same chunks in the same order
+//! whatever the other rows are, and a chunk of which it sees nothing leaves its sums as they are:
+//! its bits depend neither on the batch nor on how a prompt is split.
 
 mod chunk;
 mod softmax;
@@ -25,8 +26,8 @@ use chunk::{Chunks, Memory, place};
 
 /// Rows of a block.
 const ROWS: i64 = 64;
+/// Warps that the rows are divided among.
 const WARPS: i64 = 4;
-const THREADS: u32 = 128;
 const WORD: Ty = Ty::Scalar(Elem::I32);
 
 /// Checks what the kernels need beyond what the operators' family does.
@@ -45,6 +46,9 @@ fn check(spec: &KernelSpec, sizes: Sizes) -> Result<(), String> {
     if !head(sizes.key) || !head(sizes.value) {
         return Err(format!("heads of {} and {}", sizes.key, sizes.value));
     }
+    if sizes.value > 64 && sizes.key < 64 {
+        return Err(format!("keys of {} with values of {}", sizes.key, sizes.value));
+    }
     dense(q, 2)?;
     for layout in [q, k, v, &spec.results[0]] {
         let all = strides(layout);
@@ -56,13 +60,24 @@ fn check(spec: &KernelSpec, sizes: Sizes) -> Result<(), String> {
     Ok(())
 }
 
+impl Sizes {
+    /// Groups of warps that share the rows, each with its part of the values' elements.
+    const fn parts(self) -> i64 {
+        if self.value > 128 { 2 } else { 1 }
+    }
+
+    fn threads(self) -> u32 {
+        u32::try_from(32 * WARPS * self.parts()).expect("few warps")
+    }
+}
+
 /// The kernel of `attention`, packed, or of `paged_attention`.
 ///
 /// # Errors
 /// What GPU kernels do not support.
 pub(super) fn kernel(spec: &KernelSpec, sizes: Sizes) -> Result<CudaKernel, String> {
     check(spec, sizes)?;
-    let cx = Cx::cuda(spec, THREADS);
+    let cx = Cx::cuda(spec, sizes.threads());
     let memory = Memory::of(&cx, sizes);
     let chunks = Chunks { cx: &cx, sizes, memory, shared: cx.e.shared() };
     let shared = u32::try_from(chunks.bytes()).expect("chunks fit");
@@ -176,7 +191,8 @@ impl Block<'_> {
     fn piece(&self, piece: Piece) {
         let e = &self.cx.e;
         let lane = e.and(self.thread, e.i32(31));
-        let first = e.add(e.shl(e.shr(self.thread, 5), 4), e.shr(lane, 2));
+        let warp = e.and(e.shr(self.thread, 5), e.i32(WARPS - 1));
+        let first = e.add(e.shl(warp, 4), e.shr(lane, 2));
         let rows = [0, 8].map(|below| self.row(piece, e.add_const(first, below)));
         // Keys that any row sees.
         let most = e.int(WORD, i32::MAX.into());
@@ -190,7 +206,7 @@ impl Block<'_> {
         self.queries(piece);
         self.chunks.fetch(piece, bounds.0, seen[1], e.i32(0));
         e.ptx("cp.async.commit_group;", &[]);
-        let sums = usize::try_from(self.sizes.value / 2).expect("small");
+        let sums = usize::try_from(self.sizes.value / 2 / self.sizes.parts()).expect("small");
         // Stage, then largest score and sum of weights of both rows, then sums of values.
         let mut init = vec![e.i32(0)];
         init.extend([e.f32(f32::NEG_INFINITY); 2]);
@@ -221,8 +237,9 @@ impl Block<'_> {
         let (cx, e) = (self.cx, &self.cx.e);
         let q = cx.operand(0);
         let units = self.sizes.key / 8;
-        for i in 0..ROWS * units / i64::from(THREADS) {
-            let unit = e.add_const(self.thread, i * i64::from(THREADS));
+        let threads = i64::from(e.threads());
+        for i in 0..ROWS * units / threads {
+            let unit = e.add_const(self.thread, i * threads);
             let index = e.div_unsigned(unit, e.i32(units));
             let unit = e.rem_unsigned(unit, e.i32(units));
             let to = e.add(self.chunks.queries(), place(e, index, unit, units));
@@ -285,7 +302,7 @@ impl Block<'_> {
             // Sums of 16 x 8 lie in lanes as two of the four parts of a left operand do.
             let part = |i: usize| self.round([weights[at + i], weights[at + i + 1]]);
             let left = [part(0), part(2), part(4), part(6)];
-            for j in 0..self.sizes.value / 16 {
+            for j in 0..self.sizes.value / 16 / self.sizes.parts() {
                 let right = self.chunks.value_fragment(self.thread, stage, j, step);
                 for (half, right) in right.into_iter().enumerate() {
                     let block = 2 * usize::try_from(j).expect("small") + half;
@@ -300,6 +317,7 @@ impl Block<'_> {
         let (cx, e) = (self.cx, &self.cx.e);
         let y = cx.result(0);
         let pair = e.shl(e.and(self.thread, e.i32(3)), 1);
+        let pair = e.add(pair, e.mul_const(self.chunks.part(self.thread), self.sizes.value / 2));
         for (half, row) in rows.into_iter().enumerate() {
             let total = [1, 2]
                 .into_iter()

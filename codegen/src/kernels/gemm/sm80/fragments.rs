@@ -1,7 +1,8 @@
 //! From shared memory to the registers of `mma.sync.m16n8k16`.
 //!
 //! Lane `4g + t` holds of the left operand rows `g` and `g + 8` at `2t`, `2t + 1`, `2t + 8` and
-//! `2t + 9`, of the right one the same steps of column `g`. PTX ISA, "Matrix Fragments for mma.m16n8k16".
+//! `2t + 9`, of the right one the same steps of column `g`. PTX ISA, "Matrix Fragments for
+//! mma.m16n8k16".
 
 use super::{
     super::{Form, PANEL},

@@ -5,7 +5,7 @@
 
 use ir::DType;
 
-use super::{Piece, ROWS, Sizes, THREADS, WARPS, WORD};
+use super::{Piece, ROWS, Sizes, WARPS, WORD};
 use crate::{
     emit::{Cmp, Elem, Emitter, Val},
     lower::{cx::Cx, view::View},
@@ -66,7 +66,7 @@ impl Chunks<'_> {
 
     /// Keys of a chunk.
     pub(super) fn keys(&self) -> i64 {
-        if self.sizes.value > 128 { 32 } else { 64 }
+        if self.sizes.value > 64 { 32 } else { 64 }
     }
 
     fn key_bytes(&self) -> i64 {
@@ -159,7 +159,7 @@ impl Chunks<'_> {
 
     /// Calls `body(index)` for this thread's share of `0..count`, a multiple of the threads.
     fn share(&self, count: i64, body: impl Fn(Val)) {
-        let (e, threads) = (&self.cx.e, i64::from(THREADS));
+        let (e, threads) = (&self.cx.e, i64::from(self.cx.e.threads()));
         let thread = e.thread();
         (0..count / threads).for_each(|i| body(e.add_const(thread, i * threads)));
     }
@@ -186,7 +186,9 @@ impl Chunks<'_> {
                 let at = place(e, key, unit, self.sizes.key / 8);
                 pairs(self.ldmatrix("", e.add(from, at)))
             }
-            Memory::Paged { .. } => self.columns(thread, from, j, step, self.keys()),
+            Memory::Paged { .. } => {
+                self.columns(thread, from, (self.cx.e.i32(0), j), step, self.keys())
+            }
         }
     }
 
@@ -200,17 +202,34 @@ impl Chunks<'_> {
     ) -> [[Val; 2]; 2] {
         let e = &self.cx.e;
         let from = e.add_const(e.add(self.shared, stage), self.key_bytes());
-        self.columns(thread, from, j, step, self.sizes.value)
+        let first = self.cx.e.mul_const(self.part(thread), self.sizes.value / 16);
+        self.columns(thread, from, (first, j), step, self.sizes.value)
     }
 
-    /// Columns `16j..` of dense rows of `width`, of which a step is sixteen.
-    fn columns(&self, thread: Val, from: Val, j: i64, step: i64, width: i64) -> [[Val; 2]; 2] {
+    /// Columns `16j..`, from unit `first` on, of dense rows of `width`, of which a step is sixteen.
+    fn columns(
+        &self,
+        thread: Val,
+        from: Val,
+        (first, j): (Val, i64),
+        step: i64,
+        width: i64,
+    ) -> [[Val; 2]; 2] {
         let e = &self.cx.e;
         let [row8, low, high] = self.lane(thread);
         let row = e.add_const(e.add(row8, e.shl(low, 3)), 16 * step);
-        let unit = e.add_const(high, 2 * j);
+        let unit = e.add(first, e.add_const(high, 2 * j));
         let at = place(e, row, unit, width / 8);
         pairs(self.ldmatrix(".trans", e.add(from, at)))
+    }
+
+    /// The thread's part of the values' elements.
+    pub(super) fn part(&self, thread: Val) -> Val {
+        let e = &self.cx.e;
+        if self.sizes.parts() == 1 {
+            return e.i32(0);
+        }
+        e.shr(thread, 7)
     }
 
     /// The row of eight that a lane names for `ldmatrix`, and both bits of the matrix's number.
