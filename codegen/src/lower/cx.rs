@@ -5,7 +5,7 @@ use std::cell::RefCell;
 use ir::{Dim, KernelSpec, Layout, OpRef, TensorType};
 
 use super::{Emitted, LowerError, view::View};
-use crate::emit::{Elem, Emitter, Ty, Val};
+use crate::emit::{Elem, Emitter, Val};
 
 /// Elements that a tile should have at least, so that sharing it out is worth while.
 pub(super) const TILE_ELEMENTS: i64 = 8192;
@@ -162,9 +162,4 @@ pub(super) fn table_flops(spec: &KernelSpec) -> Dim {
         Some(op) => op.flops(&spec.attrs, &operand_types(spec), &results),
         None => Dim::from(0),
     }
-}
-
-/// The type of one element, or of a strip.
-pub(super) fn lanes_of(elem: Elem, lanes: u32) -> Ty {
-    Ty::of(elem, lanes)
 }
