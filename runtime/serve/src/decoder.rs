@@ -136,9 +136,9 @@ impl StepModel for Decoder {
             .filter_map(|(axis, n)| Some((axis.symbol.as_deref()?, i64::try_from(*n).ok()?)));
         let given = [tokens, positions, cu_seqlens, &*rows, slots, block_tables];
         let given = INPUTS.iter().zip(given).zip(self.reads);
-        let inputs = given.filter_map(|((name, values), read)| {
-            read.then(|| (*name, bytemuck::cast_slice(values)))
-        });
+        let inputs = given
+            .filter(|(_, read)| *read)
+            .map(|((name, values), _)| (*name, bytemuck::cast_slice(values)));
         let (mut some_symbols, mut some_inputs) = ([("", 0); 3], [("", &[][..]); 6]);
         let symbols = fill(&mut some_symbols, symbols);
         exe.run(states, symbols, fill(&mut some_inputs, inputs))?;
