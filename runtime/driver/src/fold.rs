@@ -159,7 +159,8 @@ mod tests {
     }
 
     fn message(payload: &(dyn Any + Send)) -> &str {
-        payload.downcast_ref::<String>().map_or("", |s| s)
+        let text = payload.downcast_ref::<&str>().copied();
+        text.or_else(|| payload.downcast_ref().map(String::as_str)).unwrap_or_default()
     }
 
     #[test]
