@@ -334,7 +334,10 @@ fn equal_texts_share_code_and_unsupported_ones_say_why() {
     bad.results[0].ty.dtype = DType::F64;
     assert!(codegen.supports(&bad).unwrap_err().contains("f64"));
     bad.op = "no_such_operator";
-    let errors = codegen.compile(&[bad.clone(), bad], &|_, _| {}).unwrap_err();
+    let bad = [bad.clone(), bad];
+    assert_eq!(codegen.check(&bad).unwrap_err().len(), 2);
+    assert!(codegen.check(&specs).is_ok());
+    let errors = codegen.compile(&bad, &|_, _| {}).unwrap_err();
     assert_eq!(errors.len(), 2);
     let seconds = |t: usize| {
         let exp = ir::OpRef::named("exp");

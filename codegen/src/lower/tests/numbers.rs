@@ -7,7 +7,7 @@ use ir::{Attrs, DType, Env, Layout, Tensor};
 use super::run::{Case, Runner, type_of};
 
 /// Runs all cases and compares with the interpreter exactly.
-fn check(cases: Vec<Case>) {
+fn check(cases: &[Case]) {
     let (specs, wanted): (Vec<_>, Vec<_>) = cases.iter().map(Case::expected).unzip();
     let runner = Runner::new(specs);
     for (i, (case, want)) in cases.iter().zip(&wanted).enumerate() {
@@ -44,7 +44,7 @@ fn floats_beyond_an_integers_range_give_its_end() {
     }
     let saturated = Tensor::from_f64s(DType::I32, &[3], [3e9, -INF, NAN]);
     assert_eq!(saturated.to_i64s(), [i64::from(i32::MAX), i64::from(i32::MIN), 0]);
-    check(cases);
+    check(&cases);
 }
 
 #[test]
@@ -62,7 +62,7 @@ fn doubles_round_once_to_narrow_floats() {
     values.extend(around(3.0 * 2f64.powi(-24), 2f64.powi(-24)));
     values.extend(around(2f64.powi(-133), 2f64.powi(-133)));
     let x = Tensor::from_f64s(DType::F64, &[values.len()], values);
-    check([DType::F16, DType::Bf16].map(|to| cast(&x, to)).into());
+    check(&[DType::F16, DType::Bf16].map(|to| cast(&x, to)));
     let middle = Tensor::from_f64s(DType::F64, &[2], [1.0 + 2f64.powi(-8), 1.0 + 2f64.powi(-11)]);
     let above: Vec<f64> = middle.to_f64s().iter().map(|v| v + 2f64.powi(-45)).collect();
     let above = |to| Tensor::from_f64s(to, &[2], above.clone()).to_f64s();
@@ -87,7 +87,7 @@ fn remainders_of_floats_are_exact() {
         doubles([3.0, 0.7, 1e-5, 1.1, 1e-300, 3e-323]),
     ];
     let far = Case::new("rem", Attrs::none(), &[&far[0], &far[1]]);
-    check(vec![case(DType::F32), case(DType::Bf16), case(DType::F64), far]);
+    check(&[case(DType::F32), case(DType::Bf16), case(DType::F64), far]);
 }
 
 #[test]
