@@ -221,8 +221,8 @@ pub(crate) struct Sampling {
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) temperature: Option<f64>,
 
-    /// Divides the logits of tokens that occurred, in prompt or answer; negative ones are multiplied
-    /// [default: the model's, or 1, which is none]
+    /// Divides the logits of tokens that occurred, in prompt or answer, and multiplies negative
+    /// ones [default: the model's, or 1, which is none]
     #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = above_zero)]
     pub(crate) repetition_penalty: Option<f64>,
 

@@ -1,12 +1,12 @@
 //! From logits to a token.
 //!
-//! First the penalty for tokens that occurred (Keskar et al. 2019, arXiv:1909.05858, as transformers
-//! has it: prompt and output count, and a negative logit is multiplied). Then temperature, the k most likely tokens, then the fewest that reach a share p of what is left
-//! (Holtzman et al. 2020, arXiv:1904.09751), then those with at least a share of the most likely
-//! one's probability (Nguyen et al. 2024, arXiv:2407.01082): the order of transformers. Equal
-//! logits rank by token id. Sums are taken in f64 in a fixed order, and the random number is a
-//! function of seed, sequence and position, so the same request draws the same tokens under any
-//! load.
+//! The penalty for tokens that occurred in prompt or output (Keskar et al. 2019, arXiv:1909.05858;
+//! negative logits are multiplied), temperature, then the k most likely tokens, then the fewest
+//! that reach a share p of what is left (Holtzman et al. 2020, arXiv:1904.09751), then those with
+//! at least a share of the most likely one's probability (Nguyen et al. 2024, arXiv:2407.01082):
+//! the order of transformers. Equal logits rank by token id. Sums are taken in f64 in a fixed
+//! order, and the random number is a function of seed, sequence and position, so the same request
+//! draws the same tokens under any load.
 
 use std::{
     cmp::Ordering,

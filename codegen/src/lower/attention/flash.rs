@@ -10,9 +10,9 @@
 //! - every element of the result is one chain of fused multiply-adds over the keys of the chunk,
 //!   starting from `alpha` times what it was.
 //!
-//! A key that a row does not see has weight zero and its value is not added, whatever it is; a chunk
-//! of such keys has `alpha` one. Both leave every bit as it was, which is why a tile may walk more
-//! chunks than a row needs.
+//! A key that a row does not see has weight zero and its value, whatever it is, is not added; a
+//! chunk of such keys has `alpha` one. Both leave every bit as it was, which is why a tile may walk
+//! more chunks than a row needs.
 
 use super::{GROUP, Sizes};
 use crate::{
