@@ -3,10 +3,7 @@
 //! Each distinct text is compiled once, on several threads; specifications that differ only in
 //! sizes read at run time share code. The same specifications give the same bytes.
 
-use std::{
-    collections::BTreeSet,
-    sync::atomic::{AtomicUsize, Ordering},
-};
+use std::{collections::BTreeSet, num::NonZeroUsize};
 
 use ir::{Attrs, Env, KernelSpec, Kernels, Layout, OpRef, Symbols, Target, TensorType};
 
@@ -21,7 +18,7 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Codegen {
     target: Target,
-    threads: usize,
+    threads: NonZeroUsize,
 }
 
 /// Machine code and what a program needs to know of it.
@@ -51,13 +48,27 @@ pub enum CodegenError {
 impl Codegen {
     /// A generator for `target`, compiling on as many threads as the machine has.
     pub fn new(target: Target) -> Codegen {
-        let threads = std::thread::available_parallelism().map_or(1, usize::from);
+        let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         Codegen { target, threads }
+    }
+
+    /// The same, compiling on so many threads. The code does not depend on it.
+    #[must_use]
+    pub fn on_threads(self, threads: NonZeroUsize) -> Codegen {
+        Codegen { threads, ..self }
     }
 
     /// The machine that code is generated for.
     pub fn target(&self) -> &Target {
         &self.target
+    }
+
+    /// Finds what [`compile`](Self::compile) would refuse to generate, without compiling anything.
+    ///
+    /// # Errors
+    /// A [`CodegenError::Lower`] for every specification that no family takes.
+    pub fn check(&self, specs: &[KernelSpec]) -> Result<(), Vec<CodegenError>> {
+        self.emit(specs).map(drop)
     }
 
     /// Generates, compiles and links kernels. `progress(done, all)` is called, from any thread,
@@ -123,35 +134,16 @@ impl Codegen {
         kernels: &[&Emitted],
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Vec<Vec<u8>>, Vec<CodegenError>> {
-        let cpu = cpu(&self.target);
-        let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
-        let work = || {
-            let mut mine = Vec::new();
-            loop {
-                let index = next.fetch_add(1, Ordering::Relaxed);
-                let Some(kernel) = kernels.get(index) else { return mine };
-                let text = crate::Kernel {
-                    symbol: kernel.symbol.clone(),
-                    mlir: kernel.mlir.clone(),
-                    scratch_bytes: kernel.scratch_bytes,
-                    args: Vec::new(),
-                    dims: Vec::new(),
-                };
-                mine.push((index, mlir::compile(&text, &cpu)));
-                progress(done.fetch_add(1, Ordering::Relaxed) + 1, kernels.len());
-            }
+        let text = |kernel: &&Emitted| crate::Kernel {
+            symbol: kernel.symbol.clone(),
+            mlir: kernel.mlir.clone(),
+            scratch_bytes: kernel.scratch_bytes,
+            args: Vec::new(),
+            dims: Vec::new(),
         };
-        let mut results: Vec<_> = std::thread::scope(|scope| {
-            let count = self.threads.clamp(1, kernels.len().max(1));
-            let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
-            let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
-                worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-            };
-            workers.into_iter().flat_map(join).collect()
-        });
-        results.sort_by_key(|(index, _)| *index);
-        let (good, bad): (Vec<_>, Vec<_>) =
-            results.into_iter().map(|(_, result)| result).partition(Result::is_ok);
+        let texts: Vec<crate::Kernel> = kernels.iter().map(text).collect();
+        let results = mlir::compile_all(&texts, &cpu(&self.target), self.threads.get(), progress);
+        let (good, bad): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
         let errors: Vec<CodegenError> =
             bad.into_iter().filter_map(Result::err).map(CodegenError::Compile).collect();
         if errors.is_empty() {

@@ -103,22 +103,23 @@ pub fn ptx(symbol: &str, mlir: &str, arch: &str) -> Result<String, CompileError>
     assembly(&kernel, &Cpu::cuda(arch))
 }
 
-/// Compiles many kernels on `threads` threads; results in the kernels' order.
+/// Compiles many kernels on `threads` threads; results in the kernels' order. `progress(done, all)`
+/// is called, from any thread, when a kernel is done.
 pub fn compile_all(
     kernels: &[Kernel],
     cpu: &Cpu,
     threads: usize,
+    progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Vec<Result<Vec<u8>, CompileError>> {
-    let next = AtomicUsize::new(0);
+    let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
-        let mut done = Vec::new();
-        while let Some((index, kernel)) = {
+        let mut mine = Vec::new();
+        loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
-            kernels.get(index).map(|kernel| (index, kernel))
-        } {
-            done.push((index, compile(kernel, cpu)));
+            let Some(kernel) = kernels.get(index) else { return mine };
+            mine.push((index, compile(kernel, cpu)));
+            progress(done.fetch_add(1, Ordering::Relaxed) + 1, kernels.len());
         }
-        done
     };
     let mut results: Vec<_> = std::thread::scope(|scope| {
         let count = threads.clamp(1, kernels.len().max(1));

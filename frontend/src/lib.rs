@@ -17,6 +17,7 @@ mod config;
 mod decoder;
 mod encoder;
 mod error;
+mod files;
 mod fit;
 mod folder;
 mod huggingface;
@@ -33,6 +34,7 @@ use std::path::Path;
 use ir::{DType, ModelInfo, Module, Symbols, Weights};
 
 pub use error::FrontendError;
+pub use files::model_files;
 pub use huggingface::Description;
 pub use models::architectures;
 

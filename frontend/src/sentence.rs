@@ -92,11 +92,28 @@ fn read_pooling(folder: &Path) -> Result<Pooling, Vec<FrontendError>> {
     let config = folder::within(folder, &path).map_err(&fail)?.join("config.json");
     let map = json::read_object(&config)?;
     let errors = Errors::default();
-    let mode = pooling_mode(&Fields::new(&config, &map, &errors));
+    let fields = Fields::new(&config, &map, &errors);
+    let mode = pooling_mode(&fields);
+    if fields.flag("include_prompt").or(true) == Some(false) && has_default_prompt(folder)? {
+        let why = "is false, and texts are embedded with the default prompt of \
+                   config_sentence_transformers.json before them: pooling without it is not \
+                   supported; take `default_prompt_name` out of that file and give the prompt with \
+                   the text";
+        fields.refuse("include_prompt", why);
+    }
     match mode {
         Some(mode) if errors.borrow().is_empty() => Ok(Pooling { mode, normalize }),
         _ => Err(errors.into_inner()),
     }
+}
+
+/// Whether texts get a prompt before them that nobody has to ask for.
+fn has_default_prompt(folder: &Path) -> Result<bool, Vec<FrontendError>> {
+    let file = folder.join("config_sentence_transformers.json");
+    if !file.exists() {
+        return Ok(false);
+    }
+    Ok(json::read_object(&file)?.get("default_prompt_name").is_some_and(|name| !name.is_null()))
 }
 
 fn pooling_mode(c: &Fields<'_>) -> Option<PoolingMode> {

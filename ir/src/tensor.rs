@@ -86,7 +86,8 @@ impl Tensor {
         }
     }
 
-    /// A tensor from values, rounded to nearest even (floats) or wrapped (integers).
+    /// A tensor from values, rounded to nearest even (floats) or truncated (integers, where values
+    /// beyond the type's range give its end, and NaN zero).
     pub fn from_f64s(dtype: DType, shape: &[usize], values: impl IntoIterator<Item = f64>) -> Self {
         let mut bytes = Vec::with_capacity(elements(shape) * dtype.size());
         for v in values {
@@ -385,13 +386,29 @@ fn push_f64(dtype: DType, v: f64, out: &mut Vec<u8>) {
     match dtype {
         DType::F64 => out.extend_from_slice(&v.to_le_bytes()),
         DType::F32 => out.extend_from_slice(&(v as f32).to_le_bytes()),
-        DType::Bf16 => out.extend_from_slice(&bf16::from_f64(v).to_le_bytes()),
-        DType::F16 => out.extend_from_slice(&f16::from_f64(v).to_le_bytes()),
+        DType::Bf16 => out.extend_from_slice(&bf16::from_f32(to_odd(v)).to_le_bytes()),
+        DType::F16 => out.extend_from_slice(&f16::from_f32(to_odd(v)).to_le_bytes()),
         DType::F8E4M3 => out.push(f64_to_f8(v, 4, 3)),
         DType::F8E5M2 => out.push(f64_to_f8(v, 5, 2)),
         DType::Bool => out.push(u8::from(v != 0.0)),
-        _ => push_i64(dtype, v as i64, out),
+        _ => {
+            let (lo, hi) = dtype.int_range().unwrap_or((i64::MIN, i64::MAX));
+            push_i64(dtype, (v as i64).clamp(lo, hi), out);
+        }
     }
+}
+
+/// One of the two `f32` around a value: itself if it is one, else the one with an odd last bit, so
+/// that rounding it to a narrower type rounds the value once.
+#[allow(clippy::cast_possible_truncation, reason = "rounding is what is asked for")]
+fn to_odd(v: f64) -> f32 {
+    let nearest = v as f32;
+    let back = f64::from(nearest);
+    if back == v || v.is_nan() {
+        return nearest;
+    }
+    let towards_zero = nearest.to_bits() - u32::from(back.abs() > v.abs());
+    f32::from_bits(towards_zero | 1)
 }
 
 #[allow(clippy::cast_possible_truncation, reason = "wrapping is by contract")]

@@ -1,5 +1,8 @@
 //! Artifacts: the same model gives the same bytes, and damage is found before anything runs.
 
+use std::num::NonZeroUsize;
+
+use driver::CompileOptions;
 use frontend::ImportOptions;
 use ir::{CpuFeature, Target};
 use serve::{Session, SessionOptions};
@@ -12,8 +15,9 @@ fn two_compiles_give_the_same_bytes() {
         ["families/llama-sharded", "families/bert-gelu", "onnx/bert-torchscript-eager/model.onnx"]
     {
         let model = data(case);
-        let bytes = [0, 1].map(|_| {
-            let (path, _) = compile_to("same", &model, &options(ImportOptions::default()));
+        let bytes = [None, NonZeroUsize::new(1)].map(|threads| {
+            let options = CompileOptions { threads, ..options(ImportOptions::default()) };
+            let (path, _) = compile_to("same", &model, &options);
             std::fs::read(path).unwrap()
         });
         assert!(bytes[0] == bytes[1], "{case}: artifacts differ");
@@ -55,7 +59,7 @@ fn code_for_another_cpu_is_refused_by_the_feature_that_is_missing() {
     }
     let mut target = Target::x86_64_v3();
     target.features.push(CpuFeature::Avx512bf16);
-    let compile = driver::CompileOptions { target, ..options(ImportOptions::default()) };
+    let compile = CompileOptions { target, ..options(ImportOptions::default()) };
     let (path, _) = compile_to("avx512", &data("families/llama-gqa3"), &compile);
     match Session::open(&path, SessionOptions::default()) {
         Ok(_) => panic!("accepted"),

@@ -28,8 +28,8 @@ fn text(bundle: &TextBundle) -> serde_json::Value {
 
 /// Options for the baseline target and no text.
 pub(crate) fn options(import: ImportOptions) -> CompileOptions {
-    let text = text(&TextBundle::default());
-    CompileOptions { import, target: Target::x86_64_v3(), quantize: None, text }
+    let (target, text) = (Target::x86_64_v3(), text(&TextBundle::default()));
+    CompileOptions { import, target, quantize: None, text, threads: None }
 }
 
 /// Options for the baseline target, with the tokenizer of a model folder.

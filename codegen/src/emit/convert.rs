@@ -55,11 +55,28 @@ impl Emitter {
             (Elem::F16, Elem::Bf16) => self.narrow_bf16(self.cast(a, Elem::F32)),
             (Elem::F32, Elem::Bf16) if self.is_device() => self.convert("truncf", a, elem),
             (Elem::F32, Elem::Bf16) => self.narrow_bf16(a),
-            // Rounding f64 to bf16 by way of f32 could round twice; no kernel needs it.
-            (Elem::F64, Elem::Bf16) => panic!("f64 to bf16 is not a single rounding here"),
+            (Elem::F64, Elem::Bf16 | Elem::F16) => self.cast_float(self.narrow_to_odd(a), elem),
             (from, to) if to.bits() > from.bits() => self.convert("extf", a, to),
             (_, to) => self.convert("truncf", a, to),
         }
+    }
+
+    /// An f64 as one of the two f32 around it: itself if it is one, else the one with an odd last
+    /// bit.
+    ///
+    /// To round that to a format with at least two bits less is to round the f64 once (Boldo &
+    /// Melquiond 2008, "Emulation of FMA and correctly rounded sums").
+    fn narrow_to_odd(&self, a: Val) -> Val {
+        let nearest = self.convert("truncf", a, Elem::F32);
+        let back = self.convert("extf", nearest, Elem::F64);
+        let bits = self.bitcast(nearest, a.ty().with_elem(Elem::I32));
+        let int = |value| self.int(bits.ty(), value);
+        let larger = self.cmp(Cmp::Gt, self.abs(back), self.abs(a));
+        let towards_zero = self.select(larger, self.sub(bits, int(1)), bits);
+        // False for NaN, which stays as it is.
+        let inexact = self.or(larger, self.cmp(Cmp::Lt, self.abs(back), self.abs(a)));
+        let odd = self.select(inexact, self.or(towards_zero, int(1)), bits);
+        self.bitcast(odd, nearest.ty())
     }
 
     /// `a` as f32 where it is bf16 or f16, else unchanged.

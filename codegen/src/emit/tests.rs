@@ -130,8 +130,8 @@ fn reductions_shuffles_and_masks() {
     let results = [
         e.reduce_add(v),
         e.reduce_max(v),
-        e.reduce_min(v),
-        e.reduce_mul(v),
+        e.fold(v, |a, b| e.min(a, b)),
+        e.fold(v, |a, b| e.mul(a, b)),
         e.extract(e.shuffle(v, e.float(ty, 9.0), &[3, 8]), 0),
         e.extract(e.insert(e.f32(-2.0), v, 6), 6),
     ];

@@ -71,7 +71,8 @@ impl Emitter {
     }
 
     /// Folds a vector of 2^n lanes by halves: lane i with lane i + lanes/2, and so on.
-    fn fold(&self, vector: Val, combine: impl Fn(Val, Val) -> Val) -> Val {
+    #[must_use]
+    pub fn fold(&self, vector: Val, combine: impl Fn(Val, Val) -> Val) -> Val {
         assert!(vector.lanes().is_power_of_two(), "reduction of {}", vector.ty());
         let mut vector = vector;
         while vector.lanes() > 1 {
@@ -91,18 +92,6 @@ impl Emitter {
     #[must_use]
     pub fn reduce_max(&self, vector: Val) -> Val {
         self.fold(vector, |a, b| self.max(a, b))
-    }
-
-    /// Smallest of 2^n lanes.
-    #[must_use]
-    pub fn reduce_min(&self, vector: Val) -> Val {
-        self.fold(vector, |a, b| self.min(a, b))
-    }
-
-    /// Product of 2^n lanes by halves.
-    #[must_use]
-    pub fn reduce_mul(&self, vector: Val) -> Val {
-        self.fold(vector, |a, b| self.mul(a, b))
     }
 
     /// Zero of a type.

@@ -7,7 +7,7 @@ use ir::{Dim, KernelSpec, Layout, OpRef, TensorType};
 use super::{Emitted, LowerError, view::View};
 use crate::{
     cuda::{CudaKernel, CudaParam, TensorMap},
-    emit::{Elem, Emitter, Param, Ty, Val},
+    emit::{Elem, Emitter, Param, Val},
 };
 
 /// Elements that a tile should have at least, so that sharing it out is worth while.
@@ -203,9 +203,4 @@ pub(super) fn table_flops(spec: &KernelSpec) -> Dim {
         Some(op) => op.flops(&spec.attrs, &operand_types(spec), &results),
         None => Dim::from(0),
     }
-}
-
-/// The type of one element, or of a strip.
-pub(super) fn lanes_of(elem: Elem, lanes: u32) -> Ty {
-    Ty::of(elem, lanes)
 }

@@ -2,7 +2,7 @@
 
 use ir::DType;
 
-use super::view::{computable, register_elem, settle};
+use super::view::{computable, memory_elem, register_elem, settle};
 use crate::{
     emit::{Cmp, Elem, Emitter, Ty, Val},
     math,
@@ -79,9 +79,6 @@ impl Apply<'_> {
         }
         if self.from == DType::F64 && F32_ONLY.contains(&self.op) {
             return Err(format!("`{}` is computed in f32, not f64", self.op));
-        }
-        if self.op == "cast" && self.from == DType::F64 && matches!(self.to, DType::Bf16) {
-            return Err("f64 to bf16 would round twice".into());
         }
         Ok(())
     }
@@ -178,7 +175,7 @@ fn sign(e: &Emitter, a: Val) -> Val {
 }
 
 /// Truncating division; by zero it gives zero, and the smallest by -1 wraps.
-fn divide(e: &Emitter, a: Val, b: Val) -> Val {
+pub(super) fn divide(e: &Emitter, a: Val, b: Val) -> Val {
     let int = |v| e.int(a.ty(), v);
     let (zero, minus) = (e.cmp(Cmp::Eq, b, int(0)), e.cmp(Cmp::Eq, b, int(-1)));
     let safe = e.select(e.or(zero, minus), int(1), b);
@@ -196,13 +193,29 @@ fn modulo(e: &Emitter, a: Val, b: Val) -> Val {
     e.select(trivial, int(0), e.select(adjust, e.add(rest, b), rest))
 }
 
-/// `a - trunc(a / b) b` with the dividend's sign; exact where the quotient is below 2^24.
+/// `a - trunc(a / b) b` with the dividend's sign: exact, as C's `fmod`, for f32, and for f64 with a
+/// quotient below 2^1023.
+///
+/// In f64: a quotient of at most 53 bits is exact but for the last one; of a larger one the first
+/// 53 bits are taken off per turn. What is left after a turn always fits into the 53 bits of an
+/// f64, so nothing is rounded.
 fn remainder(e: &Emitter, a: Val, b: Val) -> Val {
-    let rest = e.fma(e.neg(e.trunc(e.div(a, b))), b, a);
-    // The rounded quotient may be one too large in size; the rest then has the wrong sign.
-    let wrong = e.cmp(Cmp::Lt, e.mul(rest, a), e.like(a, 0.0));
-    let rest = e.select(wrong, e.add(rest, e.copysign(b, a)), rest);
-    e.copysign(rest, a)
+    let [dividend, divisor] = [a, b].map(|v| e.abs(e.cast(v, Elem::F64)));
+    let exponent = |v: Val| e.shr(e.bitcast(v, v.ty().with_elem(Elem::I64)), 52);
+    let apart = e.reduce_max(e.sub(exponent(dividend), exponent(divisor)));
+    // The exponent of a subnormal f64 says up to 52 too much.
+    let slack = if a.elem() == Elem::F64 { 53 } else { 1 };
+    let bits = e.max(e.add_const(apart, slack), e.i64(0));
+    let turns = e.add_const(e.div_unsigned(bits, e.i64(52)), 1);
+    let rest = e.for_loop(e.i64(0), turns, 1, &[dividend], |_, rest| {
+        let quotient = e.trunc(e.div(rest[0], divisor));
+        vec![e.fma(e.neg(quotient), divisor, rest[0])]
+    });
+    // A rounded quotient may be one too large.
+    let negative = e.cmp(Cmp::Lt, rest[0], e.like(rest[0], 0.0));
+    let rest = e.select(negative, e.add(rest[0], divisor), rest[0]);
+    let small = e.cmp(Cmp::Lt, dividend, divisor);
+    e.copysign(e.cast(e.select(small, dividend, rest), a.elem()), a)
 }
 
 /// `a^b`. Relative error about 1e-7 · (1 + |b log a|); exact forms for common constant exponents.
@@ -255,30 +268,36 @@ fn integer_power(e: &Emitter, a: Val, b: Val) -> Val {
     e.select(large, int(0), state[0])
 }
 
-/// Floats round to nearest even, floats to integers truncate (NaN to zero, beyond the range to its
-/// end), integers wrap, anything but zero is true.
+/// Floats round to nearest even, floats to integers truncate (NaN to zero, beyond the type's range
+/// to its end), integers wrap, anything but zero is true.
 fn cast(e: &Emitter, a: Val, from: DType, to: DType) -> Val {
     let elem = register_elem(to);
     if to == DType::Bool && from.is_float() {
         return e.cmp(Cmp::Ne, a, e.like(a, 0.0));
     }
-    if to == DType::F16 && from == DType::F64 {
-        return e.cast(e.cast(a, Elem::F16), Elem::F32);
+    if from == DType::F64 && matches!(to, DType::F16 | DType::Bf16) {
+        return e.cast(e.cast(a, memory_elem(to)), Elem::F32);
     }
-    if from.is_float() && !to.is_float() {
-        let bits = if elem == Elem::I64 { 63 } else { 31 };
-        let end = 2f64.powi(bits);
-        // One unit in the last place below the end of the range.
-        let unit = match a.elem() {
-            Elem::F64 => 2f64.powi(bits - 53).max(1.0),
-            _ => 2f64.powi(bits - 24),
-        };
-        let (lo, hi) = (-end, end - unit);
-        let number = e.select(e.cmp(Cmp::Eq, a, a), a, e.like(a, 0.0));
-        let bounded = e.max(e.like(a, lo), e.min(e.like(a, hi), number));
-        return e.cast(bounded, elem);
+    match to.int_range().filter(|_| from.is_float()) {
+        Some(range) => saturate(e, a, elem, range),
+        None => e.cast(a, elem),
     }
-    e.cast(a, elem)
+}
+
+/// A float as the nearest integer towards zero within `lo..=hi`; NaN is zero.
+fn saturate(e: &Emitter, a: Val, elem: Elem, (lo, hi): (i64, i64)) -> Val {
+    let number = e.select(e.cmp(Cmp::Eq, a, a), a, e.like(a, 0.0));
+    // The greatest float of this type that is no greater than `hi`.
+    let digits = if a.elem() == Elem::F64 { 53 } else { 24 };
+    let unused = (64 - hi.leading_zeros()).saturating_sub(digits);
+    let below = hi >> unused << unused;
+    let bounded = e.max(e.like(a, lo as f64), e.min(e.like(a, below as f64), number));
+    let value = e.cast(bounded, elem);
+    if below == hi {
+        return value;
+    }
+    let beyond = e.cmp(Cmp::Gt, number, e.like(a, below as f64));
+    e.select(beyond, e.int(value.ty(), hi), value)
 }
 
 /// A constant in a register of `dtype`.

@@ -40,13 +40,16 @@ impl Lower for KvWrite {
         let slots = cx.operand(4);
         let [k_cache, v_cache] = [0, 1].map(|i| cx.result(i).bits());
         let block_size = cx.size(&v_cache.shape[2]);
+        let all_slots = cx.size(&(v_cache.shape[0].clone() * v_cache.shape[2].clone()));
         // Along the block, head, element and slot of each memory.
         let k_axes = [0, 1, 2, 3].map(|a| k_cache.strides[a].clone());
         let v_axes = [0, 1, 3, 2].map(|a| v_cache.strides[a].clone());
         let each = k.shape[1].clone() * (k.shape[2].clone() + v.shape[2].clone());
         let tiles = cx.share_rows(&k.shape[0], &each, |token| {
             let slot = e.cast(slots.load(&cx, cx.scale(token, &slots.strides[0])), Elem::I64);
-            e.if_then(e.cmp(Cmp::Ge, slot, e.i64(0)), || {
+            // Beyond the memory as for negative ones: no index may lead out of it.
+            let inside = e.and(e.cmp(Cmp::Ge, slot, e.i64(0)), e.cmp(Cmp::Lt, slot, all_slots));
+            e.if_then(inside, || {
                 let place = (e.div_unsigned(slot, block_size), e.rem_unsigned(slot, block_size));
                 write(&cx, &k, &k_cache, &k_axes, token, place);
                 write(&cx, &v, &v_cache, &v_axes, token, place);

@@ -11,7 +11,7 @@ use ir::{DType, Dim, KernelSpec, Target, normalize_axis};
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, LANES, refuse},
-    elementwise::{literal, maximum, minimum},
+    elementwise::{divide, literal, maximum, minimum},
     space::Space,
     view::{View, computable, register_elem},
 };
@@ -135,12 +135,7 @@ impl Fold<'_> {
 
     /// Lanes into one, by halves.
     fn across(&self, e: &Emitter, v: Val) -> Val {
-        let mut v = v;
-        while v.lanes() > 1 {
-            let half = v.lanes() / 2;
-            v = self.combine(e, e.slice(v, 0, half), e.slice(v, half, half));
-        }
-        v
+        e.fold(v, |a, b| self.combine(e, a, b))
     }
 
     fn finish(&self, cx: &Cx<'_>, v: Val) -> Val {
@@ -149,8 +144,8 @@ impl Fold<'_> {
         }
         let e = &cx.e;
         let count = e.cast(cx.size(&self.count), register_elem(self.dtype));
-        let quotient = e.div(v, e.splat(count, v.lanes()));
-        e.cast(quotient, v.elem())
+        let count = e.splat(count, v.lanes());
+        if self.dtype.is_float() { e.div(v, count) } else { divide(e, v, count) }
     }
 }
 

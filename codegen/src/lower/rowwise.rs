@@ -155,16 +155,8 @@ impl Row<'_> {
 
     fn max(&self) -> Val {
         let e = &self.cx.e;
-        let across = |v: Val| {
-            // By halves, as `reduce_max`, but NaN stays.
-            let mut v = v;
-            while v.lanes() > 1 {
-                let half = v.lanes() / 2;
-                v = maximum(e, e.slice(v, 0, half), e.slice(v, half, half));
-            }
-            v
-        };
-        self.fold(f64::NEG_INFINITY, |x| x, |a, b| maximum(e, a, b), across)
+        let larger = |a, b| maximum(e, a, b);
+        self.fold(f64::NEG_INFINITY, |x| x, larger, |v| e.fold(v, larger))
     }
 
     /// `y = value(i, x)`.

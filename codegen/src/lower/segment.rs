@@ -4,10 +4,10 @@ use ir::{DType, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
-    cx::{Cx, lanes_of, refuse},
+    cx::{Cx, refuse},
     view::{check_f32s, check_rank},
 };
-use crate::emit::Elem;
+use crate::emit::{Elem, Emitter};
 
 /// The family.
 pub(super) struct Segment;
@@ -55,7 +55,7 @@ impl Lower for Segment {
             let y = y.at(&cx, cx.scale(segment, &y.strides[0]));
             cx.strips(first, last, |i, lanes| {
                 let from = x.at(&cx, cx.scale(i, &x.strides[1]));
-                let zero = e.zero(lanes_of(Elem::F32, lanes));
+                let zero = e.zero(Emitter::f32s(lanes));
                 let sums = e.for_loop(e.i64(0), count, 1, &[zero], |row, sums| {
                     let offset = cx.scale(e.add(start, row), &x.strides[0]);
                     vec![e.add(sums[0], from.load_strip(&cx, offset, &x.strides[1], lanes))]

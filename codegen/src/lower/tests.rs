@@ -3,5 +3,6 @@
 
 mod attention;
 mod layouts;
+mod numbers;
 mod run;
 mod samples;

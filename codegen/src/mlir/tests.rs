@@ -20,8 +20,10 @@ fn kernel(symbol: &str) -> Kernel {
 fn objects_do_not_depend_on_threads_or_order() {
     let kernels: Vec<_> = (0..6).map(|i| kernel(&format!("k{i}"))).collect();
     let cpu = Cpu::x86_64_v3();
-    let parallel: Vec<_> =
-        compile_all(&kernels, &cpu, 3).into_iter().map(|object| object.unwrap()).collect();
+    let parallel: Vec<_> = compile_all(&kernels, &cpu, 3, &|_, _| {})
+        .into_iter()
+        .map(|object| object.unwrap())
+        .collect();
     let alone: Vec<_> = kernels.iter().map(|kernel| compile(kernel, &cpu).unwrap()).collect();
     assert_eq!(parallel, alone);
 }

@@ -262,6 +262,16 @@ fn encoders_pool_as_sentence_transformers_says() {
     assert!(problems[1].contains("`max_seq_length` is \"all\""));
 
     folder.write("sentence_bert_config.json", "{}");
+    pooling(json!({"pooling_mode": "mean", "include_prompt": false}));
+    import(&folder);
+    folder.write("config_sentence_transformers.json", json!({"prompts": {"a": "b"}}).to_string());
+    import(&folder);
+    let prompts = json!({"prompts": {"query": "query: "}, "default_prompt_name": "query"});
+    folder.write("config_sentence_transformers.json", prompts.to_string());
+    assert!(folder.problems(&options())[0].contains("`include_prompt` is false, and texts"));
+    pooling(json!({"pooling_mode": "mean"}));
+    import(&folder);
+
     steps(&[("Transformer", ""), ("Pooling", "1_Pooling"), ("Dense", "2_Dense")]);
     assert!(folder.problems(&options())[0].contains("modules Transformer, Pooling, Dense; supp"));
     steps(&[("Transformer", ""), ("Pooling", "../elsewhere")]);

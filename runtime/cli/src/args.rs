@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand};
 use ir::DType;
 
 pub(crate) use values::{Bound, Input, Quantize, TargetCpu, Tokens};
-use values::{at_least_zero, dtype, non_empty, probability, share, target};
+use values::{above_zero, at_least_zero, dtype, non_empty, probability, share, target};
 
 /// Compiles neural networks ahead of time and runs them.
 ///
@@ -228,6 +228,11 @@ pub(crate) struct Sampling {
     #[arg(long, value_name = "T", allow_negative_numbers = true, value_parser = at_least_zero)]
     pub(crate) temperature: Option<f64>,
 
+    /// Divides the logits of tokens that occurred, in prompt or answer, and multiplies negative
+    /// ones [default: the model's, or 1, which is none]
+    #[arg(long, value_name = "R", allow_negative_numbers = true, value_parser = above_zero)]
+    pub(crate) repetition_penalty: Option<f64>,
+
     /// Choose among the K likeliest tokens; 0 is all
     #[arg(long, value_name = "K", allow_negative_numbers = true)]
     pub(crate) top_k: Option<u32>,
@@ -416,6 +421,8 @@ mod tests {
             ("--temperature -1", "--temperature"),
             ("--temperature NaN", "--temperature"),
             ("--temperature inf", "--temperature"),
+            ("--repetition-penalty 0", "--repetition-penalty"),
+            ("--repetition-penalty inf", "--repetition-penalty"),
             ("--max-tokens -1", "--max-tokens"),
             ("--top-p 0", "--top-p"),
             ("--top-p 1.5", "--top-p"),

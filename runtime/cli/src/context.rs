@@ -7,7 +7,7 @@ use std::{
     path::PathBuf,
 };
 
-use exec::{Device, Trace};
+use exec::Trace;
 use tracing_subscriber::EnvFilter;
 
 use crate::{
@@ -38,11 +38,6 @@ impl Context {
         self.threads.unwrap_or_else(exec::available_threads)
     }
 
-    /// The device to run on.
-    pub(crate) fn device(&self) -> Result<Device> {
-        Device::cpu(Some(self.threads())).map_err(Failure::input)
-    }
-
     /// The timeline, where one is asked for.
     pub(crate) fn trace(&self) -> Option<&Trace> {
         self.trace.as_ref().map(|(trace, ..)| trace)
@@ -59,7 +54,9 @@ impl Context {
 /// Shows log events on stderr where `BROLLY_LOG` asks for them, as `BROLLY_LOG=debug`.
 pub(crate) fn log_to_stderr() {
     let Ok(filter) = EnvFilter::try_from_env("BROLLY_LOG") else { return };
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr).init();
+    let log = tracing_subscriber::fmt().with_env_filter(filter).with_writer(io::stderr);
+    // Else a log that cannot be written would be a panic.
+    log.log_internal_errors(false).init();
 }
 
 fn unwritable(path: &std::path::Path, error: &io::Error) -> Failure {

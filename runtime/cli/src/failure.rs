@@ -10,9 +10,14 @@ use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode,
 };
 
+use crate::output;
+
 /// What to do about a bug of ours.
 const REPORT: &str =
     "please report it, with the command and what it was given; RUST_BACKTRACE=1 shows where";
+
+/// Problems that are told one by one; of further ones, only the number.
+const TOLD: usize = 100;
 
 /// Why a command ends without success.
 #[derive(Debug)]
@@ -67,7 +72,7 @@ impl Failure {
             }
             Failure::Closed => return,
         };
-        eprint!("{}", problems.render(std::io::stderr().is_terminal()));
+        output::tell(&problems.render(std::io::stderr().is_terminal()));
     }
 }
 
@@ -75,7 +80,9 @@ impl Failure {
 #[derive(Debug)]
 pub(crate) struct Problems {
     headline: String,
-    each: Option<Box<Cause>>,
+    each: Vec<String>,
+    /// Those that are told, as miette wants them.
+    told: Option<Box<Cause>>,
     help: Option<String>,
     place: Option<(NamedSource<String>, LabeledSpan)>,
 }
@@ -84,16 +91,19 @@ impl Problems {
     /// A headline and what stands under it.
     pub(crate) fn new(headline: String, each: Vec<String>) -> Problems {
         let link = |next, text| Some(Box::new(Cause { text, next }));
-        let each = each.into_iter().rev().fold(None, link);
-        Problems { headline, each, help: None, place: None }
+        let more = each.len().saturating_sub(TOLD);
+        let last = (more > 0).then(|| format!("and {more} more"));
+        let told = each.iter().take(TOLD).cloned().chain(last);
+        let told = told.collect::<Vec<_>>().into_iter().rev().fold(None, link);
+        Problems { headline, each, told, help: None, place: None }
     }
 
     /// The problems one by one.
     #[cfg_attr(not(feature = "compiler"), allow(dead_code, reason = "only `check` needs it"))]
     pub(crate) fn each(&self) -> Vec<&str> {
-        match self.causes().collect::<Vec<_>>() {
-            none if none.is_empty() => vec![&self.headline],
-            each => each,
+        match self.each.as_slice() {
+            [] => vec![&self.headline],
+            each => each.iter().map(String::as_str).collect(),
         }
     }
 
@@ -113,7 +123,7 @@ impl Problems {
     }
 
     fn causes(&self) -> impl Iterator<Item = &str> {
-        let links = std::iter::successors(self.each.as_deref(), |c| c.next.as_deref());
+        let links = std::iter::successors(self.told.as_deref(), |c| c.next.as_deref());
         links.map(|c| c.text.as_str())
     }
 
@@ -150,7 +160,7 @@ impl fmt::Display for Problems {
 
 impl std::error::Error for Problems {
     fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        Some(&**self.each.as_ref()?)
+        Some(&**self.told.as_ref()?)
     }
 }
 
@@ -208,6 +218,17 @@ mod tests {
             panic!("input")
         };
         assert_eq!(one.help("write it").render(false), "error: a.json: is empty\nhelp: write it\n");
+    }
+
+    #[test]
+    fn of_very_many_problems_the_first_are_told() {
+        let problems: Vec<String> = (0..300_000).map(|i| format!("tensor {i}")).collect();
+        let Failure::Input(all) = Failure::inputs("too many", problems) else { panic!("input") };
+        let plain = all.render(false);
+        assert_eq!(plain.lines().count(), 102);
+        assert!(plain.ends_with("  - tensor 99\n  - and 299900 more\n"), "{plain}");
+        assert!(all.render(true).contains("and 299900 more"));
+        assert_eq!(all.each().len(), 300_000);
     }
 
     #[test]

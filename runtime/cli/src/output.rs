@@ -18,6 +18,11 @@ pub(crate) fn print(text: &str) -> Result<()> {
     })
 }
 
+/// Writes text to stderr, if anybody takes it: a message that cannot be told is no reason to fail.
+pub(crate) fn tell(text: &str) {
+    let _ = io::stderr().lock().write_all(text.as_bytes());
+}
+
 /// Writes one JSON document, on a line of its own.
 pub(crate) fn json(document: &impl Serialize) -> Result<()> {
     let text = serde_json::to_string(document).map_err(|e| Failure::Bug(e.to_string()))?;

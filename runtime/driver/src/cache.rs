@@ -1,7 +1,8 @@
 //! Artifacts of models that commands were given without compiling first.
 //!
-//! The key holds the names, sizes and modification times of the model's files and all options, so a
-//! changed model is compiled again; contents are not read, since models are large.
+//! The key holds the names, sizes and modification times of the model's files and the options that
+//! the artifact depends on, so a changed model is compiled again; contents are not read, since
+//! models are large. What lies beside the model's own files does not count.
 
 use std::{
     path::{Path, PathBuf},
@@ -32,6 +33,13 @@ impl Cache {
         Cache { dir: dir.into() }
     }
 
+    /// The artifact of a model, if it has been compiled.
+    ///
+    /// Of the options, text does not count: it is what the model's files say.
+    pub fn find(&self, model: &Path, options: &CompileOptions) -> Option<PathBuf> {
+        Some(self.path(model, options)).filter(|path| path.is_file())
+    }
+
     /// The artifact of a model, compiled first where there is none that fits.
     ///
     /// # Errors
@@ -47,16 +55,20 @@ impl Cache {
             reason: e.to_string(),
         };
         std::fs::create_dir_all(&self.dir).map_err(unusable)?;
-        let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
-        let stem: String =
-            stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
-        let key = key(model, options);
-        let path = self.dir.join(format!("{stem}-{}.brolly", &key.to_hex()[..24]));
+        let path = self.path(model, options);
         if path.is_file() {
             return Ok((path, None));
         }
         let compiled = compile(model, &path, options, progress)?;
         Ok((path, Some(compiled)))
+    }
+
+    fn path(&self, model: &Path, options: &CompileOptions) -> PathBuf {
+        let stem = model.file_stem().and_then(|s| s.to_str()).unwrap_or("model");
+        let stem: String =
+            stem.chars().map(|c| if c.is_ascii_alphanumeric() { c } else { '-' }).collect();
+        let key = key(model, options);
+        self.dir.join(format!("{stem}-{}.brolly", &key.to_hex()[..24]))
     }
 }
 
@@ -67,17 +79,11 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     if let Some(stamp) = std::env::current_exe().ok().and_then(|p| stamp(&p)) {
         h.update(stamp.as_bytes());
     }
-    h.update(format!("{options:?}").as_bytes());
+    let CompileOptions { import, target, quantize, text: _, threads: _ } = options;
+    h.update(format!("{import:?} {target:?} {quantize:?}").as_bytes());
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
-    // An ONNX file may keep its weights in files beside it.
-    let folder = if root.is_dir() { &root } else { root.parent().unwrap_or(&root) };
-    let mut files: Vec<PathBuf> = match std::fs::read_dir(folder) {
-        Ok(entries) => entries.filter_map(|e| Some(e.ok()?.path())).collect(),
-        Err(_) => vec![root],
-    };
-    files.sort();
-    for file in files {
+    for file in frontend::model_files(&root) {
         h.update(file.as_os_str().as_encoded_bytes());
         h.update(stamp(&file).unwrap_or_default().as_bytes());
     }
@@ -89,4 +95,50 @@ fn stamp(path: &Path) -> Option<String> {
     let meta = path.metadata().ok()?;
     let time = meta.modified().ok()?.duration_since(UNIX_EPOCH).ok()?;
     Some(format!("{} {}", meta.len(), time.as_nanos()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, num::NonZeroUsize};
+
+    use ir::Target;
+
+    use super::*;
+
+    #[test]
+    fn the_key_is_of_the_models_own_files() {
+        let root = std::env::temp_dir().join(format!("brolly-key-{}", std::process::id()));
+        let put = |name: &str, bytes: &[u8]| {
+            let path = root.join(name);
+            fs::create_dir_all(path.parent().unwrap()).unwrap();
+            fs::write(path, bytes).unwrap();
+        };
+        let mut options = CompileOptions {
+            import: Default::default(),
+            target: Target::x86_64_v3(),
+            quantize: None,
+            text: serde_json::Value::Null,
+            threads: None,
+        };
+        // A model whose graph has one initializer in `data/w.bin`.
+        let entry = b"\x0a\x08location\x12\x0adata/w.bin";
+        let mut model = entry.to_vec();
+        for tag in [0x6a, 0x2a, 0x3a] {
+            model.splice(0..0, [tag, u8::try_from(model.len()).unwrap()]);
+        }
+        put("model.onnx", &model);
+        put("data/w.bin", b"1");
+        let of = |options: &CompileOptions| key(&root.join("model.onnx"), options);
+        let before = of(&options);
+        put("out.npy", b"1");
+        assert_eq!(of(&options), before, "a file beside the model");
+        options.threads = NonZeroUsize::new(3);
+        options.text = "tokenizer".into();
+        assert_eq!(of(&options), before, "what no artifact depends on");
+        put("data/w.bin", b"12");
+        assert_ne!(of(&options), before, "external data in a folder below");
+        options.import.max_batch_tokens += 1;
+        assert_ne!(of(&options), before);
+        fs::remove_dir_all(root).unwrap();
+    }
 }

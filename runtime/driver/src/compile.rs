@@ -1,7 +1,9 @@
 //! Compiles a model into an artifact.
 
 use std::{
-    path::Path,
+    num::NonZeroUsize,
+    ops::Range,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
@@ -16,6 +18,7 @@ use passes::{Fusion, Recipe};
 use crate::{
     CompileError, Progress,
     fold::with_folded,
+    parallel,
     pipeline::{Context, PASSES},
 };
 
@@ -48,6 +51,9 @@ pub struct CompileOptions {
     pub quantize: Option<Quantization>,
     /// Tokenizer, chat template and generation defaults, to be carried along.
     pub text: serde_json::Value,
+    /// Threads to compile on; by default as many as the process may use. The artifact does not
+    /// depend on it.
+    pub threads: Option<NonZeroUsize>,
 }
 
 /// How long a stage took.
@@ -109,6 +115,7 @@ pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, Comp
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
+    codegen.check(&specs(&cx)).map_err(CompileError::Codegen)?;
     Ok(cx.report.fusions)
 }
 
@@ -127,7 +134,8 @@ pub fn compile(
         .run("import", 0, || frontend::import(model, &options.import))
         .map_err(CompileError::Import)?;
     let (mut module, weights, info) = (imported.module, imported.weights, imported.info);
-    let codegen = Codegen::new(options.target.clone());
+    let threads = parallel::threads(options.threads);
+    let codegen = Codegen::new(options.target.clone()).on_threads(threads);
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
     for pass in PASSES {
@@ -135,7 +143,7 @@ pub fn compile(
     }
 
     // All entries share one image and one list of weights.
-    let specs: Vec<_> = cx.plans.iter().flat_map(|p| p.specs.iter().cloned()).collect();
+    let specs = specs(&cx);
     let code = stages.run("codegen", specs.len() as u64, || {
         codegen.compile(&specs, &|_, _| progress.advance(1)).map_err(CompileError::Codegen)
     })?;
@@ -170,7 +178,7 @@ pub fn compile(
         weight_bytes: 0,
         arena_bytes: programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0),
     };
-    let source_digest = stages.run("digest", 0, || source_digest(model))?;
+    let source_digest = stages.run("digest", 0, || source_digest(model, threads))?;
     let contents = Contents {
         compiler: format!("brolly {}", env!("CARGO_PKG_VERSION")),
         target: options.target.clone(),
@@ -183,7 +191,7 @@ pub fn compile(
         weights: specs,
     };
     let manifest = stages.run("weights", recipes.len() as u64, || {
-        with_folded(&module, &*weights, &recipes, |next| {
+        with_folded(&module, &*weights, &recipes, threads, |next| {
             artifact::write(out, contents, |i| {
                 let tensor = next(i);
                 progress.advance(1);
@@ -192,6 +200,11 @@ pub fn compile(
         })
     })?;
     Ok(Compiled { stages: stages.done, weight_bytes: manifest.weight_bytes(), ..compiled })
+}
+
+/// The kernels of all entries.
+fn specs(cx: &Context<'_>) -> Vec<ir::KernelSpec> {
+    cx.plans.iter().flat_map(|plan| plan.specs.iter().cloned()).collect()
 }
 
 /// The number of a prepared weight in the artifact, new ones at the end.
@@ -215,33 +228,56 @@ fn weight_spec(recipe: &Recipe) -> WeightSpec {
     }
 }
 
-/// blake3 of the names and contents of the model's files, in the order of their names.
-fn source_digest(model: &Path) -> Result<Digest, CompileError> {
+/// Bytes of a file that are hashed as one.
+const PIECE_BYTES: usize = 64 << 20;
+
+/// blake3 of the names and contents of the model's files, in the order of their names; of contents,
+/// of the digests of their pieces.
+fn source_digest(model: &Path, threads: NonZeroUsize) -> Result<Digest, CompileError> {
     let unreadable = |path: &Path, e: std::io::Error| {
         let why = format!("cannot be read: {e}");
         CompileError::Import(vec![frontend::FrontendError::file(path, why)])
     };
-    let mut files = Vec::new();
-    if model.is_dir() {
-        for entry in std::fs::read_dir(model).map_err(|e| unreadable(model, e))? {
-            let path = entry.map_err(|e| unreadable(model, e))?.path();
-            let kind = path.extension().and_then(|e| e.to_str()).unwrap_or_default();
-            if path.is_file() && matches!(kind, "json" | "safetensors" | "jinja") {
-                files.push(path);
-            }
-        }
-    } else {
-        files.push(model.to_path_buf());
+    let files: Vec<PathBuf> = frontend::model_files(model);
+    let maps = files.iter().map(|path| ir::map_file(path).map_err(|e| unreadable(path, e)));
+    let maps = maps.collect::<Result<Vec<_>, _>>()?;
+    let mut pieces: Vec<(usize, Range<usize>)> = Vec::new();
+    for (file, map) in maps.iter().enumerate() {
+        let bytes = map.as_ref().len();
+        let starts = (0..bytes).step_by(PIECE_BYTES);
+        pieces.extend(starts.map(|start| (file, start..bytes.min(start + PIECE_BYTES))));
     }
-    files.sort();
+    let hash =
+        |(file, range): &(usize, Range<usize>)| blake3::hash(&maps[*file].as_ref()[range.clone()]);
+    let digests = parallel::map(&pieces, threads, hash);
+    let folder = if model.is_dir() { model } else { model.parent().unwrap_or(Path::new("")) };
     let mut all = blake3::Hasher::new();
-    for path in files {
-        let map = ir::map_file(&path).map_err(|e| unreadable(&path, e))?;
-        let name = path.file_name().unwrap_or_default().as_encoded_bytes();
+    for (number, (path, map)) in files.iter().zip(&maps).enumerate() {
+        let name = path.strip_prefix(folder).unwrap_or(path).as_os_str().as_encoded_bytes();
         all.update(&(name.len() as u64).to_le_bytes()).update(name);
-        let mut file = blake3::Hasher::new();
-        file.update_rayon(map.as_ref());
-        all.update(file.finalize().as_bytes());
+        all.update(&(map.as_ref().len() as u64).to_le_bytes());
+        for (_, digest) in pieces.iter().zip(&digests).filter(|((file, _), _)| *file == number) {
+            all.update(digest.as_bytes());
+        }
     }
     Ok(Digest::from(*all.finalize().as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_source_digest_depends_on_contents_alone() {
+        let dir = std::env::temp_dir().join(format!("brolly-digest-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let digest = |threads| source_digest(&dir, NonZeroUsize::new(threads).unwrap()).unwrap();
+        std::fs::write(dir.join("config.json"), "{}").unwrap();
+        let before = digest(1);
+        std::fs::write(dir.join("notes.json"), "{}").unwrap();
+        assert!(digest(3) == before);
+        std::fs::write(dir.join("chat_template.jinja"), "x").unwrap();
+        assert!(digest(1) != before);
+        std::fs::remove_dir_all(dir).unwrap();
+    }
 }

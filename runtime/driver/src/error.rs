@@ -40,6 +40,18 @@ pub enum CompileError {
 }
 
 impl CompileError {
+    /// Whether brolly is at fault, not the model: what the compiler made does not hold together.
+    pub fn is_bug(&self) -> bool {
+        match self {
+            CompileError::Internal { .. } => true,
+            CompileError::Artifact(error) => matches!(error, ArtifactError::Invalid { .. }),
+            CompileError::Codegen(errors) => {
+                errors.iter().any(|e| !matches!(e, CodegenError::Lower(_)))
+            }
+            CompileError::Import(_) | CompileError::Pass(_) | CompileError::Cache { .. } => false,
+        }
+    }
+
     /// The problems one by one, each a sentence.
     pub fn problems(&self) -> Vec<String> {
         match self {
@@ -54,4 +66,22 @@ impl CompileError {
 fn list<T: std::fmt::Display>(items: &[T]) -> String {
     let items: Vec<String> = items.iter().map(ToString::to_string).collect();
     items.join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_compiler_got_wrong_is_a_bug() {
+        let path = || "m.brolly".into();
+        let problems = vec!["two weights of one name".to_owned()];
+        let invalid = ArtifactError::Invalid { path: path(), compiler: "test".into(), problems };
+        assert!(CompileError::Artifact(invalid).is_bug());
+        let full = std::io::ErrorKind::StorageFull.into();
+        let full = ArtifactError::Io { path: path(), doing: "write", source: full };
+        assert!(!CompileError::Artifact(full).is_bug());
+        let lower = codegen::lower::LowerError { op: "exp".into(), reason: "of f64".into() };
+        assert!(!CompileError::Codegen(vec![lower.into()]).is_bug());
+    }
 }

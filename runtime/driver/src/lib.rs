@@ -12,6 +12,7 @@ mod cache;
 mod compile;
 mod error;
 mod fold;
+mod parallel;
 mod pipeline;
 mod progress;
 
@@ -19,5 +20,6 @@ pub use cache::Cache;
 pub use codegen::{Codegen, native_target};
 pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
 pub use error::CompileError;
+pub use frontend::model_files;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};

@@ -1,6 +1,6 @@
 //! The passes in order, as one table.
 
-use std::sync::Arc;
+use std::{io::Write as _, sync::Arc};
 
 use ir::{Bounds, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols};
 use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
@@ -58,7 +58,8 @@ impl Pass {
 fn dump(pass: &str, module: &Module) {
     let wanted = std::env::var("BROLLY_DUMP").unwrap_or_default();
     if wanted.split(',').any(|w| w == format!("after:{pass}")) {
-        eprintln!("// after {pass}\n{module}");
+        // A closed stderr is no reason to stop.
+        let _ = writeln!(std::io::stderr(), "// after {pass}\n{module}");
     }
 }
 

@@ -1,6 +1,7 @@
 //! How far a compile has come, for whoever shows it.
 
-/// Hears of a compile's progress. Calls come from one thread at a time.
+/// Hears of a compile's progress. Stages begin on the thread that compiles; steps may be done on
+/// several at once.
 pub trait Progress: Sync {
     /// A stage begins; `steps` of work follow, 0 where that is not known.
     fn stage(&self, name: &str, steps: u64);

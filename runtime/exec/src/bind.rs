@@ -21,6 +21,16 @@ impl<'a> Symbolic<'a> {
     /// Numbers the given symbols.
     pub(crate) fn values(self, given: &[(&str, i64)]) -> Result<Values, ExecError> {
         let mut values = vec![None; self.program.symbols.len()];
+        self.set(given, &mut values)?;
+        Ok(values)
+    }
+
+    /// Sets the values of the given symbols.
+    pub(crate) fn set(
+        self,
+        given: &[(&str, i64)],
+        values: &mut [Option<i64>],
+    ) -> Result<(), ExecError> {
         for (name, value) in given {
             let Some((index, _, bounds)) = self.program.symbols.get_full(*name) else {
                 let known: Vec<_> = self.program.symbols.keys().map(|s| format!("`{s}`")).collect();
@@ -36,15 +46,20 @@ impl<'a> Symbolic<'a> {
             }
             values[index] = Some(*value);
         }
-        Ok(values)
+        Ok(())
     }
 
-    /// Every value, or which symbol has none.
-    pub(crate) fn complete(self, values: &[Option<i64>]) -> Result<Vec<i64>, ExecError> {
-        let value = |(name, value): (&std::sync::Arc<str>, &Option<i64>)| {
-            value.ok_or_else(|| self.symbol(name, "has no value"))
-        };
-        self.program.symbols.keys().zip(values).map(value).collect()
+    /// Every value, in place of what is in `all`, or which symbol has none.
+    pub(crate) fn complete(
+        self,
+        values: &[Option<i64>],
+        all: &mut Vec<i64>,
+    ) -> Result<(), ExecError> {
+        all.clear();
+        for (name, value) in self.program.symbols.keys().zip(values) {
+            all.push(value.ok_or_else(|| self.symbol(name, "has no value"))?);
+        }
+        Ok(())
     }
 
     /// Values of the symbols for which the inputs have the given shapes.
@@ -95,14 +110,14 @@ impl<'a> Symbolic<'a> {
                 values[index] = Some(lo);
             }
         }
-        let values = self.complete(&values)?;
+        let mut all = Vec::new();
+        self.complete(&values, &mut all)?;
         for (dim, extent, port, shape) in compound {
-            if dim.compile(&self.program.symbols).ok().and_then(|d| d.eval(&values)) != Some(extent)
-            {
+            if dim.compile(&self.program.symbols).ok().and_then(|d| d.eval(&all)) != Some(extent) {
                 return Err(self.shape_error(port, shape));
             }
         }
-        Ok(values)
+        Ok(all)
     }
 
     /// Bytes of a port, all of whose symbols must have values.

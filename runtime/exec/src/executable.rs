@@ -7,6 +7,7 @@
 #![allow(unsafe_code, reason = "lends memory to generated code")]
 
 use std::{
+    borrow::Cow,
     collections::HashMap,
     ops::Range,
     sync::Arc,
@@ -43,6 +44,7 @@ pub struct Executable {
     arena: Arena,
     scratch: Arena,
     scratch_stride: usize,
+    buffers: Buffers,
     times: Option<Vec<Duration>>,
     trace: Option<Trace>,
 }
@@ -68,6 +70,19 @@ struct Sizes {
     exprs: Vec<CompiledDim>,
     values: Vec<i64>,
     symbols: Vec<i64>,
+}
+
+/// What a run works with, kept for its memory.
+#[derive(Debug, Default)]
+struct Buffers {
+    values: Values,
+    symbols: Vec<i64>,
+    /// By kernel.
+    seconds: Vec<f64>,
+    /// By state.
+    bases: Vec<*mut u8>,
+    /// Of each input of the program: where it goes, and its number among those given.
+    inputs: Vec<(Range<usize>, usize)>,
 }
 
 /// A port with its sizes by number.
@@ -110,7 +125,7 @@ enum Base {
 }
 
 // SAFETY: the pointers lead into the arena and the mapped file, both owned here and used by `run`
-// alone, which takes `&mut self`.
+// alone, which takes `&mut self`; those to states are set anew by every run that uses them.
 unsafe impl Send for Executable {}
 
 impl Executable {
@@ -155,6 +170,7 @@ impl Executable {
             arena: reserve("the arena", program.arena_bytes)?,
             scratch: reserve("scratch memory", stride.saturating_mul(threads))?,
             scratch_stride: usize::try_from(stride).unwrap_or(usize::MAX),
+            buffers: Buffers::default(),
             times: None,
             trace: None,
         };
@@ -196,12 +212,20 @@ impl Executable {
         symbols: &[(&str, i64)],
         inputs: &[(&str, &[u8])],
     ) -> Result<(), ExecError> {
-        let mut values = Symbolic::new(self.program()).values(symbols)?;
-        for (value, bound) in values.iter_mut().zip(&self.bound) {
-            *value = bound.or(*value);
-        }
-        let values = Symbolic::new(self.program()).complete(&values)?;
-        self.run_with(values, states, inputs)
+        let mut buffers = std::mem::take(&mut self.buffers);
+        let Buffers { values, symbols: all, .. } = &mut buffers;
+        let symbolic = Symbolic::new(self.program());
+        values.clear();
+        values.resize(self.bound.len(), None);
+        let complete = symbolic.set(symbols, values).and_then(|()| {
+            for (value, bound) in values.iter_mut().zip(&self.bound) {
+                *value = bound.or(*value);
+            }
+            symbolic.complete(values, all)
+        });
+        let result = complete.and_then(|()| self.run_with(&mut buffers, states, inputs));
+        self.buffers = buffers;
+        result
     }
 
     /// Runs a program without states on tensors, whose shapes fix the symbols; inputs come in any
@@ -228,10 +252,14 @@ impl Executable {
             }
             shapes.push((port, tensor.shape()));
         }
-        let values = symbolic.solve(shapes, &self.bound)?;
-        let bytes: Vec<_> = inputs.iter().map(|(name, t)| (*name, t.to_bytes())).collect();
-        let bytes: Vec<_> = bytes.iter().map(|(name, b)| (*name, b.as_slice())).collect();
-        self.run_with(values, &mut States::none(), &bytes)?;
+        let symbols = symbolic.solve(shapes, &self.bound)?;
+        let bytes: Vec<(&str, Cow<'_, [u8]>)> = inputs
+            .iter()
+            .map(|(name, t)| (*name, t.as_bytes().map_or_else(|| t.to_bytes().into(), Cow::from)))
+            .collect();
+        let bytes: Vec<(&str, &[u8])> = bytes.iter().map(|(name, b)| (*name, &**b)).collect();
+        let mut buffers = Buffers { symbols, ..Buffers::default() };
+        self.run_with(&mut buffers, &mut States::none(), &bytes)?;
         let ports = self.program().outputs.clone();
         let tensor = |(i, port): (usize, Port)| {
             let slot = &self.outputs[i];
@@ -362,35 +390,37 @@ impl Executable {
 
     fn run_with(
         &mut self,
-        symbols: Vec<i64>,
+        buffers: &mut Buffers,
         states: &mut States,
         inputs: &[(&str, &[u8])],
     ) -> Result<(), ExecError> {
         let _span = tracing::debug_span!("run", entry = %self.program().name).entered();
         let start = Instant::now();
         self.sizes
-            .evaluate(symbols)
+            .evaluate(&mut buffers.symbols)
             .ok_or_else(|| Symbolic::new(self.program()).symbol("?", "makes a size overflow"))?;
         for (slot, dim) in self.launches.dims_mut().iter_mut().zip(&self.dims) {
             *slot = self.sizes.values[*dim];
         }
-        self.share_work();
-        let bases = self.state_bases(states)?;
+        self.share_work(&mut buffers.seconds);
+        self.state_bases(states, &mut buffers.bases)?;
         for patch in &self.patches {
             let base = match patch.base {
                 Base::Fixed(base) => base,
-                Base::State(state) => bases[state],
+                Base::State(state) => buffers.bases[state],
             };
             let offset = usize::try_from(self.sizes.values[patch.offset]).unwrap_or(usize::MAX);
             self.launches.set_arg(patch.arg, base.wrapping_add(offset));
         }
-        self.write_inputs(inputs)?;
+        self.write_inputs(inputs, &mut buffers.inputs)?;
         let scratch = Scratch { base: self.scratch.as_mut_ptr(), stride: self.scratch_stride };
         let pool = self.model.device().pool();
         // SAFETY: the artifact is trusted code whose kernels have this signature (see
         // `ir::artifact`), and its places were checked to lie in the arena, the weights and the
-        // states at the bounds that the symbols were just compared with. `&mut self` and `&mut
-        // States` keep everybody else away from what kernels write to.
+        // states at the bounds that the symbols were just compared with. Indices among the inputs
+        // lead nowhere else: kernels bound slots, blocks, positions and tokens, and segments were
+        // just checked. `&mut self` and `&mut States` keep everybody else away from what kernels
+        // write to.
         unsafe { self.launches.run(pool, scratch, self.times.as_mut()) };
         if let Some(trace) = &self.trace {
             let program = self.program();
@@ -403,45 +433,51 @@ impl Executable {
 
     /// Decides which launches are worth more than one thread: those that take longer than threads
     /// take to meet, in a run that takes longer than threads take to wake up.
-    fn share_work(&mut self) {
+    fn share_work(&mut self, seconds: &mut Vec<f64>) {
         let target = &self.model.artifact().manifest().target;
         let symbols = &self.sizes.symbols;
-        let seconds: Vec<f64> =
-            self.work.iter().map(|work| work.seconds(symbols, target)).collect();
+        seconds.clear();
+        seconds.extend(self.work.iter().map(|work| work.seconds(symbols, target)));
         let programs = &self.model.artifact().manifest().programs;
         let launches = programs[self.index].launches.iter();
         let total: f64 = launches.map(|launch| seconds[launch.kernel as usize]).sum();
         let is_short = total < WAKE_LAUNCHES * target.launch_seconds;
-        for (kernel, (work, seconds)) in self.work.iter().zip(seconds).enumerate() {
+        for (kernel, (work, seconds)) in self.work.iter().zip(&*seconds).enumerate() {
             let tiles = self.sizes.values[work.tiles];
-            let is_small = is_short || tiles <= 1 || seconds < target.launch_seconds;
+            let is_small = is_short || tiles <= 1 || *seconds < target.launch_seconds;
             self.launches.set_work(kernel, tiles, is_small);
         }
     }
 
     /// The address of each state, all large enough for the current sizes.
-    fn state_bases(&self, states: &mut States) -> Result<Vec<*mut u8>, ExecError> {
+    fn state_bases(&self, states: &mut States, bases: &mut Vec<*mut u8>) -> Result<(), ExecError> {
         let program = self.program();
-        let base = |(port, slot): (&Port, &Slot)| {
+        bases.clear();
+        for (port, slot) in program.states.iter().zip(&self.states) {
             let fail = |reason: String| Symbolic::new(program).port("state", &port.name, reason);
             let bytes = self.sizes.range(slot).map_or(u64::MAX, |r| r.end as u64);
             let arena = states.get_mut(&port.name).ok_or_else(|| fail("is missing".into()))?;
             if arena.bytes() < bytes {
                 return Err(fail(format!("has {} bytes instead of {bytes}", arena.bytes())));
             }
-            Ok(arena.as_mut_ptr())
-        };
-        program.states.iter().zip(&self.states).map(base).collect()
+            bases.push(arena.as_mut_ptr());
+        }
+        Ok(())
     }
 
-    fn write_inputs(&mut self, inputs: &[(&str, &[u8])]) -> Result<(), ExecError> {
+    /// Copies the inputs to their places, once all of them are known to fit.
+    fn write_inputs(
+        &mut self,
+        inputs: &[(&str, &[u8])],
+        places: &mut Vec<(Range<usize>, usize)>,
+    ) -> Result<(), ExecError> {
         let program = self.program();
         let symbolic = Symbolic::new(program);
-        let mut ranges = Vec::with_capacity(program.inputs.len());
+        places.clear();
         for (port, slot) in program.inputs.iter().zip(&self.inputs) {
             let fail = |reason: String| symbolic.port("input", &port.name, reason);
-            let mut given = inputs.iter().filter(|(name, _)| **name == *port.name);
-            let Some((_, bytes)) = given.next() else {
+            let mut given = inputs.iter().enumerate().filter(|(_, (n, _))| **n == *port.name);
+            let Some((number, (_, bytes))) = given.next() else {
                 return Err(fail(format!("of type {} is missing", port.ty)));
             };
             if given.next().is_some() {
@@ -452,7 +488,7 @@ impl Executable {
             let Some(range) = range.filter(|r| r.len() == bytes.len()) else {
                 return Err(fail(format!("has {} bytes, which is not {}", bytes.len(), port.ty)));
             };
-            ranges.push((range, *bytes));
+            places.push((range, number));
         }
         if self.model.artifact().manifest().model.kind != ModelKind::Graph {
             check_segments(inputs).map_err(|reason| symbolic.port("input", SEGMENTS, reason))?;
@@ -463,8 +499,8 @@ impl Executable {
             let reason = format!("does not exist; there are {}", known.join(", "));
             return Err(symbolic.port("input", name, reason));
         }
-        for (range, bytes) in ranges {
-            self.arena.as_mut_slice()[range].copy_from_slice(bytes);
+        for (range, number) in places {
+            self.arena.as_mut_slice()[range.clone()].copy_from_slice(inputs[*number].1);
         }
         Ok(())
     }
@@ -498,21 +534,23 @@ fn check_segments(inputs: &[(&str, &[u8])]) -> Result<(), String> {
         Some(bytes.chunks_exact(4).map(|b| i32::from_ne_bytes([b[0], b[1], b[2], b[3]])))
     };
     let (Some(tokens), Some(segments)) = (words("tokens"), words(SEGMENTS)) else { return Ok(()) };
-    let (tokens, segments): (usize, Vec<i32>) = (tokens.len(), segments.collect());
-    let ends_well = segments.last().is_some_and(|end| usize::try_from(*end) == Ok(tokens));
-    if segments.first() != Some(&0) || !ends_well || !segments.is_sorted_by(|a, b| a < b) {
+    let tokens = tokens.len();
+    let ends_well =
+        segments.clone().next_back().is_some_and(|end| usize::try_from(end) == Ok(tokens));
+    if segments.clone().next() != Some(0) || !ends_well || !segments.is_sorted_by(|a, b| a < b) {
         return Err(format!("must rise from 0 to the {tokens} tokens"));
     }
     Ok(())
 }
 
 impl Sizes {
-    fn evaluate(&mut self, symbols: Vec<i64>) -> Option<()> {
+    /// Takes the symbols' values, and leaves those of the last run.
+    fn evaluate(&mut self, symbols: &mut Vec<i64>) -> Option<()> {
         self.values.clear();
         for expr in &self.exprs {
-            self.values.push(expr.eval(&symbols)?);
+            self.values.push(expr.eval(symbols)?);
         }
-        self.symbols = symbols;
+        std::mem::swap(&mut self.symbols, symbols);
         Some(())
     }
 

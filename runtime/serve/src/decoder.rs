@@ -17,8 +17,16 @@ pub(crate) struct Decoder {
     states: States,
     limits: Limits,
     axes: Axes,
+    /// Which of [`INPUTS`] the program reads: a model without positions has no such input.
+    reads: [bool; 6],
+    /// Rows of a step, kept for its memory.
+    rows: Vec<i32>,
     verdict: Verdict,
 }
+
+/// What a step may read, in the order of [`Decoder::step`].
+const INPUTS: [&str; 6] =
+    ["tokens", "positions", "cu_seqlens", "logit_rows", "slots", "block_tables"];
 
 /// The axes of a step's operands whose extent varies.
 #[derive(Debug)]
@@ -86,7 +94,8 @@ impl Decoder {
         Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit()?;
         let states = States::new(program, &bound)?;
         let exe = Executable::load(model, ENTRY, &bound)?;
-        Ok(Decoder { exe, states, limits, axes, verdict })
+        let reads = INPUTS.map(|name| program.inputs.iter().any(|port| *port.name == *name));
+        Ok(Decoder { exe, states, limits, axes, reads, rows: Vec::new(), verdict })
     }
 
     pub(crate) fn executable(&mut self) -> &mut Executable {
@@ -113,47 +122,48 @@ impl StepModel for Decoder {
 
     fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
         let Batch { tokens, positions, cu_seqlens, logit_rows, slots, block_tables } = batch;
-        let mut rows = logit_rows.clone();
+        let Decoder { exe, states, axes, rows, .. } = self;
+        rows.clone_from(logit_rows);
         // A program may be compiled for at least one row.
-        rows.resize(rows.len().max(self.axes.rows.least()), 0);
+        rows.resize(rows.len().max(axes.rows.least()), 0);
         let sizes = [
-            (&self.axes.tokens, tokens.len()),
-            (&self.axes.sequences, batch.sequences()),
-            (&self.axes.rows, rows.len()),
+            (&axes.tokens, tokens.len()),
+            (&axes.sequences, batch.sequences()),
+            (&axes.rows, rows.len()),
         ];
-        let symbols: Vec<(&str, i64)> = sizes
+        let symbols = sizes
             .iter()
-            .filter_map(|(axis, n)| Some((axis.symbol.as_deref()?, i64::try_from(*n).ok()?)))
-            .collect();
-        let inputs = [
-            ("tokens", tokens),
-            ("positions", positions),
-            ("cu_seqlens", cu_seqlens),
-            ("logit_rows", &rows),
-            ("slots", slots),
-            ("block_tables", block_tables),
-        ];
-        let ports = &self.exe.program().inputs;
-        // A model without positions has no such input.
-        let is_read = |name: &str| ports.iter().any(|port| *port.name == *name);
-        let inputs: Vec<(&str, &[u8])> = inputs
-            .into_iter()
-            .filter(|(name, _)| is_read(name))
-            .map(|(name, values)| (name, bytemuck::cast_slice(values)))
-            .collect();
-        self.exe.run(&mut self.states, &symbols, &inputs)?;
+            .filter_map(|(axis, n)| Some((axis.symbol.as_deref()?, i64::try_from(*n).ok()?)));
+        let given = [tokens, positions, cu_seqlens, &*rows, slots, block_tables];
+        let given = INPUTS.iter().zip(given).zip(self.reads);
+        let inputs = given
+            .filter(|(_, read)| *read)
+            .map(|((name, values), _)| (*name, bytemuck::cast_slice(values)));
+        let (mut some_symbols, mut some_inputs) = ([("", 0); 3], [("", &[][..]); 6]);
+        let symbols = fill(&mut some_symbols, symbols);
+        exe.run(states, symbols, fill(&mut some_inputs, inputs))?;
         if !logit_rows.is_empty() {
             self.verdict.wait()?;
         }
         let vocab_size = self.limits.vocab_size;
         let logits = self.exe.output::<f32>("logits")?;
         let logsumexp = self.exe.output::<f32>("logsumexp")?;
-        if logits.len() != rows.len() * vocab_size || logsumexp.len() != rows.len() {
+        if logits.len() != self.rows.len() * vocab_size || logsumexp.len() != self.rows.len() {
             return Err(unexpected("the outputs are not of the vocabulary's size"));
         }
         let rows = logit_rows.len();
         Ok(Logits::new(&logits[..rows * vocab_size], &logsumexp[..rows], vocab_size))
     }
+}
+
+/// The items, in the space for them.
+fn fill<T>(space: &mut [T], items: impl Iterator<Item = T>) -> &[T] {
+    let mut count = 0;
+    for (slot, item) in space.iter_mut().zip(items) {
+        *slot = item;
+        count += 1;
+    }
+    &space[..count]
 }
 
 impl Axis {

@@ -58,6 +58,7 @@ impl Embedder {
         for range in packs(lists, self.max_batch_tokens, self.max_sequences) {
             vectors.extend(self.run(&lists[range])?);
         }
+        check_finite(&vectors)?;
         Ok(vectors)
     }
 
@@ -128,6 +129,17 @@ impl Embedder {
     }
 }
 
+/// Checks that every component is a number.
+fn check_finite(vectors: &[Vec<f32>]) -> Result<(), ServeError> {
+    match vectors.iter().position(|vector| !vector.iter().all(|v| v.is_finite())) {
+        Some(index) => {
+            let what = format!("the embedding of text {index} holds NaN or infinity");
+            Err(ServeError::NotFinite { what })
+        }
+        None => Ok(()),
+    }
+}
+
 /// Ranges of lists, in order, that together have at most so many tokens and lists.
 fn packs(
     lists: &[&[u32]],
@@ -150,6 +162,15 @@ fn packs(
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_is_no_number_is_refused_by_its_text() {
+        assert!(check_finite(&[vec![1.0, -0.0], vec![]]).is_ok());
+        for broken in [f32::NAN, f32::NEG_INFINITY] {
+            let error = check_finite(&[vec![1.0], vec![0.0, broken]]).unwrap_err().to_string();
+            assert!(error.starts_with("the embedding of text 1 holds NaN or infinity"), "{error}");
+        }
+    }
 
     #[test]
     fn lists_are_packed_in_order_within_the_limits() {

@@ -41,18 +41,24 @@ pub enum ServeError {
         /// What differs.
         reason: String,
     },
-    /// The model computes something that is no number.
+    /// The model computes something that is no finite number.
     #[error(
-        "the model's logits after position {position} hold NaN: its weights are broken, or \
-         overflow in the precision that it was compiled for"
+        "{what}: the model's weights are broken, or overflow in the precision that it was \
+         compiled for"
     )]
-    NotANumber {
-        /// Position of the last token that the model has seen.
-        position: usize,
+    NotFinite {
+        /// What, as a sentence.
+        what: String,
     },
 }
 
 impl ServeError {
+    /// Logits of which no token can be drawn, or no probability told.
+    pub(crate) fn logits(position: usize) -> ServeError {
+        let what = format!("the logits after position {position} hold NaN or infinity");
+        ServeError::NotFinite { what }
+    }
+
     pub(crate) fn request(field: &'static str, reason: impl Into<String>) -> ServeError {
         ServeError::Request { field, reason: reason.into() }
     }

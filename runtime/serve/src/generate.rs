@@ -130,11 +130,6 @@ impl Sequence {
         self.pending() > 0 && self.computed < self.prompt_len
     }
 
-    /// End-of-sequence tokens that may not be drawn now.
-    fn banned(&self) -> &[u32] {
-        if self.logprobs.len() < self.min_tokens { &self.end_ids } else { &[] }
-    }
-
     fn push(&mut self, token: u32, logprob: f32) {
         self.tokens.push(token);
         self.logprobs.push(logprob);
@@ -151,7 +146,7 @@ impl Sequence {
 /// `on_token` sees every new token and may end its sequence for a reason of its own.
 ///
 /// # Errors
-/// What the model reports, and [`ServeError::NotANumber`].
+/// What the model reports, and [`ServeError::NotFinite`].
 pub fn advance<M: StepModel>(
     model: &mut M,
     sequences: &mut [Sequence],
@@ -192,12 +187,16 @@ pub fn advance<M: StepModel>(
         if sequence.pending() > 0 {
             continue;
         }
-        let position = sequence.tokens.len();
-        let mut sampler = sequence.sampler.clone();
-        let token = sampler.sample(logits.row(row), position as u64, sequence.banned());
-        sequence.sampler = sampler;
-        let token = token.ok_or(ServeError::NotANumber { position: position - 1 })?;
+        let Sequence { sampler, tokens, end_ids, .. } = sequence;
+        let position = tokens.len();
+        let is_early = sequence.logprobs.len() < sequence.min_tokens;
+        let banned: &[u32] = if is_early { end_ids } else { &[] };
+        let token = sampler.sample(logits.row(row), tokens, banned);
+        let token = token.ok_or_else(|| ServeError::logits(position - 1))?;
         let logprob = logits.logprob(row, token);
+        if !logprob.is_finite() {
+            return Err(ServeError::logits(position - 1));
+        }
         row += 1;
         sequence.push(token, logprob);
         let finish = sequence.finish;

@@ -1,11 +1,12 @@
 //! From logits to a token.
 //!
-//! Temperature, then the k most likely tokens, then the fewest that reach a share p of what is left
-//! (Holtzman et al. 2020, arXiv:1904.09751), then those with at least a share of the most likely
-//! one's probability (Nguyen et al. 2024, arXiv:2407.01082): the order of transformers. Equal
-//! logits rank by token id. Sums are taken in f64 in a fixed order, and the random number is a
-//! function of seed, sequence and position, so the same request draws the same tokens under any
-//! load.
+//! The penalty for tokens that occurred in prompt or output (Keskar et al. 2019, arXiv:1909.05858;
+//! negative logits are multiplied), temperature, then the k most likely tokens, then the fewest
+//! that reach a share p of what is left (Holtzman et al. 2020, arXiv:1904.09751), then those with
+//! at least a share of the most likely one's probability (Nguyen et al. 2024, arXiv:2407.01082):
+//! the order of transformers. Equal logits rank by token id. Sums are taken in f64 in a fixed
+//! order, and the random number is a function of seed, sequence and position, so the same request
+//! draws the same tokens under any load.
 
 use std::{
     cmp::Ordering,
@@ -24,6 +25,8 @@ use crate::{ServeError, philox::uniform};
 pub struct SamplingParams {
     /// Divides the logits; 0 takes the most likely token.
     pub temperature: f64,
+    /// Divides positive logits of tokens that occurred, and multiplies negative ones; 1 is none.
+    pub repetition_penalty: f64,
     /// Keeps so many of the most likely tokens; 0 keeps all.
     pub top_k: usize,
     /// Keeps the fewest tokens whose probabilities reach this sum; 1 keeps all.
@@ -36,17 +39,26 @@ pub struct SamplingParams {
 
 impl Default for SamplingParams {
     fn default() -> SamplingParams {
-        SamplingParams { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, seed: None }
+        SamplingParams {
+            temperature: 0.0,
+            repetition_penalty: 1.0,
+            top_k: 0,
+            top_p: 1.0,
+            min_p: 0.0,
+            seed: None,
+        }
     }
 }
 
 impl SamplingParams {
     /// What the model's makers recommend, greedy unless they want sampling.
     pub fn recommended(defaults: &GenerationDefaults) -> SamplingParams {
+        let repetition_penalty = defaults.repetition_penalty.unwrap_or(1.0);
         if defaults.do_sample != Some(true) {
-            return SamplingParams::default();
+            return SamplingParams { repetition_penalty, ..SamplingParams::default() };
         }
         SamplingParams {
+            repetition_penalty,
             temperature: defaults.temperature.unwrap_or(1.0),
             top_k: defaults.top_k.unwrap_or(0),
             top_p: defaults.top_p.filter(|p| *p > 0.0).unwrap_or(1.0),
@@ -60,12 +72,15 @@ impl SamplingParams {
     /// # Errors
     /// [`ServeError::Request`], which names the field.
     pub fn check(&self) -> Result<(), ServeError> {
-        let SamplingParams { temperature, top_p, min_p, .. } = *self;
+        let SamplingParams { temperature, repetition_penalty, top_p, min_p, .. } = *self;
         let refuse = |field, value: f64, range| {
             Err(ServeError::request(field, format!("is {value}, and must be {range}")))
         };
         if !(temperature >= 0.0 && temperature.is_finite()) {
             return refuse("temperature", temperature, "a number of at least 0");
+        }
+        if !(repetition_penalty > 0.0 && repetition_penalty.is_finite()) {
+            return refuse("repetition_penalty", repetition_penalty, "a number above 0");
         }
         if !(top_p > 0.0 && top_p <= 1.0) {
             return refuse("top_p", top_p, "above 0 and at most 1");
@@ -85,6 +100,8 @@ pub struct Sampler {
     sequence: u64,
     /// Kept between draws for its memory.
     candidates: Vec<Candidate>,
+    /// Logits after the repetition penalty, kept for its memory.
+    penalised: Vec<f32>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -101,7 +118,7 @@ impl Sampler {
     pub fn new(params: SamplingParams, sequence: u64) -> Result<Sampler, ServeError> {
         params.check()?;
         let seed = params.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
-        Ok(Sampler { params, seed, sequence, candidates: Vec::new() })
+        Ok(Sampler { params, seed, sequence, candidates: Vec::new(), penalised: Vec::new() })
     }
 
     /// The seed in use.
@@ -109,13 +126,37 @@ impl Sampler {
         self.seed
     }
 
-    /// Draws the token at `position`, never one of `banned`.
+    /// Draws the token after those `before`, prompt and output, never one of `banned`.
     ///
     /// `None` if a logit is NaN or every token is banned or impossible.
-    pub fn sample(&mut self, logits: &[f32], position: u64, banned: &[u32]) -> Option<u32> {
+    pub fn sample(&mut self, logits: &[f32], before: &[u32], banned: &[u32]) -> Option<u32> {
         if logits.iter().any(|l| l.is_nan()) {
             return None;
         }
+        if self.params.repetition_penalty == 1.0 {
+            return self.choose(logits, before.len() as u64, banned);
+        }
+        let mut penalised = std::mem::take(&mut self.penalised);
+        penalised.clear();
+        penalised.extend_from_slice(logits);
+        for token in before {
+            // From the model's logit: once, however often the token occurred.
+            if let Some(logit) = logits.get(*token as usize) {
+                penalised[*token as usize] = self.penalise(*logit);
+            }
+        }
+        let token = self.choose(&penalised, before.len() as u64, banned);
+        self.penalised = penalised;
+        token
+    }
+
+    #[allow(clippy::cast_possible_truncation, reason = "logits are f32")]
+    fn penalise(&self, logit: f32) -> f32 {
+        let penalty = self.params.repetition_penalty as f32;
+        if logit < 0.0 { logit * penalty } else { logit / penalty }
+    }
+
+    fn choose(&mut self, logits: &[f32], position: u64, banned: &[u32]) -> Option<u32> {
         let tokens = (0u32..).zip(logits).map(|(token, logit)| Candidate { logit: *logit, token });
         let possible = |c: &Candidate| c.logit > f32::NEG_INFINITY && !banned.contains(&c.token);
         let tokens = tokens.filter(possible);
@@ -215,7 +256,7 @@ mod tests {
         let draws = 40_000;
         let mut counts = vec![0.0; logits.len()];
         for position in 0..draws {
-            counts[sampler.sample(logits, position, &[]).unwrap() as usize] += 1.0 / draws as f64;
+            counts[sampler.choose(logits, position, &[]).unwrap() as usize] += 1.0 / draws as f64;
         }
         counts
     }
@@ -274,7 +315,7 @@ mod tests {
             .count()
             + 1;
         let mut sampler = sampler(SamplingParams { top_p: 0.9, ..hot() });
-        sampler.sample(&logits, 0, &[]).unwrap();
+        sampler.sample(&logits, &[], &[]).unwrap();
         assert_eq!(sampler.candidates.len(), size);
         assert!(sampler.candidates.iter().zip(&order).all(|(c, i)| c.token as usize == *i));
     }
@@ -282,19 +323,19 @@ mod tests {
     #[test]
     fn greedy_takes_the_first_of_the_best() {
         let mut greedy = sampler(SamplingParams::default());
-        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0], 0, &[]), Some(1));
-        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0], 0, &[1]), Some(2));
-        assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -1.0], 0, &[]), Some(1));
+        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0], &[], &[]), Some(1));
+        assert_eq!(greedy.sample(&[1.0, 3.0, 3.0], &[], &[1]), Some(2));
+        assert_eq!(greedy.sample(&[f32::NEG_INFINITY, -1.0], &[], &[]), Some(1));
     }
 
     #[test]
     fn nothing_is_drawn_from_nothing() {
         for mut sampler in [sampler(SamplingParams::default()), sampler(hot())] {
-            assert_eq!(sampler.sample(&[], 0, &[]), None);
-            assert_eq!(sampler.sample(&[1.0, f32::NAN], 0, &[]), None);
-            assert_eq!(sampler.sample(&[f32::NEG_INFINITY], 0, &[]), None);
-            assert_eq!(sampler.sample(&[1.0, 2.0], 0, &[0, 1]), None);
-            assert_eq!(sampler.sample(&[1.0, f32::INFINITY], 0, &[]), Some(1));
+            assert_eq!(sampler.sample(&[], &[], &[]), None);
+            assert_eq!(sampler.sample(&[1.0, f32::NAN], &[], &[]), None);
+            assert_eq!(sampler.sample(&[f32::NEG_INFINITY], &[], &[]), None);
+            assert_eq!(sampler.sample(&[1.0, 2.0], &[], &[0, 1]), None);
+            assert_eq!(sampler.sample(&[1.0, f32::INFINITY], &[], &[]), Some(1));
         }
     }
 
@@ -310,15 +351,31 @@ mod tests {
     fn draws_depend_on_place_alone() {
         let logits: Vec<f32> = (0..50).map(|i| (i as f32).sin()).collect();
         let mut a = sampler(hot());
-        let first: Vec<_> = (0..20).map(|p| a.sample(&logits, p, &[])).collect();
+        let first: Vec<_> = (0..20).map(|p| a.choose(&logits, p, &[])).collect();
         let mut b = sampler(hot());
-        let backwards: Vec<_> = (0..20).rev().map(|p| b.sample(&logits, p, &[])).collect();
+        let backwards: Vec<_> = (0..20).rev().map(|p| b.choose(&logits, p, &[])).collect();
         assert!(first.iter().eq(backwards.iter().rev()));
         let other = Sampler::new(SamplingParams { seed: Some(5), ..hot() }, 1);
         let mut other = other.unwrap();
-        assert!((0..20).zip(&first).any(|(p, token)| other.sample(&logits, p, &[]) != *token));
+        assert!((0..20).zip(&first).any(|(p, token)| other.choose(&logits, p, &[]) != *token));
         let fresh = || Sampler::new(hot(), 0).unwrap().seed();
         assert_ne!(fresh(), fresh());
+    }
+
+    /// What transformers' RepetitionPenaltyLogitsProcessor gives for these.
+    #[test]
+    fn tokens_that_occurred_are_less_likely_once() {
+        let penalty = SamplingParams { repetition_penalty: 2.0, ..SamplingParams::default() };
+        let mut greedy = sampler(penalty.clone());
+        assert_eq!(greedy.sample(&[4.0, 3.0, -1.0], &[], &[]), Some(0));
+        assert_eq!(greedy.sample(&[4.0, 3.0, -1.0], &[0, 2], &[]), Some(1));
+        assert_eq!(greedy.penalised, [2.0, 3.0, -2.0]);
+        assert_eq!(greedy.sample(&[4.0, 1.5, -1.0], &[0, 0, 0, 99], &[]), Some(0));
+        let mut hot = sampler(SamplingParams { temperature: 1e-9, ..penalty });
+        assert_eq!(hot.sample(&[-3.0, -2.0], &[1], &[]), Some(0));
+        let makers = GenerationDefaults { repetition_penalty: Some(1.3), ..Default::default() };
+        let recommended = SamplingParams::recommended(&makers);
+        assert_eq!((recommended.repetition_penalty, recommended.temperature), (1.3, 0.0));
     }
 
     #[test]
@@ -328,6 +385,10 @@ mod tests {
             assert!(
                 refused(SamplingParams { temperature, ..hot() }).starts_with("temperature: is")
             );
+        }
+        for repetition_penalty in [0.0, -1.0, f64::NAN, f64::INFINITY] {
+            let params = SamplingParams { repetition_penalty, ..hot() };
+            assert!(refused(params).starts_with("repetition_penalty: is"));
         }
         for top_p in [0.0, 1.01, f64::NAN] {
             assert!(refused(SamplingParams { top_p, ..hot() }).starts_with("top_p: is"));

@@ -9,7 +9,7 @@ use crate::{Batch, BlockPool, ServeError, StepModel, generate::check_tokens};
 ///
 /// # Errors
 /// [`ServeError::Request`] for no tokens, ids out of the vocabulary or too many tokens;
-/// [`ServeError::NotANumber`]; what the model reports.
+/// [`ServeError::NotFinite`]; what the model reports.
 pub(crate) fn score<M: StepModel>(
     model: &mut M,
     pool: &mut BlockPool,
@@ -36,9 +36,14 @@ pub(crate) fn score<M: StepModel>(
         batch.push(&limits, part, start, &table, 0..part.len());
         let logits = model.step(&batch)?;
         for row in 0..part.len() {
-            let score = logits.logprob(row, tokens[start + row + 1]);
-            if score.is_nan() {
-                return Err(ServeError::NotANumber { position: start + row });
+            let (position, token) = (start + row + 1, tokens[start + row + 1]);
+            let score = logits.logprob(row, token);
+            if !score.is_finite() {
+                if logits.row(row)[token as usize] != f32::NEG_INFINITY {
+                    return Err(ServeError::logits(start + row));
+                }
+                let what = format!("token {token} at position {position} is impossible");
+                return Err(ServeError::NotFinite { what });
             }
             scores.push(Some(score));
         }
@@ -75,6 +80,21 @@ mod tests {
         let mut model = Mock::new(|_| ());
         let mut pool = model.pool();
         assert_eq!(score(&mut model, &mut pool, &[3]).unwrap(), [None]);
+    }
+
+    #[test]
+    fn impossible_tokens_and_broken_logits_are_refused() {
+        for (seven, why) in [
+            (f32::NEG_INFINITY, "token 7 at position 2 is impossible"),
+            (f32::INFINITY, "the logits after position 0 hold NaN or infinity"),
+            (f32::NAN, "the logits after position 0 hold NaN or infinity"),
+        ] {
+            let mut model = Mock::new(|_| ());
+            model.seven = Some(seven);
+            let mut pool = model.pool();
+            let error = score(&mut model, &mut pool, &[1, 2, 7]).unwrap_err().to_string();
+            assert!(error.starts_with(why), "{error}");
+        }
     }
 
     #[test]

@@ -346,7 +346,6 @@ impl Session {
             text = text.to_lowercase();
         }
         let longest = usize::try_from(self.info().max_seq_len).unwrap_or(usize::MAX);
-        let longest = config.max_seq_length.map_or(longest, |n| n.min(longest));
         Ok(self.require_tokenizer()?.encode_truncated(&text, true, longest)?)
     }
 
@@ -409,11 +408,7 @@ impl Session {
     }
 
     fn require_tokenizer(&self) -> Result<&Tokenizer, ServeError> {
-        let missing = || TextError::Malformed {
-            file: "tokenizer.json".into(),
-            reason: "is missing in the model's folder, so only token ids can be used".into(),
-        };
-        Ok(self.tokenizer()?.ok_or_else(missing)?)
+        Ok(self.tokenizer()?.ok_or_else(TextError::no_tokenizer)?)
     }
 
     fn decoder(&mut self, reason: &str) -> Result<&mut Decoder, ServeError> {

@@ -9,6 +9,8 @@ pub(crate) struct Mock {
     memory: Vec<i32>,
     logits: Vec<f32>,
     logsumexp: Vec<f32>,
+    /// The logit of token 7, where it is not the usual one.
+    pub(crate) seven: Option<f32>,
     /// Sizes of the steps so far: tokens, sequences, rows.
     pub(crate) steps: Vec<(usize, usize, usize)>,
 }
@@ -28,7 +30,7 @@ impl Mock {
         change(&mut limits);
         let slots = limits.blocks as usize * limits.block_size;
         let memory = vec![-1; slots];
-        Mock { limits, memory, logits: vec![], logsumexp: vec![], steps: vec![] }
+        Mock { limits, memory, logits: vec![], logsumexp: vec![], seven: None, steps: vec![] }
     }
 
     pub(crate) fn pool(&self) -> BlockPool {
@@ -72,7 +74,8 @@ impl StepModel for Mock {
             let context: Vec<i32> =
                 (0..=at(batch.positions[at(*row)])).map(|p| self.memory[slot(p)]).collect();
             assert!(context.iter().all(|t| *t >= 0), "a key was never written");
-            let logits = self.row(&context);
+            let mut logits = self.row(&context);
+            logits[7] = self.seven.unwrap_or(logits[7]);
             let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
             #[allow(clippy::cast_possible_truncation, reason = "logits are f32")]
             self.logsumexp.push(sum.ln() as f32);

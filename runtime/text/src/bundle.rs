@@ -20,7 +20,7 @@ use crate::{
     tokenizer::{Frame, Tokenizer},
 };
 
-pub use embedding::{EmbeddingConfig, PoolingMode};
+pub use embedding::EmbeddingConfig;
 pub use generation::GenerationDefaults;
 pub use special::SpecialTokens;
 
@@ -58,7 +58,7 @@ pub struct TextBundle {
     pub chat_templates: BTreeMap<String, String>,
     /// How the model's makers want text to be generated.
     pub generation: GenerationDefaults,
-    /// How token vectors become the embedding of a text, for sentence-transformers models.
+    /// What is done to a text before it is embedded, for sentence-transformers models.
     pub embedding: Option<EmbeddingConfig>,
 }
 
@@ -67,9 +67,8 @@ impl TextBundle {
     ///
     /// Reads `tokenizer.json`, `tokenizer_config.json`, `special_tokens_map.json`,
     /// `chat_template.jinja` and `.json`, `additional_chat_templates/*.jinja`,
-    /// `generation_config.json`, `modules.json`, `sentence_bert_config.json`,
-    /// `config_sentence_transformers.json`, the pooling module's `config.json`, and the token ids
-    /// in `config.json`.
+    /// `generation_config.json`, `sentence_bert_config.json`, `config_sentence_transformers.json`,
+    /// and the token ids in `config.json`.
     /// # Errors
     /// Every problem in any of them, in this order.
     pub fn load(folder: &Path) -> Result<Self, Vec<TextError>> {
@@ -89,22 +88,6 @@ impl TextBundle {
     /// token to add to every text is not in the vocabulary.
     pub fn tokenizer(&self) -> Result<Option<Tokenizer>, TextError> {
         self.build_tokenizer("tokenizer.json")
-    }
-
-    /// Builds the tokenizer, for uses that cannot do without.
-    ///
-    /// # Errors
-    /// As [`tokenizer`](Self::tokenizer), and [`TextError::Malformed`] if the model has none.
-    pub fn require_tokenizer(&self) -> Result<Tokenizer, TextError> {
-        let missing = || TextError::Malformed {
-            file: "tokenizer.json".to_owned(),
-            reason:
-                "is missing in the model's folder, so only token ids can be used; if the folder \
-                     has its vocabulary in another file, write tokenizer.json with transformers: \
-                     AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)"
-                    .to_owned(),
-        };
-        self.tokenizer()?.ok_or_else(missing)
     }
 
     /// Compiles the chat template for a conversation with or without tools, or `None` if the model

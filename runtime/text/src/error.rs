@@ -76,3 +76,14 @@ pub enum TextError {
         index: usize,
     },
 }
+
+impl TextError {
+    /// The error of a use that cannot do without a tokenizer, for a model that has none.
+    #[must_use]
+    pub fn no_tokenizer() -> TextError {
+        let reason = "is missing in the model's folder, so only token ids can be used; if the \
+                      folder has its vocabulary in another file, write tokenizer.json with \
+                      transformers: AutoTokenizer.from_pretrained(DIR).save_pretrained(DIR)";
+        TextError::Malformed { file: "tokenizer.json".to_owned(), reason: reason.to_owned() }
+    }
+}

@@ -43,7 +43,7 @@ mod stream;
 mod tiny;
 mod tokenizer;
 
-pub use bundle::{EmbeddingConfig, GenerationDefaults, PoolingMode, SpecialTokens, TextBundle};
+pub use bundle::{EmbeddingConfig, GenerationDefaults, SpecialTokens, TextBundle};
 pub use chat::{ChatRequest, ChatTemplate};
 pub use error::TextError;
 pub use stop::StopMatcher;

@@ -10,8 +10,9 @@
 //! - every element of the result is one chain of fused multiply-adds over the keys of the chunk,
 //!   starting from `alpha` times what it was.
 //!
-//! A key that a row does not see has weight zero, and a chunk of such keys has `alpha` one: both
-//! leave every bit as it was, which is why a tile may walk more chunks than a row needs.
+//! A key that a row does not see has weight zero and its value, whatever it is, is not added; a
+//! chunk of such keys has `alpha` one. Both leave every bit as it was, which is why a tile may walk
+//! more chunks than a row needs.
 
 use super::{GROUP, Sizes};
 use crate::{
@@ -135,11 +136,11 @@ impl<'c> Flash<'c> {
         let count = e.mul_const(tokens, self.sizes.group);
         let rows = Rows { source, first, kv_head, count };
         self.start(&rows);
-        // Keys that any of the tokens sees.
-        let init = [e.i64(i64::MAX), e.i64(0)];
+        // Keys that any of the tokens sees, then those that all of them see.
+        let init = [e.i64(i64::MAX), e.i64(0), e.i64(0), e.i64(i64::MAX)];
         let range = e.for_loop(e.i64(0), tokens, 1, &init, |token, range| {
             let (lo, hi) = source.visible(e.add(first, token));
-            vec![e.min(range[0], lo), e.max(range[1], hi)]
+            vec![e.min(range[0], lo), e.max(range[1], hi), e.max(range[2], lo), e.min(range[3], hi)]
         });
         let start = e.mul_const(e.div_unsigned(range[0], e.i64(CHUNK)), CHUNK);
         e.for_each(start, range[1], CHUNK, |key| {
@@ -148,7 +149,12 @@ impl<'c> Flash<'c> {
             source.prepare(key, count);
             self.tiles(&rows, |first, height| self.score(&rows, chunk, first, height));
             e.for_each(e.i64(0), rows.count, 1, |row| self.weigh(&rows, chunk, row));
-            self.tiles(&rows, |first, height| self.add_values(&rows, chunk, first, height));
+            let begun = e.cmp(Cmp::Ge, key, range[2]);
+            let goes_on = e.cmp(Cmp::Le, e.add(key, count), range[3]);
+            let tiles = |how: Seen| {
+                self.tiles(&rows, |first, height| self.add_values(&rows, chunk, first, height, how))
+            };
+            e.either(e.and(begun, goes_on), || tiles(Seen::ByAll), || tiles(Seen::BySome));
         });
         e.for_each(e.i64(0), rows.count, 1, |row| self.finish(&rows, row));
     }
@@ -303,9 +309,13 @@ impl<'c> Flash<'c> {
     }
 
     /// Adds the chunk's weighted values to the sums of a register tile.
-    fn add_values(&self, rows: &Rows<'_>, chunk: Chunk, first: Val, height: i64) {
+    fn add_values(&self, rows: &Rows<'_>, chunk: Chunk, first: Val, height: i64, seen: Seen) {
         let e = &self.cx.e;
         let tile = self.tile_rows(rows, first, height);
+        let limits = match seen {
+            Seen::ByAll => None,
+            Seen::BySome => Some(Limits::of(self, rows, chunk, &tile)),
+        };
         let width = Flash::width(self.sizes);
         let weights: Vec<Val> =
             tile.iter().map(|row| self.row_of(self.scores, *row, CHUNK)).collect();
@@ -328,7 +338,8 @@ impl<'c> Flash<'c> {
                 let slot = e.mul_const(group, GROUP);
                 let (values, step) = rows.source.values(e.add(chunk.first, slot));
                 let keys = e.min(e.i64(GROUP), e.sub(chunk.count, slot));
-                e.for_loop(e.i64(0), keys, 1, sums, |key, sums| {
+                // The sums after the value of a key of the group, and the key's place in the chunk.
+                let add = |key: Val, sums: &[Val]| {
                     let elem = memory_elem(values.dtype);
                     let row = e.at(values.base, elem, e.mul(key, step));
                     let row: Vec<Val> = (0..count)
@@ -337,8 +348,12 @@ impl<'c> Flash<'c> {
                     let key = e.add(slot, key);
                     let weights = weights.iter().map(|w| e.load_at(SCALAR, *w, key));
                     let weights: Vec<Val> = weights.map(|w| e.splat(w, wide)).collect();
-                    products(e, &weights, &row, sums)
-                })
+                    (products(e, &weights, &row, sums), key)
+                };
+                match &limits {
+                    None => e.for_loop(e.i64(0), keys, 1, sums, |key, sums| add(key, sums).0),
+                    Some(limits) => limits.walk(e, slot, keys, sums, add),
+                }
             });
             let places = sums.iter().flat_map(|line| (0..count).map(move |i| (*line, at(i))));
             for (sum, (line, column)) in done.into_iter().zip(places) {
@@ -383,6 +398,64 @@ impl<'c> Flash<'c> {
             let value = e.add(value, e.zero(value.ty()));
             output.store_strip(self.cx, value, column, &ir::Dim::from(1));
         });
+    }
+}
+
+/// Which rows of a call see the keys of a chunk.
+#[derive(Clone, Copy)]
+enum Seen {
+    ByAll,
+    BySome,
+}
+
+/// Keys of a chunk, counted from its first, that the rows of a register tile see: each row from the
+/// first number up to, not including, the second.
+struct Limits(Vec<(Val, Val)>);
+
+impl Limits {
+    fn of(flash: &Flash<'_>, rows: &Rows<'_>, chunk: Chunk, tile: &[Val]) -> Limits {
+        let e = &flash.cx.e;
+        let limits = tile.iter().map(|row| {
+            let (token, _) = flash.place(rows, *row);
+            let (lo, hi) = rows.source.visible(token);
+            (e.sub(lo, chunk.first), e.sub(hi, chunk.first))
+        });
+        Limits(limits.collect())
+    }
+
+    /// Adds the values of `keys` keys from `slot` on, to every row those of the keys that it sees.
+    /// Between the keys that only some rows see are, most often, some that all do.
+    fn walk(
+        &self,
+        e: &Emitter,
+        slot: Val,
+        keys: Val,
+        sums: &[Val],
+        add: impl Fn(Val, &[Val]) -> (Vec<Val>, Val),
+    ) -> Vec<Val> {
+        let fold = |pick: fn(&(Val, Val)) -> Val, of: &dyn Fn(Val, Val) -> Val| {
+            let all = self.0.iter().map(pick).reduce(of);
+            e.sub(all.expect("a tile has rows"), slot)
+        };
+        let (min, max) = (|a, b| e.min(a, b), |a, b| e.max(a, b));
+        let within = |from: Val, at: Val| e.max(from, e.min(at, keys));
+        let first = within(e.i64(0), fold(|l| l.0, &min));
+        let all = within(first, fold(|l| l.0, &max));
+        let some = within(all, fold(|l| l.1, &min));
+        let end = within(some, fold(|l| l.1, &max));
+        let careful = |key: Val, sums: &[Val]| -> Vec<Val> {
+            let (added, key) = add(key, sums);
+            let each = added.len() / self.0.len();
+            let seen = self.0.iter().map(|(lo, hi)| {
+                let seen = e.and(e.cmp(Cmp::Ge, key, *lo), e.cmp(Cmp::Lt, key, *hi));
+                std::iter::repeat_n(seen, each)
+            });
+            let pairs = seen.flatten().zip(added.iter().zip(sums));
+            pairs.map(|(seen, (added, sum))| e.select(seen, *added, *sum)).collect()
+        };
+        let sums = e.for_loop(first, all, 1, sums, careful);
+        let sums = e.for_loop(all, some, 1, &sums, |key, sums| add(key, sums).0);
+        e.for_loop(some, end, 1, &sums, careful)
     }
 }
 

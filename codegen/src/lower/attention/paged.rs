@@ -25,12 +25,14 @@ pub(super) struct Paged<'c> {
 }
 
 impl Paged<'_> {
-    /// Block and slot of a key.
+    /// Block and slot of a key. Whatever the table says, the block is one of the memory's.
     fn slot(&self, key: Val) -> (Val, Val) {
         let (cx, e) = (self.cx, &self.cx.e);
         let size = cx.size(&self.k.shape[3]);
         let entry = cx.scale(e.div_unsigned(key, size), &self.table.strides[1]);
-        (e.cast(self.table.load(cx, entry), Elem::I64), e.rem_unsigned(key, size))
+        let block = e.cast(self.table.load(cx, entry), Elem::I64);
+        let last = e.add_const(cx.size(&self.k.shape[0]), -1);
+        (e.max(e.min(block, last), e.i64(0)), e.rem_unsigned(key, size))
     }
 }
 
@@ -53,7 +55,10 @@ impl Source for Paged<'_> {
         let (cx, e) = (self.cx, &self.cx.e);
         let position = self.positions.load(cx, cx.scale(token, &self.positions.strides[0]));
         let position = e.cast(position, Elem::I64);
-        (after_window(cx, position), e.add_const(position, 1))
+        // A sequence has no more keys than its table has room for.
+        let room = self.table.shape[1].clone() * self.k.shape[3].clone();
+        let end = e.min(e.add_const(position, 1), cx.size(&room));
+        (after_window(cx, position), end)
     }
 
     fn prepare(&self, _: Val, _: Val) {}

@@ -261,3 +261,78 @@ fn every_mask_agrees_with_the_oracle() {
         assert_close(&format!("{:?} {shapes:?}", case.attrs), &got[0], &want[0], 3e-6);
     }
 }
+
+#[test]
+fn values_that_a_row_does_not_see_do_not_show() {
+    let prompt = Prompt::new(&[70, 150]);
+    let attrs = Attrs::none().with("scale", 0.3).with("mask", "causal").with("window", 50i64);
+    let whole = [(0, 0, 70), (1, 0, 150)];
+    let (spec, _) = prompt.packed(&attrs).expected();
+    let clean = prompt.paged(DType::F32, 0.0);
+    let (paged, _) = prompt.call(&attrs, &clean, &whole).expected();
+    let runner = Runner::new(vec![symbolic(spec), symbolic(paged)]);
+    let run = |prompt: &Prompt, paged: bool| {
+        let case = match paged {
+            false => prompt.packed(&attrs),
+            true => prompt.call(&attrs, &prompt.paged(DType::F32, 0.0), &whole),
+        };
+        runner.run(usize::from(paged), &case.args, &env(&case), 2).remove(0)
+    };
+    // Token 61 of the second sequence: seen by tokens 61 to 110.
+    let bad = 70 + 61;
+    for value in [f64::NAN, f64::INFINITY] {
+        let mut v = prompt.v.to_f64s();
+        v[bad * KV_HEADS * VALUE..][..KV_HEADS * VALUE].fill(value);
+        let v = Tensor::from_f64s(DType::F32, prompt.v.shape(), v);
+        let broken = Prompt { v, lengths: prompt.lengths.clone(), ..Prompt::new(&[70, 150]) };
+        for paged in [false, true] {
+            let [good, bad_rows] = [&prompt, &broken].map(|p| run(p, paged));
+            for row in 0..220 {
+                let [a, b] = [&good, &bad_rows].map(|t| t.slice(0, row, 1, 1));
+                if (bad..bad + 50).contains(&row) {
+                    assert!(b.to_f64s().iter().all(|x| !x.is_finite()), "row {row} of {paged}");
+                } else {
+                    assert_eq!(a.to_bytes(), b.to_bytes(), "row {row}, paged: {paged}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn indices_never_lead_out_of_the_memory() {
+    let prompt = Prompt::new(&[40, 17]);
+    let attrs = Attrs::none().with("scale", 0.3);
+    let cache = prompt.paged(DType::F32, 0.0);
+    let good = prompt.call(&attrs, &cache, &[(0, 30, 40), (1, 10, 17)]);
+    let slots = Tensor::from_i64s(DType::I32, &[4], [3, -5, i64::from(i32::MAX), 3 * 32]);
+    let [k, v] = [KEY, VALUE].map(|size| noise(DType::F32, &[4, KV_HEADS, size], 7));
+    let write =
+        |slots: &Tensor| Case::new("kv_write", Attrs::none(), &[&cache.0, &cache.1, &k, &v, slots]);
+    // The interpreter takes no slot beyond the memory.
+    let within = Tensor::from_i64s(DType::I32, &[4], [3, -5, -1, -1]);
+    let (spec, _) = write(&within).expected();
+    let runner = Runner::new(vec![symbolic(good.expected().0), spec]);
+    assert_eq!(cache.0.shape()[0], 3, "so the last slot is the first beyond the memory");
+    let [want, got] = [&within, &slots].map(|s| runner.run(1, &write(s).args, &Env::new(), 1));
+    assert_eq!(got, want);
+
+    let run = |case: &Case| runner.run(0, &case.args, &env(case), 1).remove(0);
+    let right = run(&good);
+    let wild = |operand: usize, values: &[i64]| {
+        let mut case = prompt.call(&attrs, &cache, &[(0, 30, 40), (1, 10, 17)]);
+        let shape = case.args[operand].as_ref().unwrap().shape().to_vec();
+        case.args[operand] = Some(Tensor::from_i64s(DType::I32, &shape, values.iter().copied()));
+        run(&case)
+    };
+    let far = i64::from(i32::MAX);
+    let of_first = |all: &Tensor| all.slice(0, 0, 10, 1).to_bytes();
+    let [a, b] = [cache.2[0][0], cache.2[0][1]];
+    let tables = wild(3, &[a, b, far, -far]);
+    assert_eq!(of_first(&tables), of_first(&right));
+    let positions: Vec<i64> = (30..40).chain([far, 100_000, 64, -1, -far, 12, 13]).collect();
+    let positions = wild(5, &positions);
+    assert_eq!(of_first(&positions), of_first(&right));
+    let last = |all: &Tensor| all.slice(0, 15, 2, 1).to_bytes();
+    assert!(last(&positions) != last(&right) && positions.to_f64s().iter().all(|x| x.is_finite()));
+}

@@ -184,23 +184,16 @@ fn integers_wrap_and_never_trap() {
     }
     let odd = [f64::NAN, f64::INFINITY, -0.5, -3.7, 0.0, 2.5, 1e5, f64::NEG_INFINITY];
     let odd = Tensor::from_f64s(DType::F32, &[8], odd);
-    let sound = Tensor::from_f64s(DType::F32, &[5], [f64::NAN, -0.5, -3.7, 2.5, 1e5]);
     let eight = [dense(DType::F32, &["8"]), dense(DType::F32, &["8"])];
     for op in ["pow", "rem", "maximum", "minimum"] {
         let other =
             Tensor::from_f64s(DType::F32, &[8], [2.0, 3.0, -2.0, 2.0, 0.0, -1.5, 1.0, f64::NAN]);
         let case = Case::new(op, Attrs::none(), &[&odd, &other]);
-        if op != "rem" {
-            bench.add(case, eight.to_vec(), eight[..1].to_vec(), Env::new());
-        }
+        bench.add(case, eight.to_vec(), eight[..1].to_vec(), Env::new());
     }
     for op in ["sign", "round", "abs", "relu"] {
         let case = Case::new(op, Attrs::none(), &[&odd]);
         bench.add(case, eight[..1].to_vec(), eight[..1].to_vec(), Env::new());
-    }
-    for to in [DType::I64, DType::I32, DType::Bool] {
-        let case = Case::new("cast", Attrs::none().with("to", to), &[&sound]);
-        bench.add(case, vec![dense(DType::F32, &["5"])], vec![dense(to, &["5"])], Env::new());
     }
     bench.check(1e-6);
 }
@@ -341,7 +334,10 @@ fn equal_texts_share_code_and_unsupported_ones_say_why() {
     bad.results[0].ty.dtype = DType::F64;
     assert!(codegen.supports(&bad).unwrap_err().contains("f64"));
     bad.op = "no_such_operator";
-    let errors = codegen.compile(&[bad.clone(), bad], &|_, _| {}).unwrap_err();
+    let bad = [bad.clone(), bad];
+    assert_eq!(codegen.check(&bad).unwrap_err().len(), 2);
+    assert!(codegen.check(&specs).is_ok());
+    let errors = codegen.compile(&bad, &|_, _| {}).unwrap_err();
     assert_eq!(errors.len(), 2);
     let seconds = |t: usize| {
         let exp = ir::OpRef::named("exp");

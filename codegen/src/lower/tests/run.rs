@@ -208,12 +208,13 @@ impl Buffer {
 }
 
 /// Asserts that values agree: integers exactly, floats to `tolerance` of the larger of one and the
-/// expected value, and to one rounding where narrower than f32.
+/// expected value, and to the neighbouring number where narrower than f32: what is almost halfway
+/// between two may be rounded to either.
 pub(super) fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f64) {
     assert_eq!(got.shape(), want.shape(), "{what}: shape");
     let rounding = match got.dtype() {
-        DType::Bf16 => 1.0 / 256.0,
-        DType::F16 => 1.0 / 2048.0,
+        DType::Bf16 => 1.0 / 128.0,
+        DType::F16 => 1.0 / 1024.0,
         _ => 0.0,
     };
     for (i, (g, w)) in got.to_f64s().into_iter().zip(want.to_f64s()).enumerate() {

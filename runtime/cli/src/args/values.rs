@@ -125,6 +125,10 @@ pub(super) fn at_least_zero(text: &str) -> Result<f64, String> {
     number(text, |v| v >= 0.0).ok_or_else(|| "write a finite number of at least 0".into())
 }
 
+pub(super) fn above_zero(text: &str) -> Result<f64, String> {
+    number(text, |v| v > 0.0).ok_or_else(|| "write a finite number above 0".into())
+}
+
 pub(super) fn share(text: &str) -> Result<f64, String> {
     number(text, |v| v > 0.0 && v <= 1.0).ok_or_else(|| "write a number above 0, up to 1".into())
 }

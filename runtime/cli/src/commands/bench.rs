@@ -94,7 +94,8 @@ struct Sizes {
 
 impl Sizes {
     fn new(args: &Bench, artifact: &Artifact) -> Result<Sizes> {
-        let ModelInfo { kind, max_seq_len: most, architecture, .. } = &artifact.manifest().model;
+        let ModelInfo { kind, max_seq_len: most, hidden_size, architecture, .. } =
+            &artifact.manifest().model;
         let is_encoder = match kind {
             ModelKind::Decoder => false,
             ModelKind::Encoder => true,
@@ -132,14 +133,30 @@ impl Sizes {
         let size = |n: u64| {
             usize::try_from(n).map_err(|_| Failure::Usage(format!("--batch {n}: is too large")))
         };
+        let batch = size(args.batch)?;
+        let limit = exec::memory_limit_bytes().unwrap_or(u64::MAX);
+        let needed = host_bytes(args.batch, prompt + new, *hidden_size);
+        if needed > limit {
+            return Err(Failure::input(format!(
+                "--batch {batch}: its tokens and results take {needed} bytes, and this process \
+                 may use {limit}"
+            )));
+        }
         Ok(Sizes {
-            batch: size(args.batch)?,
+            batch,
             prompt: size(prompt)?,
             new: size(new)?,
             is_encoder,
             session_len: (!is_encoder).then_some(size(total)?),
         })
     }
+}
+
+/// Bytes of what is held for all streams besides the model's own memory, about: ids, times and
+/// log-probabilities of tokens, and vectors twice.
+fn host_bytes(batch: u64, tokens: u64, hidden_size: u64) -> u64 {
+    let stream = tokens.saturating_mul(32).saturating_add(hidden_size.saturating_mul(8));
+    batch.saturating_mul(stream.saturating_add(256))
 }
 
 fn measure(

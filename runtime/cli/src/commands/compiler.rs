@@ -31,30 +31,30 @@ pub(crate) fn cached_artifact(
     cx: &Context,
     open: fn(&Path) -> Result<Artifact, ArtifactError>,
 ) -> Result<Artifact> {
-    let options = Prepared::new(model, options)?.checked(model)?;
     let cache = Cache::user();
+    // The tokenizer's files, which may be large, are read only where there is no artifact yet.
+    if let Some(path) = cache.find(model, &options::bare(model, options, cx)?) {
+        match open(&path) {
+            Ok(artifact) => return Ok(artifact),
+            Err(e) => {
+                tracing::warn!("{e}; compiling again");
+                std::fs::remove_file(&path).map_err(|_| Failure::input(e))?;
+            }
+        }
+    }
+    let options = Prepared::new(model, options, cx)?.checked(model)?;
     let progress = Shown::new(model, cx);
     let compiled = |e| failure(model, &e, Vec::new());
-    let (path, fresh) = cache.artifact(model, &options, &progress).map_err(compiled)?;
-    match open(&path) {
-        Err(e) if fresh.is_none() => {
-            tracing::warn!("{e}; compiling again");
-            std::fs::remove_file(&path).map_err(|_| Failure::input(e))?;
-            let (path, _) = cache.artifact(model, &options, &progress).map_err(compiled)?;
-            open(&path).map_err(Failure::input)
-        }
-        opened => opened.map_err(Failure::input),
-    }
+    let (path, _) = cache.artifact(model, &options, &progress).map_err(compiled)?;
+    open(&path).map_err(Failure::input)
 }
 
 /// A failed compile, after problems that were found before it.
 fn failure(model: &Path, error: &CompileError, mut problems: Vec<String>) -> Failure {
-    match error {
-        CompileError::Internal { .. } | CompileError::Codegen(_) => {
-            return Failure::Bug(error.to_string());
-        }
-        error => problems.extend(error.problems()),
+    if error.is_bug() {
+        return Failure::Bug(error.to_string());
     }
+    problems.extend(error.problems());
     let headline = format!("{}: {} problems", model.display(), problems.len());
     Failure::inputs(headline, problems)
 }

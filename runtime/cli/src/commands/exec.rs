@@ -2,17 +2,19 @@
 
 use std::{collections::HashSet, path::Path, sync::Arc};
 
-use exec::{Executable, Model};
 use ir::{Program, Tensor, artifact::Artifact};
 use serde::Serialize;
 use serde_json::json;
+use serve::{Session, SessionOptions};
 
 use crate::{
     args::{Exec, Input},
     context::Context,
     failure::{Failure, Result},
     npy::{self, Array},
-    output, source,
+    output,
+    session::failure,
+    source,
     table::Table,
 };
 
@@ -34,11 +36,13 @@ pub(crate) fn exec(args: &Exec, cx: &Context) -> Result<()> {
         Failure::input(format!("--output-dir {}: cannot be made: {e}", args.output_dir.display()))
     })?;
 
-    let model = Model::load(artifact.clone(), cx.device()?).map_err(Failure::input)?;
-    let mut main = Executable::load(&model, &program.name, &[]).map_err(Failure::input)?;
-    main.set_trace(cx.trace().cloned());
-    let outputs = main.run_tensors(&inputs).map_err(Failure::input)?;
-    artifact.verify_weights(cx.threads().get()).map_err(Failure::input)?;
+    let options = SessionOptions {
+        threads: Some(cx.threads()),
+        trace: cx.trace().cloned(),
+        ..SessionOptions::default()
+    };
+    let mut session = Session::of(artifact.clone(), options).map_err(failure)?;
+    let outputs = session.run(&inputs).map_err(failure)?;
 
     let written = outputs.iter().zip(&files).map(|((name, tensor), file)| {
         write(&args.output_dir.join(file), tensor)?;

@@ -55,7 +55,7 @@ pub(crate) fn generate(args: &Generate, cx: &Context) -> Result<()> {
         output::print("\n")?;
     }
     if stderr().is_terminal() {
-        eprintln!("{}", speed(prompt.len(), &generation));
+        output::tell(&format!("{}\n", speed(prompt.len(), &generation)));
     }
     Ok(())
 }
@@ -107,6 +107,7 @@ fn sampling(defaults: &GenerationDefaults, flags: &Sampling) -> SamplingParams {
         params.temperature = 1.0;
     }
     params.temperature = flags.temperature.unwrap_or(params.temperature);
+    params.repetition_penalty = flags.repetition_penalty.unwrap_or(params.repetition_penalty);
     params.top_k = flags.top_k.map_or(params.top_k, |k| k as usize);
     params.top_p = flags.top_p.unwrap_or(params.top_p);
     params.min_p = flags.min_p.unwrap_or(params.min_p);
@@ -160,8 +161,11 @@ mod tests {
             do_sample: Some(true),
             temperature: Some(0.7),
             top_p: Some(0.9),
+            repetition_penalty: Some(1.1),
             ..none
         };
+        assert_eq!(chosen(&makers, "").repetition_penalty, 1.1);
+        assert_eq!(chosen(&makers, "--repetition-penalty 1").repetition_penalty, 1.0);
         let params = chosen(&makers, "--top-k 5 --seed 3");
         assert_eq!((params.temperature, params.top_p, params.top_k), (0.7, 0.9, 5));
         assert_eq!((params.seed, chosen(&makers, "--temperature 0").temperature), (Some(3), 0.0));

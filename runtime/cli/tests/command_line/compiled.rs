@@ -77,6 +77,7 @@ fn what_a_model_cannot_do_is_the_inputs_fault() {
         (&["embed", model, "--text", "x"], "does not embed"),
         (&["exec", model, "--output-dir", "out"], "brolly generate"),
         (&["bench", model, "--prompt-tokens", "512"], "--prompt-tokens"),
+        (&["bench", model, "--batch", "1000000000"], "--batch 1000000000"),
     ] {
         let said = refused(args, 1);
         assert!(said.contains(why), "{args:?}: {said}");
@@ -119,11 +120,17 @@ fn models_compile_into_the_cache_and_problems_come_all_at_once() {
     let args =
         ["score", source.to_str().unwrap(), "--tokens", "1,2", "--json", "--max-seq-len", "64"];
     assert_eq!(accepted(&args), accepted(&args));
-    let cached: Vec<_> = fs::read_dir(DIR.join("cache")).unwrap().collect();
-    assert_eq!(cached.len(), 1);
+    let cached = || -> Vec<_> {
+        let files = fs::read_dir(DIR.join("cache")).unwrap().map(|entry| entry.unwrap().path());
+        files.filter(|p| p.file_name().unwrap().to_str().unwrap().starts_with("stories")).collect()
+    };
+    assert_eq!(cached().len(), 1);
+    // Neither threads nor what lies beside the model count.
+    let more = [&args[..], &["--threads", "1"]].concat();
+    assert_eq!(accepted(&more), accepted(&args));
+    assert_eq!(cached().len(), 1);
     // What is damaged in the cache is made again.
-    let path = cached[0].as_ref().unwrap().path();
-    fs::write(&path, b"damaged").unwrap();
+    fs::write(&cached()[0], b"damaged").unwrap();
     accepted(&args);
 
     let folder = DIR.join("broken");
@@ -135,6 +142,47 @@ fn models_compile_into_the_cache_and_problems_come_all_at_once() {
     for part in ["num_attention_heads", "tokenizer.json", "safetensors", "problems"] {
         assert!(said.contains(part), "{part} in {said}");
     }
+}
+
+#[test]
+fn a_model_is_never_written_over() {
+    let folder = DIR.join("precious");
+    fs::create_dir_all(&folder).unwrap();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/stories");
+    for entry in fs::read_dir(source).unwrap() {
+        let entry = entry.unwrap();
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let model = folder.to_str().unwrap();
+    let weights = folder.join("model.safetensors");
+    let before = fs::metadata(&weights).unwrap().len();
+    let link = DIR.join("link.brolly");
+    std::os::unix::fs::symlink(&weights, &link).unwrap();
+    for (output, why) in [
+        (weights.to_str().unwrap(), "a file of the model"),
+        (link.to_str().unwrap(), "a file of the model"),
+        (model, "a folder"),
+        ("/dev/null", "no regular file"),
+    ] {
+        let said = refused(&["compile", model, "-o", output], 1);
+        assert!(said.contains("--output") && said.contains(why), "{output}: {said}");
+    }
+    assert_eq!(fs::metadata(&weights).unwrap().len(), before);
+}
+
+#[test]
+fn a_graph_that_does_not_fit_into_memory_is_refused_before_it_runs() {
+    let data = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let data = data.join("../../tests/data/onnx/bert-torchscript-eager");
+    let names = ["input_ids", "attention_mask", "token_type_ids"];
+    let inputs =
+        names.map(|name| format!("{name}={}", data.join(format!("0.{name}.npy")).display()));
+    let (model, out) = (data.join("model.onnx"), DIR.join("out"));
+    let mut args = vec!["exec", model.to_str().unwrap(), "--output-dir", out.to_str().unwrap()];
+    args.extend(inputs.iter().flat_map(|input| ["--input", input]));
+    let said = refused(&[&args[..], &["--bound", "batch=1..100000000"]].concat(), 1);
+    assert!(said.contains("arena") && said.contains("this process may use"), "{said}");
+    accepted(&[&args[..], &["--bound", "batch=1..8"]].concat());
 }
 
 #[test]

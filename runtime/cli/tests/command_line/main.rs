@@ -88,6 +88,13 @@ fn what_is_no_artifact_is_the_inputs_fault() {
     assert!(said.contains("--trace"), "{said}");
 }
 
+#[test]
+fn a_stderr_that_takes_nothing_does_not_change_the_exit_code() {
+    let full = fs::File::options().write(true).open("/dev/full").unwrap();
+    let status = brolly(&["inspect", "/nowhere"]).stderr(full).status().unwrap();
+    assert_eq!(status.code(), Some(1));
+}
+
 #[cfg(not(feature = "compiler"))]
 #[test]
 fn the_runtime_alone_says_that_models_need_the_compiler() {

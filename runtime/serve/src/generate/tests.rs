@@ -128,3 +128,30 @@ fn requests_that_cannot_be_served_are_refused() {
     let patient = Stopping { min_tokens: 3, ..tokens(2) };
     assert!(refused(&[1], patient).starts_with("min_tokens: is 3"));
 }
+
+#[test]
+fn logits_that_are_no_numbers_end_with_an_error() {
+    for seven in [f32::INFINITY, f32::NAN] {
+        let mut model = Mock::new(|_| ());
+        model.seven = Some(seven);
+        let mut pool = model.pool();
+        let sampler = Sampler::new(SamplingParams::default(), 0).unwrap();
+        let limits = model.limits().clone();
+        let sequence = Sequence::new(&[1, 2], sampler, tokens(3), &limits, &mut pool).unwrap();
+        let mut batch = Batch::default();
+        let ended =
+            advance(&mut model, &mut [sequence], &mut batch, |_| panic!("no token is drawn"));
+        let error = ended.unwrap_err().to_string();
+        assert!(error.starts_with("the logits after position 1 hold NaN or infinity"), "{error}");
+    }
+}
+
+#[test]
+fn prompt_and_output_count_for_the_repetition_penalty() {
+    let sampling = SamplingParams { repetition_penalty: 1e6, ..SamplingParams::default() };
+    let prompt: &[u32] = &[3, 4, 5];
+    let sequence = run(&mut Mock::new(|_| ()), &[(prompt, sampling, tokens(30))]).remove(0);
+    // Every logit of the stand-in is positive.
+    let all: std::collections::BTreeSet<_> = prompt.iter().chain(sequence.new_tokens()).collect();
+    assert_eq!(all.len(), 33);
+}

@@ -10,10 +10,6 @@ use super::fields::{Fields, Files};
 pub struct GenerationDefaults {
     /// Tokens that end a text.
     pub eos_token_ids: Vec<u32>,
-    /// Token that begins a text.
-    pub bos_token_id: Option<u32>,
-    /// Token that fills batches.
-    pub pad_token_id: Option<u32>,
     /// Whether to sample; greedy otherwise.
     pub do_sample: Option<bool>,
     /// Divides the logits; 0 is greedy.
@@ -49,8 +45,6 @@ impl GenerationDefaults {
 
     fn read_tokens(&mut self, config: &mut Fields<'_>) {
         self.eos_token_ids = config.token_ids("eos_token_id").unwrap_or_default();
-        self.bos_token_id = first(config.token_ids("bos_token_id"));
-        self.pad_token_id = first(config.token_ids("pad_token_id"));
     }
 
     fn read_sampling(&mut self, config: &mut Fields<'_>) {
@@ -74,8 +68,4 @@ impl GenerationDefaults {
         });
         self.stop_strings = stops.unwrap_or_default();
     }
-}
-
-fn first(ids: Option<Vec<u32>>) -> Option<u32> {
-    ids?.first().copied()
 }

@@ -11,9 +11,9 @@ use crate::{
     output,
 };
 
-pub(crate) fn check(args: &Check, _: &Context) -> Result<()> {
+pub(crate) fn check(args: &Check, cx: &Context) -> Result<()> {
     let model = &args.model;
-    let Prepared { options, problems } = Prepared::new(model, &args.options)?;
+    let Prepared { options, problems } = Prepared::new(model, &args.options, cx)?;
     let fusions = match driver::check(model, &options) {
         Ok(fusions) if problems.is_empty() => fusions,
         result => {

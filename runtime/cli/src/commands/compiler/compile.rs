@@ -1,5 +1,7 @@
 //! `brolly compile`: a model to an artifact, and what became of it.
 
+use std::path::{Path, PathBuf};
+
 use driver::Compiled;
 use ir::artifact::Artifact;
 use serde::Serialize;
@@ -27,7 +29,8 @@ struct Document<'a> {
 
 pub(crate) fn compile(args: &Compile, cx: &Context) -> Result<()> {
     let model = &args.model;
-    let options = Prepared::new(model, &args.options)?.checked(model)?;
+    check_output(model, &args.output)?;
+    let options = Prepared::new(model, &args.options, cx)?.checked(model)?;
     let progress = Shown::new(model, cx);
     let compiled = driver::compile(model, &args.output, &options, &progress)
         .map_err(|e| super::failure(model, &e, Vec::new()))?;
@@ -46,6 +49,24 @@ pub(crate) fn compile(args: &Compile, cx: &Context) -> Result<()> {
         return output::json(&document);
     }
     output::print(&render(&compiled, &document))
+}
+
+/// Refuses to write over the model, or over what is no file.
+fn check_output(model: &Path, output: &Path) -> Result<()> {
+    let refuse = |why: &str| Failure::input(format!("--output {}: {why}", output.display()));
+    // What is not there, or cannot be looked at, is left to whoever writes it.
+    let Ok(real) = output.canonicalize() else { return Ok(()) };
+    if real.is_dir() {
+        return Err(refuse("is a folder; name the file to write"));
+    }
+    if !real.is_file() {
+        return Err(refuse("is no regular file, and artifacts are mapped from files"));
+    }
+    let is_output = |file: &PathBuf| file.canonicalize().is_ok_and(|file| file == real);
+    if driver::model_files(model).iter().any(is_output) {
+        return Err(refuse("is a file of the model, and would be overwritten"));
+    }
+    Ok(())
 }
 
 fn render(compiled: &Compiled, document: &Document<'_>) -> String {

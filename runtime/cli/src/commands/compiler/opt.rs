@@ -2,7 +2,6 @@
 
 use std::io::Read as _;
 
-use driver::CompileError;
 use ir::Target;
 
 use crate::{
@@ -31,7 +30,7 @@ pub(crate) fn opt(args: &Opt, _: &Context) -> Result<()> {
     })?;
     let kernels = driver::Codegen::new(Target::x86_64_v3());
     driver::run_pass(&args.pass, &mut module, &kernels).map_err(|e| match e {
-        CompileError::Internal { .. } | CompileError::Codegen(_) => Failure::Bug(e.to_string()),
+        e if e.is_bug() => Failure::Bug(e.to_string()),
         e => Failure::inputs(format!("{name}: pass `{}` failed", args.pass), e.problems()),
     })?;
     output::print(&module.to_string())

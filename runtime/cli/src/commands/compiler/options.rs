@@ -8,6 +8,7 @@ use text::TextBundle;
 
 use crate::{
     args::{self, Bound, Quantize, TargetCpu},
+    context::Context,
     failure::{Failure, Result},
 };
 
@@ -18,20 +19,53 @@ pub(super) struct Prepared {
     pub(super) problems: Vec<String>,
 }
 
+/// The options without the text files' contents, by flags alone.
+pub(super) fn bare(
+    model: &Path,
+    flags: &args::CompileOptions,
+    cx: &Context,
+) -> Result<CompileOptions> {
+    if model.extension().is_some_and(|e| e == "toml") {
+        return Err(Failure::input(format!(
+            "{}: training is not there yet; give a model folder or an .onnx file",
+            model.display()
+        )));
+    }
+    let target = match flags.target_cpu {
+        None | Some(TargetCpu::X86_64V3) => Target::x86_64_v3(),
+        Some(TargetCpu::Native) => driver::native_target()
+            .map_err(|e| Failure::input(format!("--target-cpu native: {e}")))?,
+    };
+    let threads = Some(cx.threads());
+    let text = serde_json::Value::Null;
+    let quantize = flags.quantize.map(|quantize| match quantize {
+        Quantize::Q8 => Quantization::Q8,
+        Quantize::Q4 => Quantization::Q4,
+    });
+    let import = Default::default();
+    let mut options = CompileOptions { import, target, quantize, text, threads };
+    let import = &mut options.import;
+    import.dtype = flags.dtype;
+    import.max_seq_len = flags.max_seq_len;
+    import.max_batch_tokens = flags.max_batch_tokens.unwrap_or(import.max_batch_tokens);
+    import.max_sequences = flags.max_sequences.unwrap_or(import.max_sequences);
+    for Bound { name, lo, hi } in &flags.bounds {
+        let bounds = ir::Bounds { lo: *lo, hi: *hi };
+        if import.bounds.insert(name.as_str().into(), bounds).is_some() {
+            return Err(Failure::Usage(format!("--bound {name}: is given more than once")));
+        }
+    }
+    Ok(options)
+}
+
 impl Prepared {
     /// Reads the text files beside a model.
-    pub(super) fn new(model: &Path, flags: &args::CompileOptions) -> Result<Prepared> {
-        if model.extension().is_some_and(|e| e == "toml") {
-            return Err(Failure::input(format!(
-                "{}: training is not there yet; give a model folder or an .onnx file",
-                model.display()
-            )));
-        }
-        let target = match flags.target_cpu {
-            None | Some(TargetCpu::X86_64V3) => Target::x86_64_v3(),
-            Some(TargetCpu::Native) => driver::native_target()
-                .map_err(|e| Failure::input(format!("--target-cpu native: {e}")))?,
-        };
+    pub(super) fn new(
+        model: &Path,
+        flags: &args::CompileOptions,
+        cx: &Context,
+    ) -> Result<Prepared> {
+        let mut options = bare(model, flags, cx)?;
         let mut problems = Vec::new();
         let mut bundle = TextBundle::default();
         if model.is_dir() {
@@ -40,23 +74,7 @@ impl Prepared {
                 Err(errors) => problems.extend(errors.iter().map(ToString::to_string)),
             }
         }
-        let text = serde_json::to_value(&bundle).map_err(|e| Failure::Bug(e.to_string()))?;
-        let quantize = flags.quantize.map(|quantize| match quantize {
-            Quantize::Q8 => Quantization::Q8,
-            Quantize::Q4 => Quantization::Q4,
-        });
-        let mut options = CompileOptions { import: Default::default(), target, quantize, text };
-        let import = &mut options.import;
-        import.dtype = flags.dtype;
-        import.max_seq_len = flags.max_seq_len;
-        import.max_batch_tokens = flags.max_batch_tokens.unwrap_or(import.max_batch_tokens);
-        import.max_sequences = flags.max_sequences.unwrap_or(import.max_sequences);
-        for Bound { name, lo, hi } in &flags.bounds {
-            let bounds = ir::Bounds { lo: *lo, hi: *hi };
-            if import.bounds.insert(name.as_str().into(), bounds).is_some() {
-                return Err(Failure::Usage(format!("--bound {name}: is given more than once")));
-            }
-        }
+        options.text = serde_json::to_value(&bundle).map_err(|e| Failure::Bug(e.to_string()))?;
         Ok(Prepared { options, problems })
     }
 
