@@ -1,9 +1,9 @@
 //! Matrix products against this machine's own limits, measured in the same run: f32 fused
 //! multiply-adds in registers (peak), and reading memory in 1 to 8 streams a thread (bandwidth).
 //!
-//! `cargo bench -p brolly-codegen --bench matmul [-- native] [-- quantized]`: a table, then one line
-//! of JSON. Runs of a kernel and of its yardstick alternate; the ratio printed is the median of the
-//! ratios.
+//! `cargo bench -p brolly-codegen --bench matmul [-- native] [-- quantized]`: a table, then one
+//! line of JSON. Runs of a kernel and of its yardstick alternate; the ratio printed is the median
+//! of the ratios.
 
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench may stop")]
