@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use driver::{CompileOptions, Quantization};
 use frontend::ImportOptions;
+use serde::Deserialize;
 use serve::Session;
-use text::TextBundle;
 
 use crate::{
     families::expect,
@@ -18,30 +18,42 @@ fn compile(model: &str, quantize: Option<Quantization>, import: ImportOptions) -
     (path, compiled.weight_bytes)
 }
 
-/// Mean negative log-likelihood of a tale, in nats a token.
-fn loss(session: &mut Session, tokens: &[u32]) -> f64 {
-    let scores = session.score(tokens).unwrap();
-    let known: Vec<f64> = scores.iter().flatten().map(|s| f64::from(*s)).collect();
+/// What `tests/reference/quantized_stories.py` wrote.
+#[derive(Deserialize)]
+struct Expect {
+    /// Mean negative log-likelihood by transformers, in nats a token.
+    loss: f64,
+    /// What the 4-bit format of llama.cpp costs.
+    q4_0_rise_percent: f64,
+    /// Sampled by the model itself.
+    sequences: Vec<Vec<u32>>,
+}
+
+/// Mean negative log-likelihood in nats a token.
+fn loss(session: &mut Session, sequences: &[Vec<u32>]) -> f64 {
+    let scores = sequences.iter().flat_map(|tokens| session.score(tokens).unwrap());
+    let known: Vec<f64> = scores.flatten().map(f64::from).collect();
     -known.iter().sum::<f64>() / known.len() as f64
 }
 
 #[test]
 fn perplexity_hardly_rises() {
-    let bundle = TextBundle::load(&data("stories")).unwrap();
-    let tokenizer = bundle.tokenizer().unwrap().unwrap();
-    let tokens = tokenizer.encode(include_str!("tale.txt"), true).unwrap();
+    let expect = std::fs::read(data("quantized/stories.json")).unwrap();
+    let expect: Expect = serde_json::from_slice(&expect).unwrap();
     let loss_of = |quantize| {
         let (path, bytes) = compile("stories", quantize, ImportOptions::default());
-        (loss(&mut open(&path, 2), &tokens), bytes)
+        (loss(&mut open(&path, 2), &expect.sequences), bytes)
     };
     let (plain, plain_bytes) = loss_of(None);
     let (q8, q8_bytes) = loss_of(Some(Quantization::Q8));
     let (q4, q4_bytes) = loss_of(Some(Quantization::Q4));
-    println!("{} tokens: {plain:.5} nats a token, q8 {q8:.5}, q4 {q4:.5}", tokens.len());
     // Perplexity is the exponential.
     let rise = |loss: f64| ((loss - plain).exp() - 1.0) * 100.0;
-    assert!(rise(q8).abs() < 0.2, "q8 raises perplexity by {:.3} %", rise(q8));
-    assert!(rise(q4) < 4.0, "q4 raises perplexity by {:.3} %", rise(q4));
+    let (q8, q4) = (rise(q8), rise(q4));
+    println!("{plain:.5} nats a token; q8 raises perplexity by {q8:.3} %, q4 by {q4:.3} %");
+    assert!((plain - expect.loss).abs() < 1e-4, "{plain} and {}", expect.loss);
+    assert!(q8.abs() < 0.1, "q8 raises perplexity by {q8:.3} %");
+    assert!(q4 < expect.q4_0_rise_percent, "q4 {q4:.3} %, Q4_0 {} %", expect.q4_0_rise_percent);
     assert!(q4_bytes < q8_bytes && q8_bytes < plain_bytes);
 }
 
