@@ -3,6 +3,7 @@
 #![allow(unsafe_code, reason = "calls generated code")]
 
 use std::{
+    ops::Range,
     ptr,
     sync::Mutex,
     time::{Duration, Instant},
@@ -10,7 +11,7 @@ use std::{
 
 use crate::{
     code::KernelFn,
-    pool::{Pool, Worker},
+    pool::{Pool, TileQueue, Worker},
 };
 
 /// Launches in order.
@@ -35,6 +36,7 @@ struct Kernel {
 struct Launch {
     kernel: usize,
     first_arg: usize,
+    queue: TileQueue,
 }
 
 /// Scratch memory of all threads.
@@ -72,7 +74,7 @@ impl LaunchList {
     /// Adds a launch of a kernel with so many arguments; returns the number of the first one.
     pub(crate) fn add_launch(&mut self, kernel: usize, args: usize) -> usize {
         let first_arg = self.args.len();
-        self.launches.push(Launch { kernel, first_arg });
+        self.launches.push(Launch { kernel, first_arg, queue: TileQueue::default() });
         self.args.resize(first_arg + args, ptr::null_mut());
         first_arg
     }
@@ -108,39 +110,49 @@ impl LaunchList {
             times.clear();
             Mutex::new(times)
         });
+        self.launches.iter().for_each(|launch| launch.queue.refill());
         let walk = |worker: Option<&Worker<'_>>| {
-            let index = worker.map_or(0, Worker::index);
+            let (index, threads) = worker.map_or((0, 1), |w| (w.index(), w.threads()));
             let mut times = times.as_ref().filter(|_| index == 0).and_then(|t| t.lock().ok());
             let mut start = times.as_ref().map(|_| Instant::now());
-            let scratch = scratch.of(index);
-            // Small launches in a row are one thread's, in order.
-            let mut is_after_small = true;
-            for (i, launch) in self.launches.iter().enumerate() {
-                let kernel = &self.kernels[launch.kernel];
-                let share = match worker {
-                    Some(worker) if !kernel.is_small => worker.share(kernel.tiles),
-                    _ if index == 0 => 0..kernel.tiles,
-                    _ => 0..0,
-                };
-                if let Some(worker) = worker.filter(|w| w.threads() > 1)
-                    && i > 0
-                    && !(is_after_small && kernel.is_small)
-                {
-                    worker.barrier();
-                }
-                is_after_small = kernel.is_small;
-                if !share.is_empty() {
-                    let args = self.args[launch.first_arg..].as_ptr();
-                    let dims = self.dims[kernel.first_dim..].as_ptr();
-                    // SAFETY: the caller's promise; `args` and `dims` begin at this launch's.
-                    unsafe { (kernel.entry)(args, dims, scratch, share.start, share.end) };
-                }
+            // A launch ends when the next one may begin.
+            let mut lap = || {
                 if let Some((times, start)) = times.as_mut().zip(start.as_mut()) {
                     let end = Instant::now();
                     times.push(end - *start);
                     *start = end;
                 }
+            };
+            let scratch = scratch.of(index);
+            // Small launches in a row are one thread's, in order.
+            let mut is_after_small = true;
+            for (i, launch) in self.launches.iter().enumerate() {
+                let kernel = &self.kernels[launch.kernel];
+                if let Some(worker) = worker.filter(|_| threads > 1)
+                    && i > 0
+                    && !(is_after_small && kernel.is_small)
+                {
+                    worker.barrier();
+                }
+                if i > 0 {
+                    lap();
+                }
+                is_after_small = kernel.is_small;
+                let args = self.args[launch.first_arg..].as_ptr();
+                let dims = self.dims[kernel.first_dim..].as_ptr();
+                let compute = |tiles: Range<i64>| {
+                    // SAFETY: the caller's promise; `args` and `dims` begin at this launch's.
+                    unsafe { (kernel.entry)(args, dims, scratch, tiles.start, tiles.end) };
+                };
+                if !kernel.is_small {
+                    while let Some(tiles) = launch.queue.take(kernel.tiles, threads) {
+                        compute(tiles);
+                    }
+                } else if index == 0 && kernel.tiles > 0 {
+                    compute(0..kernel.tiles);
+                }
             }
+            lap();
         };
         if self.launches.iter().all(|launch| self.kernels[launch.kernel].is_small) {
             walk(None);

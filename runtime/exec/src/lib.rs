@@ -19,8 +19,9 @@
 //!
 //! Everything that can be decided is decided when a program is loaded: pointers, sizes, the split
 //! into tiles. A run copies the inputs into the arena, evaluates the sizes that depend on symbols,
-//! and walks the launches on all threads at once with a barrier between two launches. Which thread
-//! computes which tiles depends on nothing but their numbers, and no kernel's result depends on it.
+//! and walks the launches on all threads at once with a barrier between two launches. Threads take
+//! tiles as they get to them, since cores of shared machines differ in speed from moment to moment;
+//! no kernel's result depends on which thread computed which tile.
 //!
 //! Not here: what a model means (tokens, sequences, sampling), and any arithmetic.
 
@@ -46,6 +47,6 @@ pub use executable::{Executable, LaunchTime};
 pub use memory::{
     HOST_OVERHEAD_BYTES, Memory, host_overhead_bytes, memory_limit_bytes, peak_resident_bytes,
 };
-pub use pool::{Pool, Worker, available_threads};
+pub use pool::{Pool, TileQueue, Worker, available_threads};
 pub use states::States;
 pub use trace::Trace;

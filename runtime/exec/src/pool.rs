@@ -1,12 +1,10 @@
 //! A thread pool for short parallel regions.
 //!
 //! All threads of the pool, the caller among them, run one closure and meet at barriers within it.
-//! Work is split statically, by thread number. Waiting threads spin, because the next launch is
-//! usually near, and then sleep, so that an idle pool costs nothing. How long they spin adapts:
-//! where others compete for the cores, a spinning thread keeps the one that it waits for from
-//! running.
+//! They share out work through [`TileQueue`]s. Waiting threads spin, because the next launch is
+//! usually near, and then sleep, so that an idle pool costs nothing.
 //!
-//! No work stealing, no queues, no nesting.
+//! No nesting.
 
 #![allow(unsafe_code, reason = "a region's closure borrows from the caller's stack")]
 
@@ -15,13 +13,13 @@ use std::{
     cell::Cell,
     io,
     num::NonZeroUsize,
-    ops::{Range, RangeInclusive},
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind, resume_unwind},
     ptr,
     sync::{
         Arc, Condvar, Mutex, MutexGuard, PoisonError,
         atomic::{
-            AtomicBool, AtomicPtr, AtomicU32, AtomicU64, AtomicUsize,
+            AtomicBool, AtomicI64, AtomicPtr, AtomicU32, AtomicUsize,
             Ordering::{Relaxed, SeqCst},
         },
     },
@@ -29,8 +27,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a thread spins before it sleeps, in nanoseconds: at most, and at least.
-const SPIN_NS: RangeInclusive<u64> = 2_000..=100_000;
+/// How long a thread spins before it sleeps: some times what the kernels between two large ones
+/// take, and short where others compete for the cores and the thread that is waited for may have
+/// lost its own.
+const SPIN: Duration = Duration::from_micros(25);
 
 /// Threads that the process may use: its affinity mask, and the quota of its control group.
 pub fn available_threads() -> NonZeroUsize {
@@ -40,12 +40,14 @@ pub fn available_threads() -> NonZeroUsize {
 /// A fixed set of threads.
 ///
 /// ```
-/// # use brolly_exec::Pool;
+/// # use brolly_exec::{Pool, TileQueue};
 /// # use std::{num::NonZeroUsize, sync::atomic::{AtomicI64, Ordering}};
 /// let pool = Pool::new(NonZeroUsize::new(3).unwrap())?;
-/// let sum = AtomicI64::new(0);
+/// let (queue, sum) = (TileQueue::default(), AtomicI64::new(0));
 /// pool.run(|worker| {
-///     sum.fetch_add(worker.share(100).sum(), Ordering::Relaxed);
+///     while let Some(tiles) = queue.take(100, worker.threads()) {
+///         sum.fetch_add(tiles.sum(), Ordering::Relaxed);
+///     }
 ///     worker.barrier();
 ///     assert_eq!(sum.load(Ordering::Relaxed), 4950);
 /// });
@@ -173,15 +175,6 @@ impl Worker<'_> {
         self.shared.threads
     }
 
-    /// This thread's part of `0..tiles`: contiguous, and one longer than others at most.
-    pub fn share(&self, tiles: i64) -> Range<i64> {
-        let cut = |i: usize| {
-            let cut = tiles.max(0) as i128 * i as i128 / self.threads() as i128;
-            i64::try_from(cut).unwrap_or(i64::MAX)
-        };
-        cut(self.index)..cut(self.index + 1)
-    }
-
     /// Waits until all threads are here.
     pub fn barrier(&self) {
         let shared = self.shared;
@@ -236,12 +229,42 @@ impl Shared {
     }
 }
 
+/// The tiles of a launch that no thread has taken yet.
+///
+/// Threads take ranges in order, long ones first and then ever shorter ones, so that they finish
+/// together even where one of them is slower: on shared machines cores differ from moment to moment
+/// by half. Guided self-scheduling, Polychronopoulos & Kuck 1987, doi:10.1109/TC.1987.5009495.
+#[derive(Debug, Default)]
+pub struct TileQueue(AtomicI64);
+
+impl TileQueue {
+    /// The next range of `0..tiles`, if any is left.
+    pub fn take(&self, tiles: i64, threads: usize) -> Option<Range<i64>> {
+        let threads = i64::try_from(threads).unwrap_or(i64::MAX).max(1);
+        let least = (tiles / threads / LEAST_PART).max(1);
+        let take = |first: i64| {
+            let left = tiles - first;
+            let part = if threads == 1 { left } else { left / threads / 4 * 3 };
+            (left > 0).then(|| first + part.max(least).min(left))
+        };
+        // Whoever waits at the next barrier sees what the tiles have written.
+        let first = self.0.fetch_update(Relaxed, Relaxed, take).ok()?;
+        Some(first..take(first)?)
+    }
+
+    /// Makes all tiles available again, which only a thread that is alone with the queue may do.
+    pub fn refill(&self) {
+        self.0.store(0, Relaxed);
+    }
+}
+
+/// A range is never shorter than this part of a thread's even share.
+const LEAST_PART: i64 = 64;
+
 /// A counter that threads wait on.
 #[derive(Debug)]
 struct Event {
     count: AtomicU32,
-    /// Less after each spin in vain, more after each that was not.
-    spin_ns: AtomicU64,
     sleepers: AtomicUsize,
     lock: Mutex<()>,
     changed: Condvar,
@@ -251,7 +274,6 @@ impl Event {
     fn new() -> Event {
         Event {
             count: AtomicU32::new(0),
-            spin_ns: AtomicU64::new(*SPIN_NS.end()),
             sleepers: AtomicUsize::new(0),
             lock: Mutex::new(()),
             changed: Condvar::new(),
@@ -286,23 +308,16 @@ impl Event {
     }
 
     fn spin_past(&self, seen: u32) -> Option<u32> {
-        let spin_ns = self.spin_ns.load(Relaxed);
-        let spin = Duration::from_nanos(spin_ns);
-        let set = |ns: u64| self.spin_ns.store(ns.clamp(*SPIN_NS.start(), *SPIN_NS.end()), Relaxed);
         let mut start = None;
-        while start.get_or_insert_with(Instant::now).elapsed() < spin {
+        while start.get_or_insert_with(Instant::now).elapsed() < SPIN {
             for _ in 0..64 {
                 let value = self.value();
                 if value != seen {
-                    if spin_ns < *SPIN_NS.end() {
-                        set(spin_ns + spin_ns / 16);
-                    }
                     return Some(value);
                 }
                 std::hint::spin_loop();
             }
         }
-        set(spin_ns / 2);
         None
     }
 }
@@ -314,8 +329,6 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicI64;
-
     use super::*;
 
     fn pool(threads: usize) -> Pool {
@@ -323,25 +336,45 @@ mod tests {
     }
 
     #[test]
-    fn shares_cover_every_tile_once_and_evenly() {
+    fn every_tile_is_taken_once() {
         for threads in [1, 2, 3, 7] {
-            let pool = pool(threads);
-            for tiles in [0, 1, 5, 64, i64::MAX] {
-                let shares = Mutex::new(Vec::new());
-                pool.run(|w| shares.lock().unwrap().push((w.index(), w.share(tiles))));
-                let mut shares = shares.into_inner().unwrap();
-                shares.sort_by_key(|(index, _)| *index);
-                let mut end = 0;
-                for (_, share) in shares {
-                    assert_eq!(share.start, end);
-                    let size = share.end - share.start;
-                    let least = tiles / threads as i64;
-                    assert!(size == least || size - 1 == least);
-                    end = share.end;
-                }
+            let (pool, queue) = (pool(threads), TileQueue::default());
+            for tiles in [0, 1, 5, 64, 100_003, i64::MAX] {
+                let taken = Mutex::new(Vec::new());
+                queue.refill();
+                pool.run(|w| {
+                    while let Some(range) = queue.take(tiles, w.threads()) {
+                        assert!(!range.is_empty());
+                        taken.lock().unwrap().push(range);
+                    }
+                });
+                let mut taken = taken.into_inner().unwrap();
+                taken.sort_by_key(|range| range.start);
+                let end = taken.iter().fold(0, |end, range| {
+                    assert_eq!(range.start, end);
+                    range.end
+                });
                 assert_eq!(end, tiles);
+                assert!(taken.len() < 1000, "{} ranges", taken.len());
             }
         }
+    }
+
+    #[test]
+    fn a_slow_thread_takes_less() {
+        let (pool, queue) = (pool(2), TileQueue::default());
+        let taken = [0, 1].map(|_| AtomicI64::new(0));
+        pool.run(|w| {
+            while let Some(range) = queue.take(1000, w.threads()) {
+                let tiles = range.end - range.start;
+                taken[w.index()].fetch_add(tiles, SeqCst);
+                let tile_us = if w.index() == 0 { 20 } else { 60 };
+                thread::sleep(Duration::from_micros(tile_us * tiles.unsigned_abs()));
+            }
+        });
+        let [fast, slow] = taken.map(AtomicI64::into_inner);
+        assert_eq!(fast + slow, 1000);
+        assert!(slow < 450, "the slow thread took {slow}");
     }
 
     #[test]
