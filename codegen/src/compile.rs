@@ -3,15 +3,16 @@
 //! Each distinct text is compiled once, on several threads; specifications that differ only in
 //! sizes read at run time share code. The same specifications give the same bytes.
 
-use std::{collections::BTreeSet, num::NonZeroUsize};
+use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc};
 
 use ir::{Attrs, Env, KernelSpec, Kernels, Layout, OpRef, Symbols, Target, TensorType};
 
 use crate::{
     image::{self, LinkError},
-    isa::Isa,
     lower::{Emitted, LowerError, lowering},
     mlir::{self, CompileError, Cpu},
+    objects::{ObjectKey, Objects},
+    schedule::Tuning,
 };
 
 /// The code generator for one machine.
@@ -19,6 +20,8 @@ use crate::{
 pub struct Codegen {
     target: Target,
     threads: NonZeroUsize,
+    objects: Option<Arc<dyn Objects>>,
+    tuning: Arc<Tuning>,
 }
 
 /// Machine code and what a program needs to know of it.
@@ -49,13 +52,26 @@ impl Codegen {
     /// A generator for `target`, compiling on as many threads as the machine has.
     pub fn new(target: Target) -> Codegen {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Codegen { target, threads }
+        Codegen { target, threads, objects: None, tuning: Arc::new(Tuning::builtin().clone()) }
     }
 
     /// The same, compiling on so many threads. The code does not depend on it.
     #[must_use]
     pub fn on_threads(self, threads: NonZeroUsize) -> Codegen {
         Codegen { threads, ..self }
+    }
+
+    /// The same, taking kernels that were compiled before from `objects`, and keeping the others
+    /// there. The code does not depend on it.
+    #[must_use]
+    pub fn with_objects(self, objects: Arc<dyn Objects>) -> Codegen {
+        Codegen { objects: Some(objects), ..self }
+    }
+
+    /// The same, with these schedules alone. Results do not depend on it.
+    #[must_use]
+    pub fn with_tuning(self, tuning: Tuning) -> Codegen {
+        Codegen { tuning: Arc::new(tuning), ..self }
     }
 
     /// The machine that code is generated for.
@@ -116,7 +132,7 @@ impl Codegen {
 
     fn emit(&self, specs: &[KernelSpec]) -> Result<Vec<Emitted>, Vec<CodegenError>> {
         let emit = |spec: &KernelSpec| match lowering(spec.op) {
-            Some(family) => family.emit(spec, &self.target),
+            Some(family) => family.emit_tuned(spec, &self.target, &self.tuning),
             None => Err(LowerError { op: spec.op.into(), reason: "no kernel computes it".into() }),
         };
         let (done, failed): (Vec<_>, Vec<_>) = specs.iter().map(emit).partition(Result::is_ok);
@@ -142,7 +158,18 @@ impl Codegen {
             dims: Vec::new(),
         };
         let texts: Vec<crate::Kernel> = kernels.iter().map(text).collect();
-        let results = mlir::compile_all(&texts, &cpu(&self.target), self.threads.get(), progress);
+        let cpu = Cpu::of(&self.target);
+        let compile = |kernel: &crate::Kernel| {
+            let Some(objects) = &self.objects else { return mlir::compile(kernel, &cpu) };
+            let key = ObjectKey::of(&kernel.mlir, &cpu);
+            if let Some(object) = objects.load(&key) {
+                return Ok(object);
+            }
+            let object = mlir::compile(kernel, &cpu)?;
+            objects.store(&key, &object);
+            Ok(object)
+        };
+        let results = mlir::each(&texts, self.threads.get(), compile, progress);
         let (good, bad): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
         let errors: Vec<CodegenError> =
             bad.into_iter().filter_map(Result::err).map(CodegenError::Compile).collect();
@@ -194,15 +221,3 @@ impl Kernels for Codegen {
 
 /// Share of the work beside the bottleneck that is not hidden behind it.
 const OVERLAP_LOSS: f64 = 0.1;
-
-/// The machine as LLVM knows it.
-fn cpu(target: &Target) -> Cpu {
-    let features: Vec<String> = target.features.iter().map(|f| format!("+{}", f.name())).collect();
-    Cpu { name: target.cpu.clone(), features: features.join(",") }
-}
-
-/// What schedules need to know of a target.
-pub(crate) fn isa_of(target: &Target) -> Isa {
-    let base = if target.vector_width >= 16 { Isa::x86_64_v4() } else { Isa::x86_64_v3() };
-    Isa { l2_bytes: target.l2_bytes, ..base }
-}

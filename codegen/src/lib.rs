@@ -5,6 +5,7 @@
 //! - [`math`]: elementary functions as vector polynomials.
 //! - [`kernels`]: one generator per kernel family.
 //! - [`lower`]: from `ir`'s kernel specifications to those generators and its own families.
+//! - [`schedule`]: how products are tiled and blocked, as data.
 //! - [`mlir`]: MLIR text to x86-64 objects, or to PTX.
 //! - [`cuda`]: what a launch of a GPU kernel needs.
 //! - [`image`]: objects to one position-independent, import-free image.
@@ -23,6 +24,8 @@ pub mod lower;
 pub mod math;
 pub mod mlir;
 mod native;
+mod objects;
+pub mod schedule;
 #[cfg(test)]
 mod testing;
 
@@ -30,3 +33,4 @@ pub use compile::{Codegen, CodegenError, Compiled};
 pub use isa::Isa;
 pub use kernel::Kernel;
 pub use native::native_target;
+pub use objects::{ObjectKey, Objects};

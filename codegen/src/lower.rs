@@ -31,7 +31,7 @@ mod view;
 
 use ir::{Dim, KernelSpec, Target};
 
-use crate::cuda::CudaKernel;
+use crate::{cuda::CudaKernel, kernels::matmul::Matmul, schedule::Tuning};
 
 /// A kernel as text, and what a launch of it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -76,6 +76,19 @@ pub trait Lower: Sync {
     /// As [`Lower::supports`].
     fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError>;
 
+    /// As [`Lower::emit`], with schedules from `tuning` where the family has any.
+    ///
+    /// # Errors
+    /// As [`Lower::supports`].
+    fn emit_tuned(
+        &self,
+        spec: &KernelSpec,
+        target: &Target,
+        _tuning: &Tuning,
+    ) -> Result<Emitted, LowerError> {
+        self.emit(spec, target)
+    }
+
     /// Generates the kernels for a GPU: of several, a launch takes the first whose limit holds.
     ///
     /// # Errors
@@ -119,6 +132,12 @@ pub static LOWERINGS: &[&dyn Lower] = &[
 /// The family that computes an operator.
 pub fn lowering(op: &str) -> Option<&'static dyn Lower> {
     LOWERINGS.iter().copied().find(|family| family.ops().contains(&op))
+}
+
+/// The product that a specification of the family of products is.
+pub fn product(spec: &KernelSpec) -> Option<Matmul> {
+    let is_product = linear::Linear.ops().contains(&spec.op);
+    is_product.then(|| linear::product(spec).ok()).flatten().map(|(product, _)| product)
 }
 
 #[cfg(test)]

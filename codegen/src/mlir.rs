@@ -25,6 +25,10 @@ use std::rc::Rc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 pub use llvm::Cpu;
+pub(crate) use llvm::llvm_version;
+
+/// The code that turns text into objects: what it makes may change with any of it.
+pub(crate) const SOURCE: &str = concat!(include_str!("mlir.rs"), include_str!("mlir/llvm.rs"));
 
 /// Lowers `scf`, `vector`, `arith` and `llvm` to `llvm` alone.
 const PIPELINE: &str = "builtin.module(canonicalize,cse,convert-scf-to-cf,convert-vector-to-llvm,\
@@ -103,12 +107,12 @@ pub fn ptx(symbol: &str, mlir: &str, arch: &str) -> Result<String, CompileError>
     assembly(&kernel, &Cpu::cuda(arch))
 }
 
-/// Compiles many kernels on `threads` threads; results in the kernels' order. `progress(done, all)`
-/// is called, from any thread, when a kernel is done.
-pub fn compile_all(
+/// Calls `compile` with each kernel, on `threads` threads; results in the kernels' order.
+/// `progress(done, all)` is called, from any thread, when a kernel is done.
+pub fn each(
     kernels: &[Kernel],
-    cpu: &Cpu,
     threads: usize,
+    compile: impl Fn(&Kernel) -> Result<Vec<u8>, CompileError> + Sync,
     progress: &(dyn Fn(usize, usize) + Sync),
 ) -> Vec<Result<Vec<u8>, CompileError>> {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
@@ -117,13 +121,13 @@ pub fn compile_all(
         loop {
             let index = next.fetch_add(1, Ordering::Relaxed);
             let Some(kernel) = kernels.get(index) else { return mine };
-            mine.push((index, compile(kernel, cpu)));
+            mine.push((index, compile(kernel)));
             progress(done.fetch_add(1, Ordering::Relaxed) + 1, kernels.len());
         }
     };
     let mut results: Vec<_> = std::thread::scope(|scope| {
         let count = threads.clamp(1, kernels.len().max(1));
-        let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+        let workers: Vec<_> = (0..count).map(|_| scope.spawn(&work)).collect();
         let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };

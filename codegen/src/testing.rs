@@ -5,6 +5,8 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
+use ir::{DType, Tensor};
+
 /// A mapped image.
 pub(crate) struct Loaded {
     map: memmap2::Mmap,
@@ -49,9 +51,23 @@ impl Loaded {
 /// A thread's scratch memory, 64-byte aligned.
 pub(crate) struct Scratch(Vec<Line>);
 
+/// 64 bytes, aligned as in an artifact.
 #[derive(Clone, Copy)]
 #[repr(align(64))]
-struct Line(#[expect(dead_code, reason = "only its size counts")] [u8; 64]);
+pub(crate) struct Line(#[allow(dead_code, reason = "benches only")] pub(crate) [u8; 64]);
+
+impl Line {
+    /// These bytes, and some more to fill the last line.
+    #[allow(dead_code, reason = "benches only")]
+    pub(crate) fn buffer(bytes: &[u8]) -> Vec<Line> {
+        let line = |piece: &[u8]| {
+            let mut line = [0; 64];
+            line[..piece.len()].copy_from_slice(piece);
+            Line(line)
+        };
+        bytes.chunks(64).map(line).collect()
+    }
+}
 
 impl Scratch {
     /// `bytes` of scratch, filled with a pattern that reads as NaN.
@@ -63,6 +79,19 @@ impl Scratch {
 /// Address of a buffer as a kernel's argument.
 pub(crate) fn pointer<T>(data: &[T]) -> *mut u8 {
     data.as_ptr().cast_mut().cast()
+}
+
+/// Numbers that look random, the same every time.
+pub(crate) fn noise(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut next = || {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
+    };
+    let count = shape.iter().product();
+    Tensor::from_f64s(dtype, shape, (0..count).map(|_| next()).collect::<Vec<_>>())
 }
 
 /// CPU seconds of this thread: unlike wall time, other processes' load does not count.

@@ -39,7 +39,7 @@ pub use check::MAX_SIZE;
 pub use error::ArtifactError;
 pub use manifest::{Digest, Manifest, PackedWeight, Section};
 pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};
-pub use write::{Contents, WeightSpec, write};
+pub use write::{Contents, WeightSpec, write, write_on};
 
 /// The format that this crate writes, and the newest that it reads.
 pub const FORMAT: u32 = 1;

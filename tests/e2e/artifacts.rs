@@ -1,8 +1,8 @@
 //! Artifacts: the same model gives the same bytes, and damage is found before anything runs.
 
-use std::num::NonZeroUsize;
+use std::{collections::BTreeMap, num::NonZeroUsize};
 
-use driver::CompileOptions;
+use driver::{CompileOptions, KernelCache};
 use frontend::ImportOptions;
 use ir::{CpuFeature, Target};
 use serve::{Session, SessionOptions};
@@ -22,6 +22,40 @@ fn two_compiles_give_the_same_bytes() {
         });
         assert!(bytes[0] == bytes[1], "{case}: artifacts differ");
     }
+}
+
+#[test]
+fn kept_kernels_give_the_same_bytes_and_damaged_ones_are_compiled_again() {
+    let model = data("families/llama-gqa3");
+    let folder = scratch().join("kernels");
+    let _ = std::fs::remove_dir_all(&folder);
+    let bytes = |kernel_cache: Option<KernelCache>| {
+        let options = CompileOptions { kernel_cache, ..options(ImportOptions::default()) };
+        let (path, _) = compile_to("kept", &model, &options);
+        std::fs::read(path).unwrap()
+    };
+    let files = || {
+        let entries = std::fs::read_dir(&folder).unwrap().flatten();
+        let read = |e: std::fs::DirEntry| (e.path(), std::fs::read(e.path()).unwrap());
+        entries.map(read).collect::<BTreeMap<_, _>>()
+    };
+    let cache = || Some(KernelCache::at(&folder));
+    let without = bytes(None);
+    assert!(bytes(cache()) == without, "while it is filled");
+    let kept = files();
+    assert!(kept.len() > 3);
+    assert!(bytes(cache()) == without, "from the cache");
+    for (i, (path, content)) in kept.iter().enumerate() {
+        let mut content = content.clone();
+        match i % 3 {
+            0 => content.truncate(content.len() / 2),
+            1 => *content.last_mut().unwrap() ^= 1,
+            _ => content.clear(),
+        }
+        std::fs::write(path, content).unwrap();
+    }
+    assert!(bytes(cache()) == without, "from a damaged cache");
+    assert!(files() == kept, "it is whole again");
 }
 
 #[test]

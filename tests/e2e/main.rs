@@ -14,3 +14,4 @@ mod onnx;
 mod ptx;
 mod quantized;
 mod support;
+mod tuning;

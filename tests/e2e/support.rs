@@ -29,7 +29,15 @@ fn text(bundle: &TextBundle) -> serde_json::Value {
 /// Options for the baseline target and no text.
 pub(crate) fn options(import: ImportOptions) -> CompileOptions {
     let (target, text) = (Target::x86_64_v3(), text(&TextBundle::default()));
-    CompileOptions { import, target, quantize: None, text, threads: None }
+    CompileOptions {
+        import,
+        target,
+        quantize: None,
+        text,
+        threads: None,
+        kernel_cache: None,
+        tuning: Default::default(),
+    }
 }
 
 /// Options for the baseline target, with the tokenizer of a model folder.

@@ -25,6 +25,7 @@ mod epilogue;
 mod quantized;
 
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use crate::schedule::{Family, Schedule};
 use crate::{Isa, Kernel};
 
 /// Columns of a weight panel.
@@ -81,6 +82,8 @@ pub struct Matmul {
     pub max_rows: u64,
     /// Numbers of the arguments bias, residual and y, where they do not just follow `x, w`.
     pub positions: Option<[u32; 3]>,
+    /// How it is tiled and blocked; results do not depend on it.
+    pub schedule: Schedule,
 }
 
 /// A specification that has no kernel.
@@ -111,6 +114,7 @@ impl Matmul {
             panels_per_tile: 4,
             max_rows: u64::MAX,
             positions: None,
+            schedule: Schedule::default(),
         }
     }
 
@@ -157,7 +161,7 @@ impl Matmul {
         self.panels().div_ceil(self.panels_per_tile)
     }
 
-    fn check(&self) -> Result<(), SpecError> {
+    fn check(&self, isa: &Isa) -> Result<(), SpecError> {
         let fail = |reason: &str| {
             Err(SpecError { symbol: self.symbol.clone(), reason: reason.to_owned() })
         };
@@ -182,6 +186,8 @@ impl Matmul {
             || (self.gated && !self.panels_per_tile.is_multiple_of(2))
         {
             fail("panels_per_tile must be positive, and even when gated")
+        } else if let Err(reason) = self.schedule.check(Family::of(self), isa) {
+            fail(&format!("schedule: {reason}"))
         } else {
             Ok(())
         }
@@ -205,19 +211,28 @@ struct Plan {
     row_block: u64,
     /// Panels whose sums are in scratch at once.
     panel_chunk: u64,
+    /// Steps of k in an iteration of the blocked way.
+    unroll: u64,
+    /// Bytes of W in flight over all streams of the direct and the quantised way.
+    prefetch_bytes: u64,
 }
 
 impl Plan {
     fn new(spec: &Matmul, isa: &Isa) -> Self {
-        let panel_registers = u64::from(LANES / isa.vector_lanes).max(1);
+        let panel_registers = isa.panel_registers();
+        let schedule = &spec.schedule;
         if spec.bits.is_some() {
             return quantized::plan(spec, panel_registers);
         }
         let accumulators = if isa.vector_registers >= 32 { 24 } else { 12 };
-        let (tile_rows, tile_panels) = if isa.vector_registers >= 32 { (12, 2) } else { (6, 1) };
+        let (tile_rows, tile_panels) = isa.register_tile();
+        let tile_rows = schedule.tile_rows.unwrap_or(tile_rows);
+        let tile_panels = schedule.tile_panels.unwrap_or(tile_panels);
         let longest = (isa.l1_bytes * 3 / 4 / (4 * PANEL * tile_panels)).max(64);
+        let longest = schedule.k_block.unwrap_or(longest);
         let k_block = spec.k.div_ceil(spec.k.div_ceil(longest)).next_multiple_of(16);
-        let row_block = (isa.l2_bytes / (4 * k_block)).clamp(48, 384).min(spec.max_rows);
+        let row_block = (isa.l2_bytes / (4 * k_block)).clamp(48, 384);
+        let row_block = schedule.row_block.unwrap_or(row_block).min(spec.max_rows);
         let row_block = row_block.max(1).next_multiple_of(tile_rows);
         let panel_chunk = if k_block >= spec.k { 2 } else { 32 };
         Self {
@@ -228,6 +243,8 @@ impl Plan {
             k_block,
             row_block,
             panel_chunk,
+            unroll: schedule.unroll.unwrap_or(blocked::UNROLL),
+            prefetch_bytes: schedule.prefetch_bytes.unwrap_or(direct::PREFETCH_BYTES),
         }
     }
 
@@ -238,8 +255,10 @@ impl Plan {
     const DIRECT_ROWS: u64 = 48;
 
     /// Fewest rows of a tile when more than `DIRECT_ROWS` are split evenly.
-    const fn least_tile_rows(&self) -> u64 {
-        (Self::DIRECT_ROWS + 1) / (Self::DIRECT_ROWS / self.tile_rows + 1)
+    fn least_tile_rows(&self) -> u64 {
+        let first = Self::DIRECT_ROWS + 1;
+        let shortest = |rows: u64| rows / rows.div_ceil(self.tile_rows);
+        (first..=first + self.tile_rows).map(shortest).min().expect("some rows")
     }
 
     fn sums_bytes(&self) -> u64 {
@@ -291,7 +310,7 @@ struct Chunk {
 /// # Errors
 /// [`SpecError`] where the specification contradicts itself.
 pub fn matmul(spec: &Matmul, isa: &Isa) -> Result<Kernel, SpecError> {
-    spec.check()?;
+    spec.check(isa)?;
     let plan = Plan::new(spec, isa);
     let emitter = Emitter::new(&spec.symbol);
     let e = &emitter;

@@ -13,9 +13,10 @@ use super::{
     view::{memory_elem, strides},
 };
 use crate::{
-    compile::isa_of,
+    Isa,
     cuda::CudaKernel,
     kernels::matmul::{Activation, Matmul, matmul},
+    schedule::Tuning,
 };
 
 /// The family.
@@ -34,8 +35,18 @@ impl Lower for Linear {
     }
 
     fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError> {
-        let (product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
-        let kernel = matmul(&product, &isa_of(target)).map_err(|e| refuse(spec, e.to_string()))?;
+        self.emit_tuned(spec, target, Tuning::builtin())
+    }
+
+    fn emit_tuned(
+        &self,
+        spec: &KernelSpec,
+        target: &Target,
+        tuning: &Tuning,
+    ) -> Result<Emitted, LowerError> {
+        let (mut product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
+        product.schedule = tuning.find(target, &product);
+        let kernel = matmul(&product, &Isa::of(target)).map_err(|e| refuse(spec, e.to_string()))?;
         let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
         let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
         Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
@@ -48,7 +59,7 @@ impl Lower for Linear {
 }
 
 /// The product and its number of rows.
-fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
+pub(super) fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
     let operand = |i: usize| spec.operands.get(i).and_then(Option::as_ref);
     let (Some(x), Some(w), Some(y)) = (operand(0), operand(1), spec.results.first()) else {
         return Err("takes x and a packed weight".into());

@@ -28,6 +28,14 @@ impl Cpu {
         Self::named("x86-64-v3")
     }
 
+    /// The machine that a target describes.
+    #[must_use]
+    pub fn of(target: &ir::Target) -> Self {
+        let features: Vec<String> =
+            target.features.iter().map(|f| format!("+{}", f.name())).collect();
+        Self { name: target.cpu.clone(), features: features.join(",") }
+    }
+
     /// A GPU by its architecture's name, `sm_80` or `sm_90a`, with PTX 8.0.
     #[must_use]
     pub fn cuda(arch: &str) -> Self {
@@ -184,6 +192,14 @@ impl Backend {
             Err(message)
         }
     }
+}
+
+/// The version of LLVM that is linked: `22.1.0`.
+pub(crate) fn llvm_version() -> String {
+    let (mut major, mut minor, mut patch) = (0, 0, 0);
+    // SAFETY: writes the three numbers.
+    unsafe { LLVMGetVersion(&raw mut major, &raw mut minor, &raw mut patch) };
+    format!("{major}.{minor}.{patch}")
 }
 
 struct Machine(LLVMTargetMachineRef);

@@ -20,7 +20,7 @@ fn kernel(symbol: &str) -> Kernel {
 fn objects_do_not_depend_on_threads_or_order() {
     let kernels: Vec<_> = (0..6).map(|i| kernel(&format!("k{i}"))).collect();
     let cpu = Cpu::x86_64_v3();
-    let parallel: Vec<_> = compile_all(&kernels, &cpu, 3, &|_, _| {})
+    let parallel: Vec<_> = each(&kernels, 3, |kernel| compile(kernel, &cpu), &|_, _| {})
         .into_iter()
         .map(|object| object.unwrap())
         .collect();

@@ -160,6 +160,26 @@ fn a_failed_write_leaves_what_was_there() {
 }
 
 #[test]
+fn threads_write_the_same_file_and_stop_at_the_first_failure() {
+    let (path, manifest) = make("serial.brolly");
+    let tensors = weights();
+    let threaded = path.with_file_name("threaded.brolly");
+    let on = |n: usize, produce: &(dyn Fn(usize) -> Result<Tensor, String> + Sync)| {
+        write_on(n.try_into().unwrap(), &threaded, contents(&tensors), produce)
+    };
+    for n in [1, 2, 7] {
+        assert_eq!(on(n, &|i| Ok(tensors[i].clone())).unwrap(), manifest);
+        assert_eq!(fs::read(&threaded).unwrap(), fs::read(&path).unwrap());
+    }
+    let error = on(2, &|_| Err("disk on fire".into())).unwrap_err().to_string();
+    assert!(error.ends_with(": disk on fire"), "{error}");
+    let panics = || on(2, &|i| if i == 1 { panic!("a bug") } else { Ok(tensors[i].clone()) });
+    let payload = std::panic::catch_unwind(std::panic::AssertUnwindSafe(panics)).unwrap_err();
+    assert_eq!(payload.downcast_ref(), Some(&"a bug"));
+    assert_eq!(fs::read(&threaded).unwrap(), fs::read(&path).unwrap());
+}
+
+#[test]
 fn names_with_underscores_are_reserved_only_where_the_file_uses_them() {
     let path = make("names.brolly").0;
     let tensors = weights();

@@ -1,11 +1,21 @@
-//! Writes an artifact, one weight in memory at a time.
+//! Writes an artifact: weights on several threads, each made, hashed and written by one of them.
+//!
+//! Every part has its place before the first is made, so parts are written in any order; memory
+//! holds one weight a thread.
 
 use std::{
     error::Error,
     fs::{self, File},
-    io::{self, BufWriter, Seek, SeekFrom, Write},
+    io,
+    num::NonZeroUsize,
+    os::unix::fs::FileExt,
+    panic::resume_unwind,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering},
+    },
+    thread,
 };
 
 use serde_json::Value;
@@ -55,7 +65,8 @@ pub struct WeightSpec {
 /// Writes an artifact and returns its manifest.
 ///
 /// `produce` is called once per weight, in order, with its number. The file appears at `path` when
-/// it is complete: until then, and if anything fails, what was there before stays.
+/// it is complete: until then, and if anything fails, what was there before stays. Nothing waits
+/// for the disk: what a loss of power leaves behind is found by the digests.
 ///
 /// # Errors
 /// [`ArtifactError::Io`]; [`ArtifactError::Weight`] if `produce` fails or returns another type than
@@ -65,58 +76,59 @@ pub fn write<E: Into<Box<dyn Error + Send + Sync>>>(
     contents: Contents<'_>,
     mut produce: impl FnMut(usize) -> Result<Tensor, E>,
 ) -> Result<Manifest, ArtifactError> {
-    let code = contents.code;
-    let [text, report] = [&contents.text, &contents.report].map(|v| v.to_string().into_bytes());
-    let mut manifest = manifest(contents, &text, &report);
-    let invalid = |problems: Vec<String>, manifest: &Manifest| ArtifactError::Invalid {
-        path: path.into(),
-        compiler: manifest.compiler.clone(),
-        problems,
-    };
-    let Some(_) = layout::place(&mut manifest) else {
-        return Err(invalid(vec!["the weights exceed 2^63 bytes".into()], &manifest));
-    };
-    let problems = check::manifest(&manifest);
-    if !problems.is_empty() {
-        return Err(invalid(problems, &manifest));
-    }
-    // Digests have a fixed width, so the header keeps its length when they are known.
-    let header_bytes = layout::header(&manifest).len() as u64;
-    if header_bytes > MAX_HEADER_BYTES {
-        let problem = format!("the header has {header_bytes} bytes, over {MAX_HEADER_BYTES}");
-        return Err(invalid(vec![problem], &manifest));
-    }
+    let file = Draft::begin(path, contents)?;
+    let weights = &file.manifest.weights;
+    let digests = weights.iter().enumerate().map(|(i, w)| file.put_weight(w, produce(i)));
+    let digests = digests.collect::<Result<Vec<_>, _>>()?;
+    file.finish(digests)
+}
 
-    let mut file = Draft::create(path)?;
-    file.seek_to(header_bytes)?;
-    let mut end = 0;
-    for (section, bytes) in
-        [(&manifest.code, code), (&manifest.text, &text), (&manifest.report, &report)]
-    {
-        file.pad(section.offset - end)?;
-        file.put(bytes)?;
-        end = section.offset + section.bytes;
-    }
-    for (index, weight) in manifest.weights.iter_mut().enumerate() {
-        let fail = |reason: String| ArtifactError::Weight {
-            path: path.into(),
-            name: weight.name.clone(),
-            reason,
-        };
-        let tensor = produce(index).map_err(|e| fail(e.into().to_string()))?;
-        let shape: Vec<u64> = tensor.shape().iter().map(|d| *d as u64).collect();
-        if tensor.dtype() != weight.dtype || shape != weight.shape {
-            let (dtype, wanted) = (tensor.dtype(), weight.dtype);
-            return Err(fail(format!("is {dtype}{shape:?}, not {wanted}{:?}", weight.shape)));
+/// As [`write`], on so many threads: `produce` is called from any of them, in any order. The file
+/// does not depend on it.
+///
+/// # Errors
+/// As [`write`]; of several, one.
+///
+/// # Panics
+/// As `produce`.
+pub fn write_on<E: Into<Box<dyn Error + Send + Sync>>>(
+    threads: NonZeroUsize,
+    path: &Path,
+    contents: Contents<'_>,
+    produce: impl Fn(usize) -> Result<Tensor, E> + Sync,
+) -> Result<Manifest, ArtifactError> {
+    let file = Draft::begin(path, contents)?;
+    let weights = &file.manifest.weights;
+    let digests = Mutex::new(vec![Digest::default(); weights.len()]);
+    let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let work = || -> Result<(), ArtifactError> {
+        // Where one fails or panics, the others stop as well.
+        let stop = SetOnDrop(&failed);
+        while !failed.load(Ordering::Relaxed) {
+            let i = next.fetch_add(1, Ordering::Relaxed);
+            let Some(weight) = weights.get(i) else { break };
+            let digest = file.put_weight(weight, produce(i))?;
+            digests.lock().unwrap_or_else(PoisonError::into_inner)[i] = digest;
         }
-        file.pad(weight.offset - end)?;
-        weight.digest = file.put_tensor(&tensor)?;
-        end = weight.offset + weight.bytes;
+        std::mem::forget(stop);
+        Ok(())
+    };
+    thread::scope(|scope| {
+        let count = threads.get().min(weights.len());
+        let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
+        let results: Vec<_> = workers.into_iter().map(thread::ScopedJoinHandle::join).collect();
+        results.into_iter().try_for_each(|r| r.unwrap_or_else(|payload| resume_unwind(payload)))
+    })?;
+    file.finish(digests.into_inner().unwrap_or_else(PoisonError::into_inner))
+}
+
+/// Sets a flag, unless forgotten.
+struct SetOnDrop<'a>(&'a AtomicBool);
+
+impl Drop for SetOnDrop<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
     }
-    file.seek_to(0)?;
-    file.put(&layout::header(&manifest))?;
-    file.finish()?;
-    Ok(manifest)
 }
 
 fn manifest(contents: Contents<'_>, text: &[u8], report: &[u8]) -> Manifest {
@@ -152,12 +164,50 @@ fn manifest(contents: Contents<'_>, text: &[u8], report: &[u8]) -> Manifest {
 struct Draft<'a> {
     path: &'a Path,
     draft: PathBuf,
-    out: BufWriter<File>,
+    file: File,
+    manifest: Manifest,
+    /// Where the data begin.
+    header_bytes: u64,
     finished: bool,
 }
 
 impl<'a> Draft<'a> {
-    fn create(path: &'a Path) -> Result<Self, ArtifactError> {
+    /// A file with everything but weights and header.
+    fn begin(path: &'a Path, contents: Contents<'_>) -> Result<Self, ArtifactError> {
+        let code = contents.code;
+        let [text, report] = [&contents.text, &contents.report].map(|v| v.to_string().into_bytes());
+        let mut manifest = manifest(contents, &text, &report);
+        let invalid = |problems: Vec<String>, manifest: &Manifest| ArtifactError::Invalid {
+            path: path.into(),
+            compiler: manifest.compiler.clone(),
+            problems,
+        };
+        let Some(data_bytes) = layout::place(&mut manifest) else {
+            return Err(invalid(vec!["the weights exceed 2^63 bytes".into()], &manifest));
+        };
+        let problems = check::manifest(&manifest);
+        if !problems.is_empty() {
+            return Err(invalid(problems, &manifest));
+        }
+        // Digests have a fixed width, so the header keeps its length when they are known.
+        let header_bytes = layout::header(&manifest).len() as u64;
+        if header_bytes > MAX_HEADER_BYTES {
+            let problem = format!("the header has {header_bytes} bytes, over {MAX_HEADER_BYTES}");
+            return Err(invalid(vec![problem], &manifest));
+        }
+        let (draft, file) = Self::create(path)?;
+        let draft = Draft { path, draft, file, manifest, header_bytes, finished: false };
+        // Padding is zeros, as is what nobody writes.
+        let length = header_bytes.saturating_add(data_bytes);
+        draft.file.set_len(length).map_err(|source| io_error(path, "write it", source))?;
+        let Manifest { code: at_code, text: at_text, report: at_report, .. } = &draft.manifest;
+        for (section, bytes) in [(at_code, code), (at_text, &*text), (at_report, &*report)] {
+            draft.put(bytes, header_bytes + section.offset)?;
+        }
+        Ok(draft)
+    }
+
+    fn create(path: &Path) -> Result<(PathBuf, File), ArtifactError> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         // A draft of that name may be left from a process that had this number before.
         for _ in 0..1000 {
@@ -166,10 +216,7 @@ impl<'a> Draft<'a> {
             name.push(format!(".{}.{number}.part", std::process::id()));
             let draft = path.with_file_name(name);
             match File::create_new(&draft) {
-                Ok(file) => {
-                    let out = BufWriter::with_capacity(1 << 20, file);
-                    return Ok(Draft { path, draft, out, finished: false });
-                }
+                Ok(file) => return Ok((draft, file)),
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 Err(source) => return Err(io_error(path, "create it", source)),
             }
@@ -178,22 +225,28 @@ impl<'a> Draft<'a> {
         Err(io_error(path, "create a draft beside it", source))
     }
 
-    fn seek_to(&mut self, offset: u64) -> Result<(), ArtifactError> {
-        let done = self.out.seek(SeekFrom::Start(offset));
-        done.map(|_| ()).map_err(|source| io_error(self.path, "write it", source))
+    fn put(&self, bytes: &[u8], at: u64) -> Result<(), ArtifactError> {
+        let done = self.file.write_all_at(bytes, at);
+        done.map_err(|source| io_error(self.path, "write it", source))
     }
 
-    fn put(&mut self, bytes: &[u8]) -> Result<(), ArtifactError> {
-        self.out.write_all(bytes).map_err(|source| io_error(self.path, "write it", source))
-    }
-
-    fn pad(&mut self, bytes: u64) -> Result<(), ArtifactError> {
-        let done = io::copy(&mut io::Read::take(io::repeat(0), bytes), &mut self.out);
-        done.map(|_| ()).map_err(|source| io_error(self.path, "write it", source))
-    }
-
-    /// Writes the elements in row-major order and returns their digest.
-    fn put_tensor(&mut self, tensor: &Tensor) -> Result<Digest, ArtifactError> {
+    /// Writes a weight's elements in row-major order and returns their digest.
+    fn put_weight<E: Into<Box<dyn Error + Send + Sync>>>(
+        &self,
+        weight: &PackedWeight,
+        produced: Result<Tensor, E>,
+    ) -> Result<Digest, ArtifactError> {
+        let fail = |reason: String| ArtifactError::Weight {
+            path: self.path.into(),
+            name: weight.name.clone(),
+            reason,
+        };
+        let tensor = produced.map_err(|e| fail(e.into().to_string()))?;
+        let shape: Vec<u64> = tensor.shape().iter().map(|d| *d as u64).collect();
+        if tensor.dtype() != weight.dtype || shape != weight.shape {
+            let (dtype, wanted) = (tensor.dtype(), weight.dtype);
+            return Err(fail(format!("is {dtype}{shape:?}, not {wanted}{:?}", weight.shape)));
+        }
         let copied;
         let bytes = match tensor.as_bytes() {
             Some(bytes) => bytes,
@@ -203,21 +256,25 @@ impl<'a> Draft<'a> {
             }
         };
         let mut hasher = blake3::Hasher::new();
+        let mut at = self.header_bytes + weight.offset;
         // Pieces that stay in the cache between hashing and writing.
-        for piece in bytes.chunks(1 << 20) {
+        for piece in bytes.chunks(256 << 10) {
             hasher.update(piece);
-            self.put(piece)?;
+            self.put(piece, at)?;
+            at += piece.len() as u64;
         }
         Ok(Digest::from(*hasher.finalize().as_bytes()))
     }
 
-    fn finish(mut self) -> Result<(), ArtifactError> {
-        let written = self.out.flush().and_then(|()| self.out.get_ref().sync_all());
-        written.map_err(|source| io_error(self.path, "write it", source))?;
+    fn finish(mut self, digests: Vec<Digest>) -> Result<Manifest, ArtifactError> {
+        for (weight, digest) in self.manifest.weights.iter_mut().zip(digests) {
+            weight.digest = digest;
+        }
+        self.put(&layout::header(&self.manifest), 0)?;
         fs::rename(&self.draft, self.path)
             .map_err(|source| io_error(self.path, "replace it", source))?;
         self.finished = true;
-        Ok(())
+        Ok(self.manifest.clone())
     }
 }
 

@@ -1,6 +1,10 @@
 //! `quantize_weight`: a packed weight as blocks of 8- or 4-bit integers.
 
-use half::f16;
+#![allow(unsafe_code, reason = "calls code for a processor that was asked")]
+
+use std::borrow::Cow;
+
+use half::{bf16, f16};
 
 use super::{QUANT_BLOCK, elementwise::spread, pack::PANEL};
 use crate::{
@@ -62,21 +66,24 @@ impl OpDef for QuantizeWeight {
             let w = args[0].as_ref().expect("operand");
             let bits = if cx.attrs.int("bits") == 8 { 8 } else { 4 };
             let [_, k, _] = *w.shape() else { unreachable!("inferred") };
-            let bytes = w.to_bytes();
-            let size = w.dtype().size();
-            let mut out = Vec::with_capacity(cx.shape(0).iter().product());
-            for panel in bytes.chunks_exact((k * PANEL * size).max(1)) {
-                for rows in panel.chunks(QUANT_BLOCK * PANEL * size) {
-                    let mut block = [[0.0f32; PANEL]; QUANT_BLOCK];
-                    for (row, raw) in block.iter_mut().zip(rows.chunks_exact(PANEL * size)) {
-                        for (v, raw) in row.iter_mut().zip(raw.chunks_exact(size)) {
-                            *v = read_float(w.dtype(), raw);
-                        }
-                    }
-                    let (scales, q) =
-                        if bits == 8 { quantize_8(&block) } else { quantize_4(&block) };
-                    push_block(&scales, &q, bits, &mut out);
+            let bytes = w.as_bytes().map_or_else(|| w.to_bytes().into(), Cow::Borrowed);
+            let mut out = vec![0; cx.shape(0).iter().product()];
+            match w.dtype() {
+                DType::Bf16 => quantize::<2>(
+                    &bytes,
+                    k,
+                    bits,
+                    |raw| bf16::from_le_bytes(raw).to_f32(),
+                    &mut out,
+                ),
+                DType::F16 => {
+                    quantize::<2>(&bytes, k, bits, |raw| f16::from_le_bytes(raw).to_f32(), &mut out)
                 }
+                #[allow(clippy::cast_possible_truncation, reason = "f32 that is evaluated in f64")]
+                DType::F64 => {
+                    quantize::<8>(&bytes, k, bits, |raw| f64::from_le_bytes(raw) as f32, &mut out)
+                }
+                _ => quantize::<4>(&bytes, k, bits, f32::from_le_bytes, &mut out),
             }
             vec![Tensor::from_bytes(DType::U8, &cx.shape(0), out)]
         })
@@ -90,20 +97,53 @@ impl OpDef for QuantizeWeight {
     }
 }
 
-fn read_float(dtype: DType, raw: &[u8]) -> f32 {
-    match dtype {
-        DType::Bf16 => half::bf16::from_le_bytes([raw[0], raw[1]]).to_f32(),
-        DType::F16 => f16::from_le_bytes([raw[0], raw[1]]).to_f32(),
-        #[allow(clippy::cast_possible_truncation, reason = "f32 that is evaluated in f64")]
-        DType::F64 => f64::from_le_bytes(raw.try_into().expect("eight bytes")) as f32,
-        _ => f32::from_le_bytes([raw[0], raw[1], raw[2], raw[3]]),
+/// Quantises panels of `k` rows of values of `S` bytes.
+fn quantize<const S: usize>(
+    bytes: &[u8],
+    k: usize,
+    bits: usize,
+    read: impl Fn([u8; S]) -> f32,
+    out: &mut [u8],
+) {
+    let mut out = out.chunks_exact_mut(quant_weight_bytes(bits));
+    for panel in bytes.chunks_exact((k * PANEL * S).max(1)) {
+        for rows in panel.chunks(QUANT_BLOCK * PANEL * S) {
+            let mut block = [[0.0f32; PANEL]; QUANT_BLOCK];
+            for (v, raw) in block.as_flattened_mut().iter_mut().zip(rows.as_chunks::<S>().0) {
+                *v = read(*raw);
+            }
+            let (scales, q) = quantize_block(&block, bits);
+            write_block(&scales, &q, bits, out.next().expect("a block each"));
+        }
     }
+}
+
+/// The same instructions for the widest vectors that the processor has: the same results.
+fn quantize_block(block: &Block, bits: usize) -> Quantized {
+    #[cfg(target_arch = "x86_64")]
+    if std::arch::is_x86_feature_detected!("avx2") {
+        // SAFETY: the processor has AVX2.
+        return unsafe { quantize_block_avx2(block, bits) };
+    }
+    quantize_block_any(block, bits)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2")]
+fn quantize_block_avx2(block: &Block, bits: usize) -> Quantized {
+    quantize_block_any(block, bits)
+}
+
+#[inline(always)]
+fn quantize_block_any(block: &Block, bits: usize) -> Quantized {
+    if bits == 8 { quantize_8(block) } else { quantize_4(block) }
 }
 
 type Block = [[f32; PANEL]; QUANT_BLOCK];
 type Quantized = ([f16; PANEL], [[i8; PANEL]; QUANT_BLOCK]);
 
 /// Rounds to nearest even without a call, for |v| < 2^22.
+#[inline(always)]
 fn nearest(v: f32) -> f32 {
     const MAGIC: f32 = 12_582_912.0;
     (v + MAGIC) - MAGIC
@@ -111,6 +151,7 @@ fn nearest(v: f32) -> f32 {
 
 /// The integers for given scales, by multiplication with their inverses.
 #[allow(clippy::cast_possible_truncation, reason = "clamped")]
+#[inline(always)]
 fn integers(block: &Block, scales: &[f16; PANEL], lo: f32, hi: f32) -> [[i8; PANEL]; QUANT_BLOCK] {
     let inverse = scales.map(|s| if s.to_f32() == 0.0 { 0.0 } else { 1.0 / s.to_f32() });
     let mut q = [[0i8; PANEL]; QUANT_BLOCK];
@@ -122,6 +163,7 @@ fn integers(block: &Block, scales: &[f16; PANEL], lo: f32, hi: f32) -> [[i8; PAN
     q
 }
 
+#[inline(always)]
 fn quantize_8(block: &Block) -> Quantized {
     let mut most = [0.0f32; PANEL];
     for row in block {
@@ -137,6 +179,7 @@ fn quantize_8(block: &Block) -> Quantized {
 /// Candidate scales about `-max / 8`: in tenths of an integer step.
 const TENTHS: std::ops::RangeInclusive<i32> = -9..=9;
 
+#[inline(always)]
 fn quantize_4(block: &Block) -> Quantized {
     let mut most = [0.0f32; PANEL];
     for row in block {
@@ -170,24 +213,19 @@ fn quantize_4(block: &Block) -> Quantized {
     (scales, q)
 }
 
-fn push_block(
-    scales: &[f16; PANEL],
-    q: &[[i8; PANEL]; QUANT_BLOCK],
-    bits: usize,
-    out: &mut Vec<u8>,
-) {
-    scales.iter().for_each(|s| out.extend(s.to_le_bytes()));
-    for step in 0..QUANT_BLOCK / STEP {
-        let at = |c: usize, i: usize| q[STEP * step + i][c];
-        let columns = if bits == 8 { PANEL } else { PANEL / 2 };
-        for c in 0..columns {
-            for i in 0..STEP {
-                out.push(if bits == 8 {
-                    at(c, i).cast_unsigned()
-                } else {
-                    (at(c, i) + 8).cast_unsigned() | (at(c + columns, i) + 8).cast_unsigned() << 4
-                });
-            }
+/// Writes a block's bytes.
+fn write_block(scales: &[f16; PANEL], q: &[[i8; PANEL]; QUANT_BLOCK], bits: usize, out: &mut [u8]) {
+    let (head, out) = out.split_at_mut(2 * PANEL);
+    for (out, scale) in head.as_chunks_mut().0.iter_mut().zip(scales) {
+        *out = scale.to_le_bytes();
+    }
+    let columns = if bits == 8 { PANEL } else { PANEL / 2 };
+    for (q, out) in q.as_chunks::<STEP>().0.iter().zip(out.chunks_exact_mut(STEP * columns)) {
+        for (c, out) in out.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
+            *out = std::array::from_fn(|i| match bits {
+                8 => q[i][c].cast_unsigned(),
+                _ => (q[i][c] + 8).cast_unsigned() | (q[i][c + columns] + 8).cast_unsigned() << 4,
+            });
         }
     }
 }
@@ -225,11 +263,17 @@ mod tests {
     }
 
     #[test]
+    fn the_processors_own_vectors_change_nothing() {
+        for bits in [4, 8] {
+            assert_eq!(quantize_block(&block(), bits), quantize_block_any(&block(), bits));
+        }
+    }
+
+    #[test]
     fn bytes_read_back() {
         for (bits, quantized) in [(8, quantize_8(&block())), (4, quantize_4(&block()))] {
-            let mut bytes = Vec::new();
-            push_block(&quantized.0, &quantized.1, bits, &mut bytes);
-            assert_eq!(bytes.len(), quant_weight_bytes(bits));
+            let mut bytes = vec![0; quant_weight_bytes(bits)];
+            write_block(&quantized.0, &quantized.1, bits, &mut bytes);
             assert_eq!(blocks(&bytes, bits), vec![quantized]);
         }
     }

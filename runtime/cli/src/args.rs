@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use ir::DType;
 
-pub(crate) use values::{Bound, Input, Quantize, TargetCpu, Tokens};
+pub(crate) use values::{Bound, Family, Input, Quantize, TargetCpu, Tokens};
 use values::{above_zero, at_least_zero, dtype, non_empty, probability, share, target};
 
 /// Compiles neural networks ahead of time and runs them.
@@ -63,6 +63,7 @@ pub(crate) enum Command {
     Exec(Exec),
     Inspect(Inspect),
     Bench(Bench),
+    Tune(Tune),
     Opt(Opt),
 }
 
@@ -132,6 +133,19 @@ pub(crate) struct CompileOptions {
     /// Range of a symbolic dimension of an ONNX graph; may be repeated
     #[arg(long = "bound", value_name = "NAME=LO..HI")]
     pub(crate) bounds: Vec<Bound>,
+
+    /// Compile every kernel anew, and keep none for the next compile
+    ///
+    /// Otherwise kernels are kept beside the user's compiled models, at most 512 MiB of them. The
+    /// artifact is the same, byte for byte.
+    #[arg(long)]
+    pub(crate) no_kernel_cache: bool,
+
+    /// Schedules of products that `brolly tune` found
+    ///
+    /// They change the time of a run, never a result.
+    #[arg(long, value_name = "FILE.toml")]
+    pub(crate) tuning: Option<PathBuf>,
 }
 
 /// Find everything that would stop a compile, all at once.
@@ -387,6 +401,41 @@ pub(crate) struct Bench {
 
     #[command(flatten)]
     pub(crate) source: Source,
+}
+
+/// Search faster schedules of products for this machine.
+///
+/// Varies tiles, blocks and prefetching of the products of a model, or of common sizes. Every
+/// candidate must give the default schedule's results bit for bit; then it is timed in turns with
+/// the best so far. What is clearly faster is added to a table, for `compile --tuning`.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly tune ./Llama-3.2-1B --quantize q4 -o llama.toml
+  brolly compile ./Llama-3.2-1B --quantize q4 --tuning llama.toml -o llama.brolly
+  brolly tune --family f32 --time-limit 120")]
+pub(crate) struct Tune {
+    /// A model whose products to search [default: common sizes]
+    pub(crate) model: Option<PathBuf>,
+
+    /// The table to write; entries that are there stay
+    #[arg(short, long, value_name = "FILE.toml", default_value = "tuning.toml")]
+    pub(crate) output: PathBuf,
+
+    /// Products with weights of this type alone: f32, bf16, f16, q8 or q4; may be repeated
+    #[arg(long = "family", value_name = "TYPE")]
+    pub(crate) families: Vec<Family>,
+
+    /// Try nothing new after this
+    #[arg(long, value_name = "SECONDS", default_value_t = 600)]
+    pub(crate) time_limit: u64,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) options: CompileOptions,
 }
 
 /// Run one compiler pass on IR text and print the module.

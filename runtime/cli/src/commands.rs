@@ -14,7 +14,7 @@ mod compiler;
 mod compiler;
 
 pub(crate) use bench::bench;
-pub(crate) use compiler::{cached_artifact, check, compile, opt};
+pub(crate) use compiler::{cached_artifact, check, compile, opt, tune};
 pub(crate) use embed::embed;
 pub(crate) use exec::exec;
 pub(crate) use generate::generate;

@@ -49,6 +49,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Exec(args) => commands::exec(args, &cx),
         Command::Inspect(args) => commands::inspect(args, &cx),
         Command::Bench(args) => commands::bench(args, &cx),
+        Command::Tune(args) => commands::tune(args, &cx),
         Command::Opt(args) => commands::opt(args, &cx),
     };
     // A timeline of what was done before it went wrong helps most.

@@ -59,6 +59,8 @@ fn first_set(options: &CompileOptions) -> Option<&'static str> {
         max_batch_tokens,
         max_sequences,
         bounds,
+        no_kernel_cache,
+        tuning,
     } = options;
     let flags = [
         ("--target", target.is_some()),
@@ -69,6 +71,8 @@ fn first_set(options: &CompileOptions) -> Option<&'static str> {
         ("--max-batch-tokens", max_batch_tokens.is_some()),
         ("--max-sequences", max_sequences.is_some()),
         ("--bound", !bounds.is_empty()),
+        ("--no-kernel-cache", *no_kernel_cache),
+        ("--tuning", tuning.is_some()),
     ];
     flags.into_iter().find(|(_, is_set)| *is_set).map(|(flag, _)| flag)
 }

@@ -9,7 +9,7 @@ use std::{
     time::UNIX_EPOCH,
 };
 
-use crate::{CompileError, CompileOptions, Compiled, Progress, compile};
+use crate::{CompileError, CompileOptions, Compiled, KernelCache, Progress, compile};
 
 /// A directory of compiled models.
 #[derive(Clone, Debug)]
@@ -26,6 +26,11 @@ impl Cache {
             .or_else(|| var("HOME").map(|d| d.join(".cache/brolly")))
             .unwrap_or_else(|| std::env::temp_dir().join("brolly-cache"));
         Cache { dir }
+    }
+
+    /// The compiled kernels beside the models.
+    pub fn kernels(&self) -> KernelCache {
+        KernelCache::at(&self.dir.join("kernels"))
     }
 
     /// A cache in that directory.
@@ -79,8 +84,8 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     if let Some(stamp) = std::env::current_exe().ok().and_then(|p| stamp(&p)) {
         h.update(stamp.as_bytes());
     }
-    let CompileOptions { import, target, quantize, text: _, threads: _ } = options;
-    h.update(format!("{import:?} {target:?} {quantize:?}").as_bytes());
+    let CompileOptions { import, target, quantize, tuning, .. } = options;
+    h.update(format!("{import:?} {target:?} {quantize:?} {tuning:?}").as_bytes());
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
     for file in frontend::model_files(&root) {
@@ -119,6 +124,8 @@ mod tests {
             quantize: None,
             text: serde_json::Value::Null,
             threads: None,
+            kernel_cache: None,
+            tuning: Default::default(),
         };
         // A model whose graph has one initializer in `data/w.bin`.
         let entry = b"\x0a\x08location\x12\x0adata/w.bin";

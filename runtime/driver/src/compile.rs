@@ -4,10 +4,11 @@ use std::{
     num::NonZeroUsize,
     ops::Range,
     path::{Path, PathBuf},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
-use codegen::Codegen;
+use codegen::{Codegen, schedule::Tuning};
 use frontend::ImportOptions;
 use ir::{
     Target,
@@ -16,8 +17,8 @@ use ir::{
 use passes::{Fusion, Recipe};
 
 use crate::{
-    CompileError, Progress,
-    fold::with_folded,
+    CompileError, KernelCache, Progress,
+    fold::fold,
     parallel,
     pipeline::{Context, PASSES},
 };
@@ -54,6 +55,12 @@ pub struct CompileOptions {
     /// Threads to compile on; by default as many as the process may use. The artifact does not
     /// depend on it.
     pub threads: Option<NonZeroUsize>,
+    /// Where compiled kernels are kept from one compile to the next, if anywhere. The artifact does
+    /// not depend on it.
+    pub kernel_cache: Option<KernelCache>,
+    /// Schedules before those that the compiler comes with. Results do not depend on them, bit for
+    /// bit.
+    pub tuning: Tuning,
 }
 
 /// How long a stage took.
@@ -108,6 +115,18 @@ impl Stages<'_> {
 /// # Errors
 /// All problems of the first stage that has any.
 pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, CompileError> {
+    let (specs, fusions) =
+        after_passes(model, options, |cx| (specs(cx), cx.report.fusions.clone()))?;
+    Codegen::new(options.target.clone()).check(&specs).map_err(CompileError::Codegen)?;
+    Ok(fusions)
+}
+
+/// Runs all passes on a model and reads something off what they found.
+pub(crate) fn after_passes<R>(
+    model: &Path,
+    options: &CompileOptions,
+    read: impl FnOnce(&Context<'_>) -> R,
+) -> Result<R, CompileError> {
     let mut imported = frontend::import(model, &options.import).map_err(CompileError::Import)?;
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
@@ -115,8 +134,7 @@ pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, Comp
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
-    codegen.check(&specs(&cx)).map_err(CompileError::Codegen)?;
-    Ok(cx.report.fusions)
+    Ok(read(&cx))
 }
 
 /// Compiles a model folder or an ONNX file into the artifact `out`.
@@ -135,7 +153,11 @@ pub fn compile(
         .map_err(CompileError::Import)?;
     let (mut module, weights, info) = (imported.module, imported.weights, imported.info);
     let threads = parallel::threads(options.threads);
-    let codegen = Codegen::new(options.target.clone()).on_threads(threads);
+    let mut codegen = Codegen::new(options.target.clone()).on_threads(threads);
+    if let Some(cache) = &options.kernel_cache {
+        codegen = codegen.with_objects(Arc::new(cache.clone()));
+    }
+    let codegen = codegen.with_tuning(options.tuning.clone().over(Tuning::builtin()));
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
     for pass in PASSES {
@@ -147,6 +169,9 @@ pub fn compile(
     let code = stages.run("codegen", specs.len() as u64, || {
         codegen.compile(&specs, &|_, _| progress.advance(1)).map_err(CompileError::Codegen)
     })?;
+    if let Some(cache) = &options.kernel_cache {
+        cache.trim();
+    }
     let mut recipes: Vec<&Recipe> = Vec::new();
     let mut programs = Vec::new();
     let mut first = 0;
@@ -191,19 +216,17 @@ pub fn compile(
         weights: specs,
     };
     let manifest = stages.run("weights", recipes.len() as u64, || {
-        with_folded(&module, &*weights, &recipes, threads, |next| {
-            artifact::write(out, contents, |i| {
-                let tensor = next(i);
-                progress.advance(1);
-                tensor
-            })
+        artifact::write_on(threads, out, contents, |i| {
+            let tensor = fold(&module, &*weights, recipes[i]);
+            progress.advance(1);
+            tensor
         })
     })?;
     Ok(Compiled { stages: stages.done, weight_bytes: manifest.weight_bytes(), ..compiled })
 }
 
 /// The kernels of all entries.
-fn specs(cx: &Context<'_>) -> Vec<ir::KernelSpec> {
+pub(crate) fn specs(cx: &Context<'_>) -> Vec<ir::KernelSpec> {
     cx.plans.iter().flat_map(|plan| plan.specs.iter().cloned()).collect()
 }
 

@@ -29,6 +29,14 @@ pub enum CompileError {
         /// Why.
         reason: String,
     },
+    /// A schedule could not be tried, or changed a result.
+    #[error("tuning {product}: {reason}")]
+    Tune {
+        /// What was multiplied.
+        product: String,
+        /// Why.
+        reason: String,
+    },
     /// The compiler broke an invariant of its own: a bug, never the model's fault.
     #[error("internal error after `{stage}`: {}", list(.problems))]
     Internal {
@@ -43,7 +51,7 @@ impl CompileError {
     /// Whether brolly is at fault, not the model: what the compiler made does not hold together.
     pub fn is_bug(&self) -> bool {
         match self {
-            CompileError::Internal { .. } => true,
+            CompileError::Internal { .. } | CompileError::Tune { .. } => true,
             CompileError::Artifact(error) => matches!(error, ArtifactError::Invalid { .. }),
             CompileError::Codegen(errors) => {
                 errors.iter().any(|e| !matches!(e, CodegenError::Lower(_)))

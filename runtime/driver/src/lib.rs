@@ -2,7 +2,7 @@
 //!
 //! [`compile`] runs the stages of one table in order and times each; [`check`] runs those that find
 //! problems and writes nothing. [`Cache`] compiles a model once for commands that are given a model
-//! where they need an artifact.
+//! where they need an artifact; [`KernelCache`] keeps compiled kernels from one compile to the next.
 //!
 //! The driver is where the crates of floor 1 meet: frontends hand it a graph, passes rewrite it,
 //! code generation turns kernel specifications into an image, and the artifact format takes it all.
@@ -12,14 +12,21 @@ mod cache;
 mod compile;
 mod error;
 mod fold;
+mod kernel_cache;
 mod parallel;
 mod pipeline;
 mod progress;
+mod tune;
 
 pub use cache::Cache;
-pub use codegen::{Codegen, native_target};
+pub use codegen::{
+    Codegen, native_target,
+    schedule::{Family, Tuning, TuningError},
+};
 pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
 pub use error::CompileError;
 pub use frontend::model_files;
+pub use kernel_cache::KernelCache;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
+pub use tune::{Product, TuneOptions, Tuned, products, tune};

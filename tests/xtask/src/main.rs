@@ -4,6 +4,7 @@
 //! LLVM, because installing LLVM is the first thing that it does.
 #![allow(clippy::print_stdout, reason = "a command line tool: its results go to stdout")]
 
+mod bench;
 mod checks;
 mod demo;
 mod fuzz;
@@ -25,6 +26,7 @@ Examples:
   cargo xtask demo               set up, compile two models, generate, embed, measure
   cargo xtask test               everything that a change has to pass
   cargo xtask test --fast        formatting, lints and tests only
+  cargo xtask bench --quick      a minute of measurements
   cargo xtask fuzz --seconds 600 ten minutes for every fuzz target";
 
 /// Sets a machine up, runs every check, and shows brolly at work.
@@ -47,6 +49,8 @@ enum Task {
         #[arg(long)]
         fast: bool,
     },
+    /// Verify and time every kernel family and whole models, beside the peers that are installed.
+    Bench(bench::Args),
     /// Run the fuzz targets at length.
     Fuzz {
         /// Seconds for each target.
@@ -64,6 +68,7 @@ fn main() -> ExitCode {
         Task::Setup => setup::run().map(|_| ()),
         Task::Demo => demo::run(),
         Task::Test { fast } => checks::run(fast),
+        Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Minilm => minilm::run(),
         Task::Ptxas => ptxas::run(),

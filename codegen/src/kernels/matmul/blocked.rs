@@ -6,7 +6,7 @@ use super::{Chunk, Cmp, Elem, Gen, PANEL, SUMS, Ty, Val, size};
 
 /// Steps of k in an iteration: half of the instructions of a step are multiply-adds, and each one
 /// saved counts where two hardware threads share a core's front end.
-const UNROLL: u64 = 4;
+pub(super) const UNROLL: u64 = 4;
 
 /// A block of K.
 #[derive(Clone, Copy)]
@@ -181,19 +181,20 @@ impl Gen<'_> {
             self.step(&x, k, &w, sums)
         };
         // Blocks are multiples of 16 but for what is left of K.
-        let whole = if self.spec.k.is_multiple_of(UNROLL) {
+        let unroll = self.plan.unroll;
+        let whole = if self.spec.k.is_multiple_of(unroll) {
             block.steps
         } else {
-            e.sub(block.steps, e.rem_unsigned(block.steps, e.i64(size(UNROLL))))
+            e.sub(block.steps, e.rem_unsigned(block.steps, e.i64(size(unroll))))
         };
-        let mut sums = e.for_loop(e.i64(0), whole, size(UNROLL), &init, |k, sums| {
+        let mut sums = e.for_loop(e.i64(0), whole, size(unroll), &init, |k, sums| {
             for &ahead in tile.ahead {
                 e.prefetch_l2(e.at(ahead, Elem::I8, e.mul(k, tile.ahead_step)));
             }
-            let steps = 0..size(UNROLL);
+            let steps = 0..size(unroll);
             steps.fold(sums.to_vec(), |sums, i| step(e.add_const(k, i), &sums))
         });
-        if !self.spec.k.is_multiple_of(UNROLL) {
+        if !self.spec.k.is_multiple_of(unroll) {
             sums = e.for_loop(whole, block.steps, 1, &sums, step);
         }
         for (sum, place) in sums.into_iter().zip(places) {

@@ -9,7 +9,7 @@ use super::epilogue::Output;
 use super::{Chunk, Elem, Gen, LANES, PANEL, SUMS, Ty, Val, size};
 
 /// Bytes of W in flight over all streams: about the latency of memory times its bandwidth.
-const PREFETCH_BYTES: u64 = 10 << 10;
+pub(super) const PREFETCH_BYTES: u64 = 10 << 10;
 
 /// Steps of k in a loop iteration.
 const UNROLL: u64 = 4;
@@ -53,7 +53,7 @@ impl Gen<'_> {
 
         let (k, elem) = (self.spec.k, self.spec.weight);
         let line = PANEL * elem.bytes();
-        let ahead = PREFETCH_BYTES / panels.cast_unsigned() / line;
+        let ahead = self.plan.prefetch_bytes / panels.cast_unsigned() / line;
         let unrolled = k / UNROLL * UNROLL;
         let own = k.saturating_sub(ahead) / UNROLL * UNROLL;
         let next = size(ahead) + size(k) * (panels - 1);

@@ -51,6 +51,8 @@ pub(super) fn plan(spec: &Matmul, panel_registers: u64) -> Plan {
         k_block: 0,
         row_block,
         panel_chunk: spec.halves(),
+        unroll: 1,
+        prefetch_bytes: spec.schedule.prefetch_bytes.unwrap_or(PREFETCH_BYTES),
     }
 }
 
@@ -103,7 +105,7 @@ impl Gen<'_> {
         let w: Vec<Val> = (0..panels).map(|panel| self.panel(e.add_const(first, panel))).collect();
 
         let (blocks, block_bytes) = (self.spec.blocks(), weight_bytes(bits));
-        let ahead = PREFETCH_BYTES / panels.cast_unsigned() / block_bytes;
+        let ahead = self.plan.prefetch_bytes / panels.cast_unsigned() / block_bytes;
         let own = blocks.saturating_sub(ahead);
         let next = size(ahead * block_bytes);
         let beyond = next + size(self.spec.panel_bytes()) * (panels - 1);

@@ -14,6 +14,8 @@ use crate::{
     testing::{Loaded, Scratch},
 };
 
+pub(super) use crate::testing::noise;
+
 /// An operator on tensors.
 pub(super) struct Case {
     pub(super) op: &'static str,
@@ -225,19 +227,6 @@ pub(super) fn assert_close(what: &str, got: &Tensor, want: &Tensor, tolerance: f
         };
         assert!(same || (g - w).abs() <= bound, "{what}: element {i} is {g}, not {w}");
     }
-}
-
-/// Numbers that look random, the same every time.
-pub(super) fn noise(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
-    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
-    let mut next = || {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state >> 11) as f64 / (1u64 << 52) as f64 - 1.0
-    };
-    let count = shape.iter().product();
-    Tensor::from_f64s(dtype, shape, (0..count).map(|_| next()).collect::<Vec<_>>())
 }
 
 /// A layout of this type with these strides.

@@ -97,6 +97,17 @@ pub(crate) enum Quantize {
     Q4,
 }
 
+/// What the weights of products are made of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[allow(missing_docs, reason = "the names are those of the types")]
+pub(crate) enum Family {
+    F32,
+    Bf16,
+    F16,
+    Q8,
+    Q4,
+}
+
 pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
     let threads: Option<NonZeroUsize> = text.parse().ok();
     threads

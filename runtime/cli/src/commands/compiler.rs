@@ -5,6 +5,7 @@ mod compile;
 mod opt;
 mod options;
 mod progress;
+mod tune;
 
 use std::path::Path;
 
@@ -20,6 +21,7 @@ use crate::{
 pub(crate) use check::check;
 pub(crate) use compile::compile;
 pub(crate) use opt::opt;
+pub(crate) use tune::tune;
 
 use options::Prepared;
 use progress::Shown;

@@ -5,7 +5,7 @@ use std::path::Path;
 use ir::artifact::{Artifact, ArtifactError};
 
 use crate::{
-    args::{Check, Compile, CompileOptions, Opt},
+    args::{Check, Compile, CompileOptions, Opt, Tune},
     context::Context,
     failure::{Failure, Result},
 };
@@ -33,6 +33,10 @@ pub(crate) fn check(_: &Check, _: &Context) -> Result<()> {
 
 pub(crate) fn opt(_: &Opt, _: &Context) -> Result<()> {
     Err(no_compiler("opt"))
+}
+
+pub(crate) fn tune(_: &Tune, _: &Context) -> Result<()> {
+    Err(no_compiler("tune"))
 }
 
 fn no_compiler(command: &str) -> Failure {

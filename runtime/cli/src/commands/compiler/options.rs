@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use driver::{CompileOptions, Quantization};
+use driver::{Cache, CompileOptions, Quantization, Tuning};
 use ir::Target;
 use text::TextBundle;
 
@@ -43,7 +43,10 @@ pub(super) fn bare(
         Quantize::Q4 => Quantization::Q4,
     });
     let import = Default::default();
-    let mut options = CompileOptions { import, target, quantize, text, threads };
+    let tuning = flags.tuning.as_deref().map(tuning).transpose()?.unwrap_or_default();
+    let kernel_cache = (!flags.no_kernel_cache).then(|| Cache::user().kernels());
+    let mut options =
+        CompileOptions { import, target, quantize, text, threads, kernel_cache, tuning };
     let import = &mut options.import;
     import.dtype = flags.dtype;
     import.max_seq_len = flags.max_seq_len;
@@ -56,6 +59,14 @@ pub(super) fn bare(
         }
     }
     Ok(options)
+}
+
+/// Reads a table of schedules.
+pub(super) fn tuning(path: &Path) -> Result<Tuning> {
+    let named = |why: &dyn std::fmt::Display| Failure::input(format!("{}: {why}", path.display()));
+    let text = std::fs::read_to_string(path)
+        .map_err(|e| named(&format!("cannot be read: {e}; `brolly tune` writes such tables")))?;
+    Tuning::parse(&text).map_err(|e| named(&e))
 }
 
 impl Prepared {

@@ -1,0 +1,66 @@
+//! `brolly tune`: searches schedules for this machine and writes them to a table.
+
+use std::{path::Path, time::Duration};
+
+use driver::{Family, TuneOptions, Tuned, Tuning};
+use serde_json::json;
+
+use super::options::{self, tuning};
+use crate::{
+    args::{self, Tune},
+    context::Context,
+    failure::{Failure, Result},
+    output,
+    table::Table,
+};
+
+fn family(family: args::Family) -> Family {
+    match family {
+        args::Family::F32 => Family::F32,
+        args::Family::Bf16 => Family::Bf16,
+        args::Family::F16 => Family::F16,
+        args::Family::Q8 => Family::Q8,
+        args::Family::Q4 => Family::Q4,
+    }
+}
+
+pub(crate) fn tune(args: &Tune, cx: &Context) -> Result<()> {
+    let shown = args.model.as_deref().unwrap_or(Path::new("common sizes"));
+    let compile = options::bare(shown, &args.options, cx)?;
+    let known = if args.output.exists() { tuning(&args.output)? } else { Tuning::default() };
+    let options = TuneOptions {
+        model: args.model.clone(),
+        families: args.families.iter().copied().map(family).collect(),
+        time_limit: Duration::from_secs(args.time_limit),
+    };
+    let failed = |e| super::failure(shown, &e, Vec::new());
+    let products = driver::products(&options, &compile).map_err(failed)?;
+    if products.is_empty() {
+        return Err(Failure::input(format!(
+            "{}: has no product with weights of these families",
+            shown.display()
+        )));
+    }
+    let mut table = Table::new(&["weight", ">columns", ">k", ">tried", ">1 row", ">256 rows", ""]);
+    let mut all: Vec<Tuned> = Vec::new();
+    let found = driver::tune(&products, &options, &compile, |product, tuned| {
+        let family = json!(product.family).as_str().unwrap_or_default().to_owned();
+        let time = |ratio: f64| format!("{:+.1} %", (ratio - 1.0) * 100.0);
+        let [few, many] = tuned.ratio.map(time);
+        let schedule = json!(tuned.entry.schedule).to_string();
+        let sizes = [product.n, product.k].map(|v| v.to_string());
+        let [n, k] = sizes;
+        eprintln!("{family} {n} x {k}: {few}, {many} {schedule}");
+        table.row([family, n, k, tuned.candidates.to_string(), few, many, schedule]);
+        all.push(tuned.clone());
+    });
+    let found = found.map_err(failed)?;
+    let text = found.over(&known).text();
+    std::fs::write(&args.output, text).map_err(|e| {
+        Failure::input(format!("--output {}: cannot be written: {e}", args.output.display()))
+    })?;
+    if args.json {
+        return output::json(&json!({ "table": args.output, "tuned": all }));
+    }
+    output::print(&format!("{}\n\n{}", args.output.display(), table.render()))
+}
