@@ -63,7 +63,10 @@ fn quantize_function(
             Some([x, w]) => {
                 let x = match rows.get(&x) {
                     Some(x) => *x,
-                    None => b.unary("quantize_rows", map[&x])?,
+                    None => {
+                        let attrs = Attrs::none().with("weight_bits", bits);
+                        b.op1("quantize_rows", attrs, &[map[&x]])?
+                    }
                 };
                 rows.insert(node.inputs()[0].expect("a product has x"), x);
                 let w = b.op1("quantize_weight", Attrs::none().with("bits", bits), &[map[&w]])?;
@@ -147,6 +150,8 @@ mod tests {
             nodes.filter(|n| n.op.name() == op).collect::<Vec<_>>()
         };
         assert_eq!(ops("layer", "quantize_rows").len(), 1);
+        assert_eq!(ops("layer", "quantize_rows")[0].attrs.int("weight_bits"), 4);
+        assert_eq!(ops("main", "quantize_rows")[0].attrs.int("weight_bits"), 8);
         assert_eq!(ops("layer", "quantized_linear").len(), 2);
         assert_eq!(ops("layer", "quantize_weight")[0].attrs.int("bits"), 4);
         assert_eq!(ops("main", "quantize_weight")[0].attrs.int("bits"), 8);

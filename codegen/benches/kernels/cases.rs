@@ -109,8 +109,8 @@ pub(crate) static TABLE: &[Row] = &[
 /// An operand, for any number of rows: of fewer rows, the first.
 pub(crate) enum Arg {
     Fixed(Tensor),
-    /// f32 `[rows, ..]`, and whether in quantised blocks.
-    Rows(Vec<usize>, bool),
+    /// f32 `[rows, ..]`, or quantised for a weight of so many bits.
+    Rows(Vec<usize>, Option<i64>),
     /// i32 `[0, rows]`.
     Offsets,
     /// i32 `before, before + 1, ..`.
@@ -121,9 +121,15 @@ impl Arg {
     pub(crate) fn tensor(&self, rows: usize, seed: u64) -> Tensor {
         match self {
             Arg::Fixed(tensor) => tensor.clone(),
-            Arg::Rows(inner, quantized) => {
+            Arg::Rows(inner, weight_bits) => {
                 let x = noise(DType::F32, &[&[rows], &inner[..]].concat(), seed);
-                if *quantized { evaluate("quantize_rows", &Attrs::none(), &[&x]) } else { x }
+                match weight_bits {
+                    Some(bits) => {
+                        let attrs = Attrs::none().with("weight_bits", *bits);
+                        evaluate("quantize_rows", &attrs, &[&x])
+                    }
+                    None => x,
+                }
             }
             Arg::Offsets => Tensor::from_i64s(DType::I32, &[2], [0, rows as i64]),
             Arg::Positions(before) => {
@@ -171,14 +177,16 @@ impl Row {
     /// Operator, attributes and operands.
     pub(crate) fn operator(&self) -> (&'static str, Attrs, Vec<Arg>) {
         let none = Attrs::none;
-        let rows = |inner: &[usize]| Arg::Rows(inner.into(), false);
+        let rows = |inner: &[usize]| Arg::Rows(inner.into(), None);
         let of = |shape: &[usize], seed| Arg::Fixed(noise(DType::F32, shape, seed));
         match self.work {
             Work::Linear { weight, n, k } => {
                 let attrs = none().with("n", n as i64);
-                let quantized = matches!(weight, Weight::Q(_));
-                let op = if quantized { "quantized_linear" } else { "linear" };
-                (op, attrs, vec![Arg::Rows(vec![k], quantized), packed(weight, n, k)])
+                let (op, bits) = match weight {
+                    Weight::Q(bits) => ("quantized_linear", Some(bits)),
+                    _ => ("linear", None),
+                };
+                (op, attrs, vec![Arg::Rows(vec![k], bits), packed(weight, n, k)])
             }
             Work::Gated { weight, n, k } => {
                 let attrs = none().with("n", n as i64).with("act", "silu");

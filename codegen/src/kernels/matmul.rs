@@ -122,7 +122,7 @@ impl Matmul {
     #[must_use]
     pub fn quantized(symbol: &str, n: u64, k: u64, bits: u32) -> Self {
         let product = Self { bits: Some(bits), ..Self::new(symbol, n, k, Elem::I8) };
-        Self { x_stride: product.blocks() * quantized::ROW_BYTES, ..product }
+        Self { x_stride: product.blocks() * quantized::row_bytes(bits), ..product }
     }
 
     /// Blocks of a quantised row or column.
@@ -175,7 +175,7 @@ impl Matmul {
             fail("weights and outputs must be f32, bf16 or f16")
         } else if self.bits.is_some_and(|bits| !matches!(bits, 4 | 8)) {
             fail("quantised weights have 4 or 8 bits")
-        } else if self.bits.is_some_and(|_| self.x_stride < self.blocks() * quantized::ROW_BYTES)
+        } else if self.bits.is_some_and(|b| self.x_stride < self.blocks() * quantized::row_bytes(b))
             || (self.bits.is_none() && self.x_stride < self.k)
             || self.y_stride < self.n
         {
@@ -372,7 +372,7 @@ impl Gen<'_> {
             let blocked = e.i64(size(plan.panel_chunk));
             let direct = at_most(Plan::DIRECT_ROWS);
             let step = match self.spec.bits {
-                Some(_) => e.i64(size(several)),
+                Some(_) => blocked,
                 None => e.select(direct, e.i64(size(several)), blocked),
             };
             let step = e.select(at_most(plan.tile_rows), e.i64(size(single)), step);

@@ -1,6 +1,6 @@
-//! `quantize_rows`: activations as blocks of a scale, a sum and 8-bit integers.
+//! `quantize_rows`: activations as blocks of a scale and integers.
 
-use ir::{DType, Dim, KernelSpec, QUANT_BLOCK, QUANT_ROW_BYTES, Target};
+use ir::{DType, Dim, KernelSpec, QUANT_BLOCK, Target, quant_row_bytes, quant_row_limit};
 
 use super::{
     Emitted, Lower, LowerError,
@@ -41,7 +41,9 @@ impl Lower for QuantizeRows {
         let (k, lead) = x.shape.split_last().expect("supported");
         let k = k.as_const().expect("supported");
         let blocks = k.div_euclid(QUANT_BLOCK as i64);
-        let row_bytes = Dim::from(QUANT_ROW_BYTES) * Dim::from(k).ceil_div(QUANT_BLOCK as i64);
+        let bits = if spec.attrs.int("weight_bits") == 8 { 8 } else { 4 };
+        let row_bytes =
+            Dim::from(quant_row_bytes(bits)) * Dim::from(k).ceil_div(QUANT_BLOCK as i64);
         let outer = Space::new(lead, &[x.strides[..lead.len()].to_vec()]).merged();
         let tiles = cx.share_rows(&outer.points(), &Dim::from(k), |row| {
             let e = &cx.e;
@@ -49,13 +51,13 @@ impl Lower for QuantizeRows {
             let to = y.at(&cx, cx.scale(row, &row_bytes));
             e.for_each(e.i64(0), e.i64(blocks), 1, |block| {
                 let start = e.mul_const(block, QUANT_BLOCK as i64);
-                write_block(&cx, &to, block, |half| {
+                write_block(&cx, &to, block, bits, |half| {
                     from.load_strip(&cx, e.add_const(start, half * 16), &Dim::from(1), LANES)
                 });
             });
             let rest = k % QUANT_BLOCK as i64;
             if rest > 0 {
-                write_block(&cx, &to, e.i64(blocks), |half| {
+                write_block(&cx, &to, e.i64(blocks), bits, |half| {
                     let count = (rest - half * 16).clamp(0, 16);
                     let mask = e.mask_below(e.i64(count), LANES);
                     let at =
@@ -68,25 +70,32 @@ impl Lower for QuantizeRows {
     }
 }
 
-fn write_block(cx: &Cx<'_>, to: &View, block: Val, load: impl Fn(i64) -> Val) {
+fn write_block(cx: &Cx<'_>, to: &View, block: Val, bits: usize, load: impl Fn(i64) -> Val) {
     let e = &cx.e;
     let x: Vec<Val> = (0..HALVES).map(load).collect();
     let most = x.iter().map(|x| e.abs(*x)).reduce(|a, b| maximum(e, a, b)).expect("two halves");
     let most = lanes_max(e, most);
+    let limit = e.f32(f32::from(quant_row_limit(bits)));
     let some = e.cmp(Cmp::Gt, most, e.f32(0.0));
-    let inverse = e.select(some, e.div(e.f32(127.0), most), e.f32(0.0));
-    let to = to.at(cx, e.mul_const(block, QUANT_ROW_BYTES as i64));
-    e.store(e.div(most, e.f32(127.0)), to.base);
+    let inverse = e.select(some, e.div(limit, most), e.f32(0.0));
+    let to = to.at(cx, e.mul_const(block, quant_row_bytes(bits) as i64));
+    e.store(e.div(most, limit), to.base);
     let mut sum = e.zero(Ty::Vector(Elem::I32, LANES));
     for (half, x) in (0..).zip(x) {
         let v = e.round_even(e.mul(x, e.splat(inverse, LANES)));
         // Zero where a NaN or an infinity made the scale not finite.
         let v = e.select(e.cmp(Cmp::Eq, v, v), v, e.zero(v.ty()));
         let q = e.cast(v, Elem::I32);
-        sum = e.add(sum, q);
-        e.store(e.cast(q, Elem::I8), e.at_const(to.base, Elem::I8, 8 + half * 16));
+        if bits == 8 {
+            e.store(e.cast(q, Elem::I16), e.at_const(to.base, Elem::I8, 4 + half * 32));
+        } else {
+            sum = e.add(sum, q);
+            e.store(e.cast(q, Elem::I8), e.at_const(to.base, Elem::I8, 8 + half * 16));
+        }
     }
-    e.store(e.reduce_add(sum), e.at_const(to.base, Elem::I8, 4));
+    if bits == 4 {
+        e.store(e.reduce_add(sum), e.at_const(to.base, Elem::I8, 4));
+    }
 }
 
 /// The largest lane; NaN if any is.

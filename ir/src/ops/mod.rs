@@ -6,7 +6,7 @@ mod reduction;
 mod tests;
 
 pub use pack::PANEL;
-pub use quantize_rows::{QUANT_BLOCK, QUANT_ROW_BYTES};
+pub use quantize_rows::{QUANT_BLOCK, quant_row_bytes, quant_row_limit};
 pub use quantize_weight::quant_weight_bytes;
 pub use quantized_linear::quant_bits;
 

@@ -1,27 +1,42 @@
-//! `quantize_rows`: activations as blocks of 8-bit integers.
+//! `quantize_rows`: activations as blocks of integers.
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one},
 };
 
-/// Each row in blocks of 32: a scale, the sum of the block's integers, and the integers.
+/// Each row in blocks of 32: a scale, and integers that fit the bits of the weight they meet.
 ///
-/// `scale = max|x| / 127` and `q = round(x · 127 / max|x|)`, to nearest even, all in f32. A block
-/// is 40 bytes: `scale: f32`, `sum: i32`, `q: i8 × 32`; the last block of a row is filled with
-/// zeros. A block that holds a NaN or an infinity has a scale that is not finite.
+/// `scale = max|x| / Q` and `q = round(x · Q / max|x|)`, to nearest even, all in f32. The last
+/// block of a row is filled with zeros. A block that holds a NaN or an infinity has a scale that
+/// is not finite.
+///
+/// - `weight_bits = 4`: Q = 127. A block is `scale: f32`, `sum: i32` of its integers, `q: i8 × 32`.
+/// - `weight_bits = 8`: Q = 4095, the largest with which a block's sum of products is below 2²⁴, so
+///   that f32 holds it exactly. A block is `scale: f32`, `q: i16 × 32`.
 /// # Shapes
-/// `x: [.., K]` in f32 → `u8 [.., ceil(K / 32), 40]`.
+/// `x: [.., K]` in f32 → `u8 [.., ceil(K / 32), 40 or 68]`.
 pub(super) struct QuantizeRows;
 
-static SIGNATURE: Signature = Signature { operands: &[one("x")], attrs: &[] };
+static SIGNATURE: Signature = Signature {
+    operands: &[one("x")],
+    attrs: &[defaulted("weight_bits", AttrKind::Int, || Attr::Int(8))],
+};
 
 /// Values of a block that share a scale.
 pub const QUANT_BLOCK: usize = 32;
 
-/// Bytes of a block of activations.
-pub const QUANT_ROW_BYTES: usize = 8 + QUANT_BLOCK;
+/// Bytes of a block of activations that meets a weight of so many bits.
+pub const fn quant_row_bytes(weight_bits: usize) -> usize {
+    if weight_bits == 8 { 4 + 2 * QUANT_BLOCK } else { 8 + QUANT_BLOCK }
+}
+
+/// The largest integer of activations that meet a weight of so many bits.
+pub const fn quant_row_limit(weight_bits: usize) -> i16 {
+    if weight_bits == 8 { 4095 } else { 127 }
+}
 
 impl OpDef for QuantizeRows {
     fn name(&self) -> &'static str {
@@ -38,7 +53,12 @@ impl OpDef for QuantizeRows {
         if x.dtype != DType::F32 {
             return Err(OpError::new(format!("takes f32, got {x}")));
         }
-        let tail = [k.ceil_div(QUANT_BLOCK as i64), Dim::from(QUANT_ROW_BYTES)];
+        let bits = cx.attrs.int("weight_bits");
+        if !matches!(bits, 4 | 8) {
+            return Err(OpError::attr("weight_bits", "must be 4 or 8"));
+        }
+        let bytes = quant_row_bytes(if bits == 8 { 8 } else { 4 });
+        let tail = [k.ceil_div(QUANT_BLOCK as i64), Dim::from(bytes)];
         let shape = lead.iter().cloned().chain(tail);
         Ok(vec![Fact::of(TensorType::new(DType::U8, shape))])
     }
@@ -49,41 +69,52 @@ impl OpDef for QuantizeRows {
             #[allow(clippy::cast_possible_truncation, reason = "operands are f32")]
             let x: Vec<f32> = x.to_f64s().into_iter().map(|v| v as f32).collect();
             let mut out = Vec::new();
+            let bits = if cx.attrs.int("weight_bits") == 8 { 8 } else { 4 };
             for block in x.chunks(k).flat_map(|row| row.chunks(QUANT_BLOCK)) {
-                push_block(block, &mut out);
+                push_block(block, bits, &mut out);
             }
             vec![Tensor::from_bytes(DType::U8, &cx.shape(0), out)]
         })
     }
     fn samples(&self) -> Vec<Sample> {
-        let sample = |shape: &[usize]| Sample {
-            attrs: Attrs::none(),
+        let sample = |shape: &[usize], bits: i64| Sample {
+            attrs: Attrs::none().with("weight_bits", bits),
             args: vec![Some(spread(DType::F32, shape, -3.0, 2.0))],
         };
-        vec![sample(&[3, 64]), sample(&[2, 37]), sample(&[1, 5])]
+        vec![sample(&[3, 64], 8), sample(&[2, 37], 4), sample(&[1, 5], 8), sample(&[1, 3], 4)]
     }
 }
 
-fn push_block(block: &[f32], out: &mut Vec<u8>) {
+fn push_block(block: &[f32], bits: usize, out: &mut Vec<u8>) {
+    let limit = f32::from(quant_row_limit(bits));
     let larger = |m: f32, v: &f32| if m.is_nan() || v.abs() <= m { m } else { v.abs() };
     let most = block.iter().fold(0.0f32, larger);
-    let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
-    #[allow(clippy::cast_possible_truncation, reason = "at most 127; NaN becomes 0")]
-    let quantized = |v: f32| (v * inverse).round_ties_even() as i8;
-    let mut values = [0i8; QUANT_BLOCK];
+    let inverse = if most > 0.0 { limit / most } else { 0.0 };
+    #[allow(clippy::cast_possible_truncation, reason = "within the limit; NaN becomes 0")]
+    let quantized = |v: f32| (v * inverse).round_ties_even() as i16;
+    let mut values = [0i16; QUANT_BLOCK];
     for (q, v) in values.iter_mut().zip(block) {
         *q = quantized(*v);
     }
-    let sum: i32 = values.iter().map(|q| i32::from(*q)).sum();
-    out.extend((most / 127.0).to_le_bytes());
-    out.extend(sum.to_le_bytes());
-    out.extend(values.map(i8::cast_unsigned));
+    out.extend((most / limit).to_le_bytes());
+    if bits == 8 {
+        values.iter().for_each(|q| out.extend(q.to_le_bytes()));
+    } else {
+        let sum: i32 = values.iter().map(|q| i32::from(*q)).sum();
+        out.extend(sum.to_le_bytes());
+        out.extend(values.map(|q| q.to_le_bytes()[0]));
+    }
 }
 
 /// Scale and integers of each block.
-pub(super) fn blocks(bytes: &[u8]) -> impl Iterator<Item = (f32, [i8; QUANT_BLOCK])> {
-    bytes.chunks_exact(QUANT_ROW_BYTES).map(|block| {
+pub(super) fn blocks(
+    bytes: &[u8],
+    bits: usize,
+) -> impl Iterator<Item = (f32, [i16; QUANT_BLOCK])> {
+    bytes.chunks_exact(quant_row_bytes(bits)).map(move |block| {
         let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
-        (scale, std::array::from_fn(|i| block[8 + i].cast_signed()))
+        let wide = |i: usize| i16::from_le_bytes([block[4 + 2 * i], block[5 + 2 * i]]);
+        let narrow = |i: usize| i16::from(block[8 + i].cast_signed());
+        (scale, std::array::from_fn(|i| if bits == 8 { wide(i) } else { narrow(i) }))
     })
 }

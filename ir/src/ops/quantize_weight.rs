@@ -14,10 +14,10 @@ use crate::{
 
 /// Each column in blocks of 32 along K, every block with one f16 scale.
 ///
-/// A block of a panel is 16 scales in f16, then the integers of 16 columns in the order
-/// `[8 steps][16 columns][4 k]`: one byte each at 8 bits; at 4 bits the low half of a byte is
-/// columns 0..8 and the high half columns 8..16 of the step, `q + 8` each. K is filled up with
-/// zeros.
+/// A block of a panel is 16 scales in f16, then the integers of 16 columns: at 8 bits in the order
+/// `[16 steps][16 columns][2 k]`; at 4 bits in the order `[8 steps][16 columns][4 k]`, where the
+/// low half of a byte is columns 0..8 and the high half columns 8..16 of the step, `q + 8` each. K
+/// is filled up with zeros.
 ///
 /// - 8 bits: `scale = max|w| / 127`, integers -127..127: 8.5 bits a weight.
 /// - 4 bits: integers -8..7; of scales near `-max / 8` the one, refitted by least squares, that
@@ -29,8 +29,9 @@ pub(super) struct QuantizeWeight;
 static SIGNATURE: Signature =
     Signature { operands: &[one("w")], attrs: &[required("bits", AttrKind::Int)] };
 
-/// Integers of a step: as many k as a 32-bit lane has bytes.
-const STEP: usize = 4;
+/// k of a step: as many as meet activations in a 32-bit lane, of 16 or of 8 bits.
+const STEP_8: usize = 2;
+const STEP_4: usize = 4;
 
 /// Bytes of a panel's block.
 pub const fn quant_weight_bytes(bits: usize) -> usize {
@@ -219,13 +220,21 @@ fn write_block(scales: &[f16; PANEL], q: &[[i8; PANEL]; QUANT_BLOCK], bits: usiz
     for (out, scale) in head.as_chunks_mut().0.iter_mut().zip(scales) {
         *out = scale.to_le_bytes();
     }
-    let columns = if bits == 8 { PANEL } else { PANEL / 2 };
-    for (q, out) in q.as_chunks::<STEP>().0.iter().zip(out.chunks_exact_mut(STEP * columns)) {
-        for (c, out) in out.as_chunks_mut::<STEP>().0.iter_mut().enumerate() {
-            *out = std::array::from_fn(|i| match bits {
-                8 => q[i][c].cast_unsigned(),
-                _ => (q[i][c] + 8).cast_unsigned() | (q[i][c + columns] + 8).cast_unsigned() << 4,
-            });
+    if bits == 8 {
+        let steps = q.as_chunks::<STEP_8>().0;
+        for (q, out) in steps.iter().zip(out.chunks_exact_mut(STEP_8 * PANEL)) {
+            for (c, out) in out.as_chunks_mut::<STEP_8>().0.iter_mut().enumerate() {
+                *out = std::array::from_fn(|i| q[i][c].cast_unsigned());
+            }
+        }
+        return;
+    }
+    let half = PANEL / 2;
+    let steps = q.as_chunks::<STEP_4>().0;
+    for (q, out) in steps.iter().zip(out.chunks_exact_mut(STEP_4 * half)) {
+        for (c, out) in out.as_chunks_mut::<STEP_4>().0.iter_mut().enumerate() {
+            let nibble = |i: usize, c: usize| (q[i][c] + 8).cast_unsigned();
+            *out = std::array::from_fn(|i| nibble(i, c) | nibble(i, c + half) << 4);
         }
     }
 }
@@ -236,11 +245,10 @@ pub(super) fn blocks(bytes: &[u8], bits: usize) -> Vec<Quantized> {
         let scales = std::array::from_fn(|c| f16::from_le_bytes([raw[2 * c], raw[2 * c + 1]]));
         let raw = &raw[2 * PANEL..];
         let value = |k: usize, c: usize| {
-            let (step, i) = (k / STEP, k % STEP);
             if bits == 8 {
-                return raw[(step * PANEL + c) * STEP + i].cast_signed();
+                return raw[(k / STEP_8 * PANEL + c) * STEP_8 + k % STEP_8].cast_signed();
             }
-            let byte = raw[(step * PANEL / 2 + c % 8) * STEP + i];
+            let byte = raw[(k / STEP_4 * PANEL / 2 + c % 8) * STEP_4 + k % STEP_4];
             (if c < 8 { byte & 15 } else { byte >> 4 }).cast_signed() - 8
         };
         (scales, std::array::from_fn(|k| std::array::from_fn(|c| value(k, c))))

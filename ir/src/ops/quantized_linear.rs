@@ -1,8 +1,8 @@
 //! `quantized_linear`: product of quantised activations with a quantised weight.
 
 use super::{
-    QUANT_BLOCK, QUANT_ROW_BYTES, elementwise::spread, linear::activation, pack::PANEL,
-    quant_weight_bytes, quantize_rows, quantize_weight,
+    QUANT_BLOCK, elementwise::spread, linear::activation, pack::PANEL,
+    quant_row_bytes, quant_weight_bytes, quantize_rows, quantize_weight,
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
@@ -16,7 +16,7 @@ use crate::{
 /// order, `sum = fma(integers, w_scale · x_scale, sum)` in f32. So a result depends neither on the
 /// number of rows nor on the instructions that a machine has.
 /// # Shapes
-/// `x: u8 [.., ceil(K / 32), 40]` from `quantize_rows`, `w: u8 [P, ceil(K / 32), 32 + 64 · bits]`
+/// `x: u8 [.., ceil(K / 32), 40 or 68]` from `quantize_rows` for the bits of the weight, `w: u8 [P, ceil(K / 32), 32 + 64 · bits]`
 /// from `quantize_weight` with `P = ceil(n / 16)`, twice as many when gated, `bias: [n]`,
 /// `residual: [.., n]` → f32 `[.., n]`.
 pub(super) struct QuantizedLinear;
@@ -51,7 +51,8 @@ impl OpDef for QuantizedLinear {
             return Err(OpError::new(format!("takes quantised rows and weights, got {x} and {w}")));
         };
         let of_bytes = x.dtype == DType::U8 && w.dtype == DType::U8;
-        if !of_bytes || !row.is(QUANT_ROW_BYTES as i64) || quant_bits(bytes).is_none() {
+        let fits = quant_bits(bytes).is_some_and(|bits| *row == Dim::from(quant_row_bytes(bits)));
+        if !of_bytes || !fits {
             return Err(OpError::new(format!("takes quantised rows and weights, got {x} and {w}")));
         }
         cx.same("blocks", k, k2)?;
@@ -118,7 +119,9 @@ impl OpDef for QuantizedLinear {
                 let x = spread(DType::F32, &[rows, k], -1.0, 1.5);
                 let panels = if gated { 6 } else { 3 };
                 let w = spread(DType::F32, &[panels, k, PANEL], -0.5, 0.4);
-                let x = run("quantize_rows", &Attrs::none(), x, &[rows, blocks, QUANT_ROW_BYTES]);
+                let weight_bits = Attrs::none().with("weight_bits", bits as i64);
+                let row_bytes = quant_row_bytes(bits);
+                let x = run("quantize_rows", &weight_bits, x, &[rows, blocks, row_bytes]);
                 let bits_attr = Attrs::none().with("bits", bits as i64);
                 let bytes = quant_weight_bytes(bits);
                 let w = run("quantize_weight", &bits_attr, w, &[panels, blocks, bytes]);
@@ -140,7 +143,7 @@ impl OpDef for QuantizedLinear {
 fn product(x: &Tensor, w: &Tensor) -> Vec<f64> {
     let [panels, blocks, bytes] = *w.shape() else { unreachable!("inferred") };
     let bits = quant_bits(&Dim::from(bytes)).expect("inferred");
-    let x: Vec<_> = quantize_rows::blocks(&x.to_bytes()).collect();
+    let x: Vec<_> = quantize_rows::blocks(&x.to_bytes(), bits).collect();
     let w = quantize_weight::blocks(&w.to_bytes(), bits);
     let mut out = Vec::new();
     for row in x.chunks(blocks.max(1)) {

@@ -158,7 +158,8 @@ fn module(product: &Product) -> Result<(Module, Tensor), OpError> {
     let w = b.weight("w")?;
     let attrs = Attrs::none().with("n", i64::try_from(n).unwrap_or(i64::MAX));
     let y = if family.is_quantized() {
-        let rows = b.op1("quantize_rows", Attrs::none(), &[x])?;
+        let bits = if family == Family::Q4 { 4i64 } else { 8 };
+        let rows = b.op1("quantize_rows", Attrs::none().with("weight_bits", bits), &[x])?;
         b.op1("quantized_linear", attrs, &[rows, w])?
     } else {
         b.op1("linear", attrs, &[x, w])?
