@@ -1,3 +1,5 @@
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use super::*;
 use crate::testing::{Loaded, Scratch, pointer};
 use crate::{Kernel, image, kernels::matmul::matmul, mlir};
