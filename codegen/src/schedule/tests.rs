@@ -1,3 +1,5 @@
+//! Schedules give the same bits, and tables are read or refused.
+
 #![allow(clippy::cast_possible_truncation, reason = "small numbers")]
 
 use super::*;
