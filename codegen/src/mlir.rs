@@ -127,7 +127,7 @@ pub fn each(
     };
     let mut results: Vec<_> = std::thread::scope(|scope| {
         let count = threads.clamp(1, kernels.len().max(1));
-        let workers: Vec<_> = (0..count).map(|_| scope.spawn(&work)).collect();
+        let workers: Vec<_> = (0..count).map(|_| scope.spawn(work)).collect();
         let join = |worker: std::thread::ScopedJoinHandle<'_, Vec<_>>| {
             worker.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
         };

@@ -11,7 +11,7 @@ mod space;
 mod table;
 
 pub use space::AXES;
-pub use table::{Entry, Tuning, TuningError};
+pub use table::{Entry, Tuning, TuningError, class};
 
 use serde::{Deserialize, Serialize};
 

@@ -55,9 +55,10 @@ impl Yardsticks {
     /// Bytes a second that all threads read together, by the best number of streams.
     pub(crate) fn bandwidth(&self, threads: usize) -> f64 {
         let lines = self.memory.len() as i64;
-        let args = [pointer(&self.memory)];
         let seconds = |read: &Loaded| {
-            time(threads, lines, 64, |tiles, scratch| read.call("read", &args, &[], scratch, tiles))
+            time(threads, lines, 64, |tiles, scratch| {
+                read.call("read", &[pointer(&self.memory)], &[], scratch, tiles);
+            })
         };
         READ_BYTES as f64 / self.read.iter().map(seconds).fold(f64::MAX, f64::min)
     }

@@ -1,3 +1,7 @@
+//! Schedules give the same bits, and tables are read or refused.
+
+#![allow(clippy::cast_possible_truncation, reason = "small numbers")]
+
 use super::*;
 use crate::testing::{Loaded, Scratch, pointer};
 use crate::{Kernel, image, kernels::matmul::matmul, mlir};

@@ -101,7 +101,7 @@ pub fn products(
 }
 
 fn of_model(model: &Path, compile: &CompileOptions) -> Result<Vec<Product>, CompileError> {
-    let specs = after_passes(model, compile, |cx| specs(cx))?;
+    let specs = after_passes(model, compile, specs)?;
     let products = specs.iter().filter_map(codegen::lower::product);
     Ok(products.map(|p| Product { family: Family::of(&p), n: p.n, k: p.k }).collect())
 }

@@ -94,7 +94,8 @@ pub(super) fn json(measured: &[Measured]) -> Value {
             "read_bandwidth": m.roofline.map(|r| r[1]),
         })
     };
-    json!({ "quartiles": ["lower", "median", "upper"], "rows": measured.iter().map(row).collect::<Vec<_>>() })
+    let rows: Vec<Value> = measured.iter().map(row).collect();
+    json!({ "quartiles": ["lower", "median", "upper"], "rows": rows })
 }
 
 /// Puts a section before all others of the log.
