@@ -9,6 +9,7 @@ mod artifacts;
 mod bitwise;
 mod families;
 mod fuzz;
+mod kv_types;
 mod minilm;
 mod onnx;
 mod ptx;

@@ -8,7 +8,7 @@ use std::{
 
 use driver::{CompileOptions, Compiled, Silent, compile};
 use frontend::ImportOptions;
-use ir::Target;
+use ir::{DType, Target};
 use serve::{Session, SessionOptions};
 use text::TextBundle;
 
@@ -29,7 +29,7 @@ fn text(bundle: &TextBundle) -> serde_json::Value {
 /// Options for the baseline target and no text.
 pub(crate) fn options(import: ImportOptions) -> CompileOptions {
     let (target, text) = (Target::x86_64_v3(), text(&TextBundle::default()));
-    CompileOptions { import, target, quantize: None, text, threads: None }
+    CompileOptions { import, target, quantize: None, kv_dtype: DType::F32, text, threads: None }
 }
 
 /// Options for the baseline target, with the tokenizer of a model folder.

@@ -10,7 +10,7 @@ use std::{
 use codegen::Codegen;
 use frontend::ImportOptions;
 use ir::{
-    Target,
+    DType, Target,
     artifact::{self, Contents, Digest, WeightSpec},
 };
 use passes::{Fusion, Recipe};
@@ -49,6 +49,9 @@ pub struct CompileOptions {
     pub target: Target,
     /// Whether weights become integers; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
+    /// How a language model keeps keys and values: f32, bf16, f16, or i8 with an f32 scale for
+    /// each token and head.
+    pub kv_dtype: DType,
     /// Tokenizer, chat template and generation defaults, to be carried along.
     pub text: serde_json::Value,
     /// Threads to compile on; by default as many as the process may use. The artifact does not
@@ -112,6 +115,7 @@ pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, Comp
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
     cx.quantize = options.quantize;
+    cx.kv_dtype = options.kv_dtype;
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
@@ -138,6 +142,7 @@ pub fn compile(
     let codegen = Codegen::new(options.target.clone()).on_threads(threads);
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
+    cx.kv_dtype = options.kv_dtype;
     for pass in PASSES {
         stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
     }

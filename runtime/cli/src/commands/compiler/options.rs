@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use driver::{CompileOptions, Quantization};
-use ir::Target;
+use ir::{DType, Target};
 use text::TextBundle;
 
 use crate::{
@@ -42,8 +42,9 @@ pub(super) fn bare(
         Quantize::Q8 => Quantization::Q8,
         Quantize::Q4 => Quantization::Q4,
     });
+    let kv_dtype = flags.kv_dtype.unwrap_or(DType::F32);
     let import = Default::default();
-    let mut options = CompileOptions { import, target, quantize, text, threads };
+    let mut options = CompileOptions { import, target, quantize, kv_dtype, text, threads };
     let import = &mut options.import;
     import.dtype = flags.dtype;
     import.max_seq_len = flags.max_seq_len;
