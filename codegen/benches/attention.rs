@@ -13,7 +13,7 @@ mod testing;
 use std::sync::Arc;
 
 use brolly_codegen::Codegen;
-use ir::{Attrs, DType, Dim, KernelSpec, Layout, Symbols, Target, TensorType};
+use ir::{Attrs, DType, KernelSpec, Layout, Symbols, Target, TensorType};
 use testing::{Loaded, Scratch};
 
 const ROUNDS: usize = 9;

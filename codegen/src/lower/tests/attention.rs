@@ -248,11 +248,10 @@ fn narrow_memories_agree_with_the_oracle_in_every_cut() {
     let window = plain.clone().with("window", 37i64).with("softcap", 2.0);
     for (attrs, seed) in [(plain, 11), (window, 12)] {
         // Three sequences, each with a token at least, in 1 to 5 blocks.
-        let random: Vec<usize> = noise(DType::F64, &[12], seed)
-            .to_f64s()
-            .iter()
-            .map(|x| ((x + 1.0) * 70.0) as usize)
-            .collect();
+        let random = noise(DType::F64, &[12], seed).to_f64s();
+        let random = Tensor::from_f64s(DType::I64, &[12], random.iter().map(|x| (x + 1.0) * 70.0));
+        let random: Vec<usize> =
+            random.to_i64s().into_iter().map(|n| usize::try_from(n).unwrap()).collect();
         let mut lengths: Vec<usize> = random[..3].iter().map(|n| n + 1).collect();
         if lengths.iter().map(|n| n.div_ceil(BLOCK)).sum::<usize>().is_multiple_of(7) {
             lengths[0] += BLOCK;
