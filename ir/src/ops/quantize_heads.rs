@@ -97,7 +97,7 @@ mod tests {
         let graph = b.finish();
         let weights = indexmap::IndexMap::new();
         let interpreter = Interpreter::new(&module, &weights, Precision::F32);
-        interpreter.eval(&graph, &[rows.clone()], &Env::new()).unwrap()
+        interpreter.eval(&graph, std::slice::from_ref(rows), &Env::new()).unwrap()
     }
 
     #[test]
@@ -105,7 +105,7 @@ mod tests {
         let x = spread(DType::F32, &[5, 3, 48], -4.0, 7.0);
         let [q, scale] = &quantized(&x)[..] else { panic!("two results") };
         let (q, scale) = (q.to_f64s(), scale.to_f64s());
-        assert!(q.iter().any(|q| *q == 127.0));
+        assert!(q.contains(&127.0));
         for (i, x) in x.to_f64s().into_iter().enumerate() {
             let (scale, q) = (scale[i / 48], q[i]);
             assert!((q * scale - x).abs() <= scale * 0.500_01, "{x} is {q} x {scale}");
