@@ -21,6 +21,7 @@ mod linear;
 mod matmul;
 mod pack;
 mod quantize;
+mod quantize_heads;
 mod reduce;
 mod rope;
 mod rowwise;
@@ -121,6 +122,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &linear::Linear,
     &matmul::Matmul,
     &quantize::QuantizeRows,
+    &quantize_heads::QuantizeHeads,
     &reduce::Reduce,
     &reduce::Cumsum,
     &rope::Rope,

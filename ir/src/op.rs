@@ -41,8 +41,8 @@ pub trait OpDef: Sync {
         false
     }
 
-    /// Pairs of (result, operand) that a kernel updates in place: the result is the operand's
-    /// memory after the write.
+    /// Pairs of (result, operand) that a kernel updates in place: the result, where there is one of
+    /// that number, is the operand's memory after the write.
     fn in_place(&self) -> &'static [(usize, usize)] {
         &[]
     }

@@ -4,6 +4,13 @@
 //! That is the same function of each sequence only if no other operator mixes positions, which is
 //! checked first; an operator of which nothing is known is refused. Attention is in layers that the
 //! entry calls, and layers call nothing. Kwon et al. 2023, arXiv:2309.06180.
+//!
+//! Keys and values are rounded to the memory's type before they are written, by `cast` or
+//! `quantize_heads`, and attention reads them from the memory alone, those of the step's own tokens
+//! too. So a result does not depend on which tokens were in memory before the step.
+
+#[cfg(test)]
+mod tests;
 
 use std::sync::Arc;
 
@@ -20,7 +27,8 @@ const BLOCK_TABLES: &str = "block_tables";
 pub struct PageOptions {
     /// Tokens of a block; a multiple of 16.
     pub block_size: i64,
-    /// Element type of keys and values.
+    /// Element type of keys and values: f32, bf16, f16, or i8 with an f32 scale for each token and
+    /// head.
     pub dtype: DType,
     /// Longest sequence.
     pub max_seq_len: i64,
@@ -39,17 +47,22 @@ pub struct State {
 
 /// Adds the entry `step` beside `entry`, and returns the states that it carries.
 ///
-/// `step` takes the source's parameters, then `slots i32[T]`, `block_tables i32[S, MB]` and two
-/// memories for each attention; it returns the source's outputs, `logsumexp` of its `logits`, and
-/// the memories.
+/// `step` takes the source's parameters, then `slots i32[T]`, `block_tables i32[S, MB]` and the
+/// memories of each attention: `k_cache` and `v_cache`, with i8 `k_scales` and `v_scales` too. It
+/// returns the source's outputs, `logsumexp` of its `logits`, and the memories.
 ///
 /// # Errors
-/// Names every operator that mixes positions in a way that paging does not keep.
+/// Names every operator that mixes positions in a way that paging does not keep; says what types
+/// there are where keys and values can not be of `options.dtype`.
 pub fn page_kv(
     module: &mut Module,
     entry: &str,
     options: PageOptions,
 ) -> Result<Vec<State>, Vec<PassError>> {
+    if !matches!(options.dtype, DType::F32 | DType::Bf16 | DType::F16 | DType::I8) {
+        let why = format!("keys and values are f32, bf16, f16 or i8, not {}", options.dtype);
+        return Err(vec![PassError::new(entry, why)]);
+    }
     let source = module
         .function(entry)
         .ok_or_else(|| vec![PassError::new(entry, "no such function")])?
@@ -91,7 +104,10 @@ fn table_type(options: PageOptions) -> TensorType {
     TensorType::new(DType::I32, [Dim::symbol("S"), blocks])
 }
 
-/// A layer with memories as further parameters and outputs, two for each attention.
+/// A memory of an attention, in the order of `kv_write`'s results.
+const MEMORIES: [&str; 4] = ["k_cache", "v_cache", "k_scales", "v_scales"];
+
+/// A layer with memories as further parameters and outputs.
 fn page_layer(module: &Module, layer: &Graph, options: PageOptions) -> Result<Graph, PassError> {
     let wrap = |e: ir::OpError| PassError::new(&layer.name, e);
     let mut b = Builder::new(module, &paged_name(&layer.name));
@@ -105,6 +121,7 @@ fn page_layer(module: &Module, layer: &Graph, options: PageOptions) -> Result<Gr
     let slots = b.param(SLOTS, tokens).map_err(wrap)?;
     let tables = b.param(BLOCK_TABLES, table_type(options)).map_err(wrap)?;
     let mut memories = Vec::new();
+    let mut attentions = 0;
     for id in layer.topo() {
         let node = layer.node(id);
         if node.op.name() == "param" {
@@ -115,24 +132,33 @@ fn page_layer(module: &Module, layer: &Graph, options: PageOptions) -> Result<Gr
         let results = if node.op.name() == "attention" {
             let (q, k, v, cu) = (inputs[0], inputs[1], inputs[2], inputs[3]);
             let (q, k, v) = (q.expect("q"), k.expect("k"), v.expect("v"));
-            let [k, v] = [k, v].map(|x| b.cast(x, options.dtype));
-            let (k, v) = (k.map_err(wrap)?, v.map_err(wrap)?);
-            let block = Dim::from(options.block_size);
-            let blocks = Dim::symbol("NB");
             let ([_, h, d], [_, _, dv]) = (&*b.ty(k).shape.clone(), &*b.ty(v).shape.clone()) else {
                 return Err(PassError::new(&layer.name, "attention is not packed"));
             };
-            let k_type = [blocks.clone(), h.clone(), d.clone(), block.clone()];
-            let v_type = [blocks, h.clone(), block, dv.clone()];
-            let n = memories.len() / 2;
-            let kc = b.param(&format!("k_cache.{n}"), TensorType::new(options.dtype, k_type));
-            let vc = b.param(&format!("v_cache.{n}"), TensorType::new(options.dtype, v_type));
-            let (kc, vc) = (kc.map_err(wrap)?, vc.map_err(wrap)?);
-            let written =
-                b.op("kv_write", Attrs::none(), &[kc, vc, k, v, slots].map(Some)).map_err(wrap)?;
-            memories.extend(written.iter().copied());
+            let [block, blocks] = [Dim::from(options.block_size), Dim::symbol("NB")];
+            let types = [
+                TensorType::new(options.dtype, [&blocks, h, d, &block].map(Clone::clone)),
+                TensorType::new(options.dtype, [&blocks, h, &block, dv].map(Clone::clone)),
+                TensorType::new(DType::F32, [&blocks, h, &block].map(Clone::clone)),
+                TensorType::new(DType::F32, [&blocks, h, &block].map(Clone::clone)),
+            ];
+            let rounded = round(&mut b, [k, v], options.dtype).map_err(wrap)?;
+            let n = attentions;
+            attentions += 1;
+            let mut caches = Vec::new();
+            for (kind, ty) in MEMORIES.iter().zip(types).take(rounded.len()) {
+                caches.push(b.param(&format!("{kind}.{n}"), ty).map_err(wrap)?);
+            }
+            let (values, scales) = (&caches[..2], &caches[2..]);
+            let write = [values, &rounded[..2], &[slots], scales, &rounded[2..]].concat();
+            let write: Vec<_> = write.into_iter().map(Some).collect();
+            let written = b.op("kv_write", Attrs::none(), &write).map_err(wrap)?;
+            let named = MEMORIES.iter().map(|kind| format!("{kind}.{n}"));
+            memories.extend(named.zip(written.iter().copied()));
             let attend = [Some(q), Some(written[0]), Some(written[1]), Some(tables), cu];
-            let attend = [&attend[..], &[Some(positions)]].concat();
+            let scales = written[2..].iter().copied().map(Some);
+            let attend: Vec<_> =
+                attend.into_iter().chain([Some(positions)]).chain(scales).collect();
             b.op("paged_attention", node.attrs.clone(), &attend).map_err(wrap)?
         } else {
             b.op(node.op.name(), node.attrs.clone(), &inputs).map_err(wrap)?
@@ -144,10 +170,27 @@ fn page_layer(module: &Module, layer: &Graph, options: PageOptions) -> Result<Gr
     for (name, v) in &layer.outputs {
         b.output(name, map[v]);
     }
-    for (i, v) in memories.into_iter().enumerate() {
-        b.output(&format!("{}.{}", if i % 2 == 0 { "k_cache" } else { "v_cache" }, i / 2), v);
+    for (name, v) in memories {
+        b.output(&name, v);
     }
     Ok(b.finish())
+}
+
+/// Keys and values as the memory holds them, then their scales, if there are any.
+fn round(b: &mut Builder<'_>, kv: [Value; 2], dtype: DType) -> Result<Vec<Value>, ir::OpError> {
+    let [mut rounded, mut scales] = [Vec::new(), Vec::new()];
+    for x in kv {
+        if dtype == DType::I8 {
+            let x = b.cast(x, DType::F32)?;
+            let quantized = b.op("quantize_heads", Attrs::none(), &[Some(x)])?;
+            rounded.push(quantized[0]);
+            scales.push(quantized[1]);
+        } else {
+            rounded.push(b.cast(x, dtype)?);
+        }
+    }
+    rounded.append(&mut scales);
+    Ok(rounded)
 }
 
 fn page_entry(
@@ -170,6 +213,8 @@ fn page_entry(
     let tables = b.param(BLOCK_TABLES, table_type(options)).map_err(wrap)?;
     let mut states = Vec::new();
     let mut outputs = Vec::new();
+    // Of each kind of memory, how many there are.
+    let mut numbers = std::collections::BTreeMap::new();
     for id in source.topo() {
         let node = source.node(id);
         b.at(&node.loc);
@@ -185,7 +230,9 @@ fn page_entry(
                 args.extend([positions, slots, tables]);
                 for p in paged.param_values().skip(own + 3) {
                     let kind = paged.param_name(p.node).split('.').next().unwrap_or_default();
-                    let name = format!("{kind}.{}", states.len() / 2);
+                    let number: &mut usize = numbers.entry(kind.to_owned()).or_default();
+                    let name = format!("{kind}.{number}");
+                    *number += 1;
                     args.push(b.param(&name, paged.ty(p).clone()).map_err(wrap)?);
                     let output = format!("{name}.out");
                     states.push(State { param: name.into(), output: output.into() });
@@ -300,111 +347,4 @@ fn position_wise(graph: &Graph, id: NodeId, entry: bool) -> Result<(), String> {
         _ => return Err("is not known to keep positions apart".into()),
     };
     if ok { Ok(()) } else { Err("mixes positions".into()) }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn t() -> Dim {
-        Dim::symbol("T")
-    }
-
-    fn attend(b: &mut Builder<'_>, x: Value, cu: Value) -> Value {
-        let heads = b.reshape(x, vec![t(), 1.into(), 8.into()]).unwrap();
-        let attrs = Attrs::none().with("scale", 1.0).with("mask", "causal");
-        let args = [heads, heads, heads, cu].map(Some);
-        let y = b.op("attention", attrs, &args).unwrap()[0];
-        b.reshape(y, vec![t(), 8.into()]).unwrap()
-    }
-
-    type Build = fn(&mut Builder<'_>, Value, Value) -> Value;
-
-    /// Pages an entry that does something to `x [T, 8]`, calls a layer that does something and
-    /// attends, and returns what is wrong.
-    fn problems(in_entry: Build, in_layer: Build) -> String {
-        let mut m = Module::new("m");
-        m.symbol("T", 1, 64);
-        m.symbol("S", 1, 8);
-        let x_ty = TensorType::new(DType::F32, [t(), 8.into()]);
-        let cu_ty = TensorType::new(DType::I32, [Dim::symbol("S") + 1.into()]);
-        let mut b = m.builder("inner");
-        let x = b.param("x", x_ty.clone()).unwrap();
-        b.output("y", x);
-        let inner = b.finish();
-        m.add(inner);
-        let mut b = m.builder("layer");
-        let x = b.param("x", x_ty.clone()).unwrap();
-        let cu = b.param("cu_seqlens", cu_ty.clone()).unwrap();
-        let y = in_layer(&mut b, x, cu);
-        let y = attend(&mut b, y, cu);
-        b.output("y", y);
-        let layer = b.finish();
-        m.add(layer);
-        let mut b = m.builder("forward");
-        let x = b.param("x", x_ty).unwrap();
-        b.param("positions", TensorType::new(DType::I32, [t()])).unwrap();
-        let cu = b.param("cu_seqlens", cu_ty).unwrap();
-        let x = in_entry(&mut b, x, cu);
-        let y = b.call("layer", &[x, cu]).unwrap()[0];
-        b.output("y", y);
-        let forward = b.finish();
-        m.add(forward);
-        let options =
-            PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8 };
-        match page_kv(&mut m, "forward", options) {
-            Ok(_) => {
-                ir::verify(&m).unwrap();
-                String::new()
-            }
-            Err(errors) => errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"),
-        }
-    }
-
-    #[test]
-    fn what_keeps_positions_apart_is_paged() {
-        let norm: Build = |b, x, _| b.unary("l2_normalize", x).unwrap();
-        let gate: Build = |b, x, _| {
-            let s = b.unary("silu", x).unwrap();
-            b.mul(s, x).unwrap()
-        };
-        assert_eq!(problems(norm, gate), "");
-    }
-
-    #[test]
-    fn attention_outside_of_a_layer_and_calls_within_one_are_refused() {
-        let plain: Build = |_, x, _| x;
-        let nested: Build = |b, x, _| b.call("inner", &[x]).unwrap()[0];
-        let why = problems(attend, plain);
-        assert!(why.contains("attention stands in the entry, not in a layer"), "{why}");
-        let why = problems(plain, nested);
-        assert!(why.contains("function `layer`: call is a call within a layer"), "{why}");
-    }
-
-    #[test]
-    fn operators_that_may_mix_positions_are_refused() {
-        let plain: Build = |_, x, _| x;
-        // Neither of these is known to keep rows apart.
-        let elements: Build = |b, x, _| {
-            let at = b.cast(x, DType::I64).unwrap();
-            b.op1("gather_elements", Attrs::none().with("axis", 0i64), &[x, at]).unwrap()
-        };
-        let why = problems(plain, elements);
-        assert!(why.contains("gather_elements is not known to keep positions apart"), "{why}");
-        let numbered: Build = |b, x, _| {
-            let shape = Attrs::none().with("shape", vec![t(), 1.into()]).with("axis", 0i64);
-            let at = b.op1("iota", shape.with("dtype", DType::F32), &[]).unwrap();
-            b.add(x, at).unwrap()
-        };
-        assert!(problems(numbered, plain).contains("iota numbers or counts the tokens"));
-        let normed: Build = |b, x, _| {
-            let column = b.slice(x, 1, 0i64, 1i64).unwrap();
-            let column = b.reshape(column, vec![t()]).unwrap();
-            let column = b.unary("l2_normalize", column).unwrap();
-            let column = b.reshape(column, vec![t(), 1.into()]).unwrap();
-            b.add(x, column).unwrap()
-        };
-        let why = problems(plain, normed);
-        assert!(why.contains("l2_normalize mixes positions"), "{why}");
-    }
 }

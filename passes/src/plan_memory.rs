@@ -286,7 +286,9 @@ impl<'a> Planner<'a> {
     fn kernel(&mut self, id: NodeId, mut inputs: Vec<Option<Storage>>) {
         let node = self.graph.node(id);
         let in_place = node.op.in_place();
-        for (_, operand) in in_place {
+        let in_place = in_place.iter().filter(|(result, _)| *result < node.results().len());
+        let in_place: Vec<(usize, usize)> = in_place.copied().collect();
+        for (_, operand) in &in_place {
             if let Err(why) = self.may_update(node.input(*operand)) {
                 self.fail(id, format!("cannot update operand {operand} in place: it {why}"));
                 return;

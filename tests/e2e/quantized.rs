@@ -4,11 +4,10 @@ use std::path::PathBuf;
 
 use driver::{CompileOptions, Quantization};
 use frontend::ImportOptions;
-use serde::Deserialize;
-use serve::Session;
 
 use crate::{
     families::expect,
+    samples::{loss, rise_percent, samples},
     support::{compile_to, data, open, options},
 };
 
@@ -18,28 +17,9 @@ fn compile(model: &str, quantize: Option<Quantization>, import: ImportOptions) -
     (path, compiled.weight_bytes)
 }
 
-/// What `tests/reference/quantized_stories.py` wrote.
-#[derive(Deserialize)]
-struct Expect {
-    /// Mean negative log-likelihood by transformers, in nats a token.
-    loss: f64,
-    /// What the 4-bit format of llama.cpp costs.
-    q4_0_rise_percent: f64,
-    /// Sampled by the model itself.
-    sequences: Vec<Vec<u32>>,
-}
-
-/// Mean negative log-likelihood in nats a token.
-fn loss(session: &mut Session, sequences: &[Vec<u32>]) -> f64 {
-    let scores = sequences.iter().flat_map(|tokens| session.score(tokens).unwrap());
-    let known: Vec<f64> = scores.flatten().map(f64::from).collect();
-    -known.iter().sum::<f64>() / known.len() as f64
-}
-
 #[test]
 fn perplexity_hardly_rises() {
-    let expect = std::fs::read(data("quantized/stories.json")).unwrap();
-    let expect: Expect = serde_json::from_slice(&expect).unwrap();
+    let expect = samples();
     let loss_of = |quantize| {
         let (path, bytes) = compile("stories", quantize, ImportOptions::default());
         (loss(&mut open(&path, 2), &expect.sequences), bytes)
@@ -47,9 +27,7 @@ fn perplexity_hardly_rises() {
     let (plain, plain_bytes) = loss_of(None);
     let (q8, q8_bytes) = loss_of(Some(Quantization::Q8));
     let (q4, q4_bytes) = loss_of(Some(Quantization::Q4));
-    // Perplexity is the exponential.
-    let rise = |loss: f64| ((loss - plain).exp() - 1.0) * 100.0;
-    let (q8, q4) = (rise(q8), rise(q4));
+    let (q8, q4) = (rise_percent(q8, plain), rise_percent(q4, plain));
     println!("{plain:.5} nats a token; q8 raises perplexity by {q8:.3} %, q4 by {q4:.3} %");
     assert!((plain - expect.loss).abs() < 1e-4, "{plain} and {}", expect.loss);
     assert!(q8.abs() < 0.1, "q8 raises perplexity by {q8:.3} %");

@@ -8,7 +8,7 @@ use std::{
 
 use driver::{CompileOptions, Compiled, Silent, compile};
 use frontend::ImportOptions;
-use ir::Target;
+use ir::{DType, Target};
 use serve::{Session, SessionOptions};
 use text::TextBundle;
 
@@ -33,6 +33,7 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
         import,
         target,
         quantize: None,
+        kv_dtype: DType::F32,
         text,
         threads: None,
         kernel_cache: None,

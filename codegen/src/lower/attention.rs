@@ -19,7 +19,7 @@ use self::{dense::Dense, flash::Flash, paged::Paged};
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse, stored_bytes},
-    view::{View, check_f32s, strides},
+    view::{View, check_f32s, check_rank, strides},
 };
 use crate::{
     cuda::CudaKernel,
@@ -212,10 +212,18 @@ fn batched(cx: &Cx<'_>, flash: &Flash<'_>, per_tile: i64) -> (Dim, u64) {
 
 impl PagedAttention {
     fn sizes(spec: &KernelSpec) -> Result<Sizes, String> {
-        check_f32s(spec, &[0, 1, 2])?;
         let (q, k, v) = (required(spec, 0)?, required(spec, 1)?, required(spec, 2)?);
         if (q.ty.rank(), k.ty.rank(), v.ty.rank()) != (3, 4, 4) {
             return Err(format!("takes [T, H, D] and paged memories, got {q}, {k}, {v}"));
+        }
+        if k.ty.dtype == DType::I8 && v.ty.dtype == DType::I8 {
+            check_f32s(spec, &[0, 6, 7])?;
+            for i in 6..8 {
+                check_rank(spec, i, 3)?;
+                dense(required(spec, i)?, 2)?;
+            }
+        } else {
+            check_f32s(spec, &[0, 1, 2])?;
         }
         for (layout, axis) in [(k, 3), (v, 3), (&spec.results[0], 2)] {
             dense(layout, axis)?;
@@ -246,6 +254,7 @@ impl Lower for PagedAttention {
         let per_tile = (PAGED_ROWS / sizes.group).max(1);
         let flash = Flash::new(&cx, sizes, per_tile);
         let [q, k, v, tables, offsets, positions] = [0, 1, 2, 3, 4, 5].map(|i| cx.operand(i));
+        let [k_scales, v_scales] = [6, 7].map(|i| cx.optional(i));
         let y = cx.result(0);
         let tiles = segments(&cx, &flash, &offsets, per_tile, |piece| {
             let head = |view: &View| view.at(&cx, cx.scale(piece.kv_head, &view.strides[1]));
@@ -255,6 +264,8 @@ impl Lower for PagedAttention {
                 y: y.clone(),
                 k: head(&k),
                 v: head(&v),
+                k_scales: k_scales.as_ref().map(head),
+                v_scales: v_scales.as_ref().map(head),
                 table: tables.at(&cx, cx.scale(piece.segment, &tables.strides[0])),
                 positions: positions.clone(),
             };
@@ -289,7 +300,9 @@ impl Lower for PagedAttention {
             })
         };
         let rows = spec.operands[0].as_ref().map_or(Dim::from(0), stored_bytes);
-        tables * (block(1) + block(2)) + rows + stored_bytes(&spec.results[0])
+        let blocks = [1, 2, 6, 7].into_iter().filter(|i| *i < spec.operands.len());
+        let blocks = blocks.fold(Dim::from(0), |sum, i| sum + block(i));
+        tables * blocks + rows + stored_bytes(&spec.results[0])
     }
 }
 

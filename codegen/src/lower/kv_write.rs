@@ -26,8 +26,16 @@ impl Lower for KvWrite {
         for (i, rank) in [(0, 4), (1, 4), (2, 3), (3, 3), (4, 1)] {
             check_rank(spec, i, rank)?;
         }
-        if spec.results.iter().zip(&spec.operands).any(|(r, o)| o.as_ref() != Some(r)) {
-            return Err("the memories are updated in place, so layouts must agree".into());
+        if has_scales(spec) {
+            for (i, rank) in [(5, 3), (6, 3), (7, 2), (8, 2)] {
+                check_rank(spec, i, rank)?;
+            }
+        }
+        for (result, operand) in KernelSpec::in_place(spec.op) {
+            let result = spec.results.get(*result);
+            if result.is_some_and(|r| spec.operands[*operand].as_ref() != Some(r)) {
+                return Err("the memories are updated in place, so layouts must agree".into());
+            }
         }
         Ok(())
     }
@@ -44,6 +52,8 @@ impl Lower for KvWrite {
         // Along the block, head, element and slot of each memory.
         let k_axes = [0, 1, 2, 3].map(|a| k_cache.strides[a].clone());
         let v_axes = [0, 1, 3, 2].map(|a| v_cache.strides[a].clone());
+        let scales = has_scales(spec)
+            .then(|| [0, 1].map(|i| (cx.operand(7 + i).bits(), cx.result(2 + i).bits())));
         let each = k.shape[1].clone() * (k.shape[2].clone() + v.shape[2].clone());
         let tiles = cx.share_rows(&k.shape[0], &each, |token| {
             let slot = e.cast(slots.load(&cx, cx.scale(token, &slots.strides[0])), Elem::I64);
@@ -53,6 +63,9 @@ impl Lower for KvWrite {
                 let place = (e.div_unsigned(slot, block_size), e.rem_unsigned(slot, block_size));
                 write(&cx, &k, &k_cache, &k_axes, token, place);
                 write(&cx, &v, &v_cache, &v_axes, token, place);
+                for (from, to) in scales.iter().flatten() {
+                    write_scales(&cx, from, to, token, place);
+                }
             });
         });
         Ok(cx.finish(tiles, 0))
@@ -60,13 +73,36 @@ impl Lower for KvWrite {
 
     fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        if has_scales(spec) {
+            return Err(refuse(spec, "keys and values in i8 have no GPU kernel; take bf16 or f16"));
+        }
         Ok(vec![cuda::kernel(spec)])
     }
 
     fn bytes(&self, spec: &KernelSpec) -> Dim {
-        let given = spec.operands.iter().skip(2).flatten();
+        // What is given is read, and written to memory.
+        let operands = spec.operands.iter().enumerate();
+        let given =
+            operands.filter(|(i, _)| !matches!(i, 0 | 1 | 5 | 6)).filter_map(|(_, o)| o.as_ref());
         given.fold(Dim::from(0), |sum, l| sum + stored_bytes(l) * Dim::from(2))
     }
+}
+
+/// Whether keys and values are integers, which have scales.
+fn has_scales(spec: &KernelSpec) -> bool {
+    spec.operands.get(5).is_some_and(Option::is_some)
+}
+
+/// Copies the scales of a token's heads to (block, slot) of their memory.
+fn write_scales(cx: &Cx<'_>, from: &View, to: &View, token: Val, place: (Val, Val)) {
+    let e = &cx.e;
+    let from = from.at(cx, cx.scale(token, &from.strides[0]));
+    let start = cx.offset(cx.scale(place.0, &to.strides[0]), place.1, &to.strides[2]);
+    let to = to.at(cx, start);
+    e.for_each(e.i64(0), cx.size(&from.shape[1]), 1, |head| {
+        let scale = from.load(cx, cx.scale(head, &from.strides[1]));
+        to.store(cx, scale, cx.scale(head, &to.strides[1]));
+    });
 }
 
 /// Copies a token's heads to (block, slot) of a memory.

@@ -99,7 +99,7 @@ fn write_block(cx: &Cx<'_>, to: &View, block: Val, bits: usize, load: impl Fn(i6
 }
 
 /// The largest lane; NaN if any is.
-fn lanes_max(e: &Emitter, v: Val) -> Val {
+pub(super) fn lanes_max(e: &Emitter, v: Val) -> Val {
     let mut v = v;
     while v.lanes() > 1 {
         let half = v.lanes() / 2;

@@ -3,7 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::{one, same_dtype},
+    op::{one, optional, same_dtype},
 };
 
 /// Writes keys and values of tokens to their slots and returns the memories after the write.
@@ -11,13 +11,28 @@ use crate::{
 /// Slot `s` is entry `s % BS` of block `s / BS`; a negative slot writes nothing. Keys lie
 /// transposed within a block, so that sixteen of them load as one vector. Kwon et al. 2023,
 /// arXiv:2309.06180.
+///
+/// Keys and values are of their memory's type. Those in i8 come with the scales of
+/// [`QuantizeHeads`](super::quantize_heads::QuantizeHeads), which have memories of their own; all
+/// four scale operands are there or none.
 /// # Shapes
 /// `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`,
-/// `slots: [T]` i32 → both memories.
+/// `slots: [T]` i32 → both memories. With i8: `k_scales, v_scales: f32 [NB, Hkv, BS]`, `k_scale,
+/// v_scale: f32 [T, Hkv]` → all four memories.
 pub(super) struct KvWrite;
 
 static SIGNATURE: Signature = Signature {
-    operands: &[one("k_cache"), one("v_cache"), one("k"), one("v"), one("slots")],
+    operands: &[
+        one("k_cache"),
+        one("v_cache"),
+        one("k"),
+        one("v"),
+        one("slots"),
+        optional("k_scales"),
+        optional("v_scales"),
+        optional("k_scale"),
+        optional("v_scale"),
+    ],
     attrs: &[],
 };
 
@@ -29,7 +44,7 @@ impl OpDef for KvWrite {
         &SIGNATURE
     }
     fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (1, 1)]
+        &[(0, 0), (1, 1), (2, 5), (3, 6)]
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (kc, vc, k, v) = (cx.ty(0), cx.ty(1), cx.ty(2), cx.ty(3));
@@ -52,7 +67,15 @@ impl OpDef for KvWrite {
         cx.same("value size", dv, dv4)?;
         cx.same("tokens", t, t4)?;
         cx.same("tokens", t, t5)?;
-        Ok(vec![Fact::of(kc.clone()), Fact::of(vc.clone())])
+        let mut results = vec![Fact::of(kc.clone()), Fact::of(vc.clone())];
+        if check_scales(cx, &[5, 6, 7, 8])? {
+            for (memory, scale) in [(5, 7), (6, 8)] {
+                same_shape(cx, "scale memory", memory, &[nb, h, bs])?;
+                same_shape(cx, "scales", scale, &[t, h])?;
+                results.push(Fact::of(cx.ty(memory).clone()));
+            }
+        }
+        Ok(results)
     }
     fn body(&self) -> Body {
         Body::Primitive(|_, args| {
@@ -72,10 +95,24 @@ impl OpDef for KvWrite {
                     vo[(block * bs + slot % bs) * dv..][..dv].copy_from_slice(row);
                 }
             }
-            vec![
+            let mut results = vec![
                 Tensor::from_f64s(kc.dtype(), kc.shape(), ko),
                 Tensor::from_f64s(vc.dtype(), vc.shape(), vo),
-            ]
+            ];
+            let scales = [5, 6, 7, 8].map(|i| args.get(i).and_then(Option::as_ref));
+            if let [Some(ks), Some(vs), Some(k), Some(v)] = scales {
+                for (memory, new) in [(ks, k), (vs, v)] {
+                    let (mut all, new) = (memory.to_f64s(), new.to_f64s());
+                    for (t, slot) in slots.to_i64s().into_iter().enumerate() {
+                        let Ok(slot) = usize::try_from(slot) else { continue };
+                        for h in 0..heads {
+                            all[((slot / bs) * heads + h) * bs + slot % bs] = new[t * heads + h];
+                        }
+                    }
+                    results.push(Tensor::from_f64s(memory.dtype(), memory.shape(), all));
+                }
+            }
+            results
         })
     }
     fn flops(&self, _: &Attrs, _: &[Option<TensorType>], _: &[TensorType]) -> Dim {
@@ -83,11 +120,43 @@ impl OpDef for KvWrite {
     }
     fn samples(&self) -> Vec<Sample> {
         let slots = Tensor::from_i64s(DType::I32, &[3], [5, 17, -1]);
-        let args = [&[2, 3, 5, 16][..], &[2, 3, 16, 7], &[3, 3, 5], &[3, 3, 7]]
-            .map(|s| Some(spread(DType::F32, s, -2.0, 2.0)));
-        let args = args.into_iter().chain([Some(slots)]).collect();
-        vec![Sample { attrs: Attrs::none(), args }]
+        let memories = |dtype: DType| {
+            let args = [&[2, 3, 5, 16][..], &[2, 3, 16, 7], &[3, 3, 5], &[3, 3, 7]]
+                .map(|s| Some(spread(dtype, s, -100.0, 100.0)));
+            args.into_iter().chain([Some(slots.clone())]).collect()
+        };
+        let scales = [&[2, 3, 16][..], &[2, 3, 16], &[3, 3], &[3, 3]]
+            .map(|s| Some(spread(DType::F32, s, 0.0, 0.1)));
+        let sample = |args| Sample { attrs: Attrs::none(), args };
+        let quantized = [memories(DType::I8), scales.to_vec()].concat();
+        let floats = [DType::F32, DType::Bf16, DType::F16].map(memories);
+        floats.into_iter().chain([quantized]).map(sample).collect()
     }
+}
+
+/// Whether the operands `scales` are there: all of them where the memory that is operand 1 is of
+/// i8, and none elsewhere.
+pub(super) fn check_scales(cx: &InferCx<'_>, scales: &[usize]) -> Result<bool, OpError> {
+    let given = |i: &usize| cx.args.get(*i).copied().flatten().is_some();
+    let ints = cx.ty(1).dtype == DType::I8;
+    if scales.iter().all(given) == ints && scales.iter().any(given) == ints {
+        return Ok(ints);
+    }
+    Err(OpError::new("keys and values have scales where they are i8, and only there"))
+}
+
+/// Checks that an operand is f32 of this shape.
+pub(super) fn same_shape(
+    cx: &InferCx<'_>,
+    what: &str,
+    operand: usize,
+    shape: &[&Dim],
+) -> Result<(), OpError> {
+    let ty = cx.ty(operand);
+    if ty.dtype != DType::F32 || ty.rank() != shape.len() {
+        return Err(OpError::new(format!("{what} {ty} must be f32 of {} axes", shape.len())));
+    }
+    ty.shape.iter().zip(shape).try_for_each(|(a, b)| cx.same(what, a, b))
 }
 
 #[cfg(test)]
@@ -108,5 +177,37 @@ mod tests {
         args.push(b.param("slots", TensorType::new(DType::I64, [3i64])).ok());
         let why = b.op("kv_write", Attrs::none(), &args).unwrap_err().to_string();
         assert_eq!(why, "kv_write: slots are i64[3], not i32");
+    }
+
+    #[test]
+    fn integers_have_scales_and_nothing_else_has() {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let mut param = |name: &str, dtype, shape: &[i64]| {
+            b.param(name, TensorType::new(dtype, shape.iter().copied())).ok()
+        };
+        let shapes: [&[i64]; 4] = [&[2, 3, 5, 16], &[2, 3, 16, 7], &[4, 3, 5], &[4, 3, 7]];
+        let mut memories = |dtype: DType| {
+            let mut args: Vec<_> =
+                shapes.iter().map(|s| param(&format!("{dtype}{s:?}"), dtype, s)).collect();
+            args.push(param(&format!("slots.{dtype}"), DType::I32, &[4]));
+            args
+        };
+        let (ints, floats) = (memories(DType::I8), memories(DType::Bf16));
+        let scales = [&[2, 3, 16][..], &[2, 3, 16], &[4, 3], &[4, 3]];
+        let scales: Vec<_> =
+            (0..4).map(|i| param(&format!("scale{i}"), DType::F32, scales[i])).collect();
+        let wide = param("wide", DType::F32, &[2, 3, 32]);
+        let mut write = |args: &[_]| b.op("kv_write", Attrs::none(), args);
+        assert_eq!(write(&[&ints[..], &scales].concat()).map(|r| r.len()), Ok(4));
+        assert_eq!(write(&floats).map(|r| r.len()), Ok(2));
+        let only = "keys and values have scales where they are i8, and only there";
+        for wrong in
+            [ints.clone(), [&floats[..], &scales].concat(), [&ints[..], &scales[..3]].concat()]
+        {
+            assert_eq!(write(&wrong).unwrap_err().to_string(), format!("kv_write: {only}"));
+        }
+        let why = write(&[&ints[..], &[wide], &scales[1..]].concat()).unwrap_err();
+        assert_eq!(why.to_string(), "kv_write: scale memory: 32 and 16 differ");
     }
 }

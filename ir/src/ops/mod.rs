@@ -97,6 +97,7 @@ ops! {
     rope: Rope,
     score: Score,
     attention: Attention,
+    quantize_heads: QuantizeHeads,
     kv_write: KvWrite,
     paged_attention: PagedAttention,
     segment_mean: SegmentMean,

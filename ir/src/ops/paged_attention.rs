@@ -3,11 +3,12 @@
 use super::{
     attention::{cap, check_attrs, check_heads, visible, weighted_mean},
     elementwise::spread,
+    kv_write::{check_scales, same_shape},
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
     TensorType,
-    op::{AttrKind, defaulted, one, required, same_dtype},
+    op::{AttrKind, defaulted, one, optional, required, same_dtype},
 };
 
 /// Causal attention of packed tokens over the keys and values of their sequences, which
@@ -16,9 +17,15 @@ use crate::{
 /// Token `t` of sequence `s` (by `cu_seqlens`) stands at `positions[t]` and sees keys
 /// `0..=positions[t]`; key `j` is in slot `j % BS` of block `block_tables[s, j / BS]`. Kwon et al.
 /// 2023, arXiv:2309.06180.
+///
+/// Keys and values in i8 have scales, one for each slot and head, which stay out of the products:
+/// `q · (s_k · k) = s_k · (q · k)` and `p · (s_v · v) = (p · s_v) · v`. A score is the product with
+/// the key's integers, times the key's scale, times `scale`, then capped; a weight is multiplied by
+/// its value's scale after it has been added to the sum of weights.
 /// # Shapes
 /// `q: [T, Hq, D]`, `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `block_tables: [S,
-/// MB]`, `cu_seqlens: [S+1]`, `positions: [T]`, all indices i32 → `[T, Hq, Dv]`, dtype of `q`.
+/// MB]`, `cu_seqlens: [S+1]`, `positions: [T]`, all indices i32, and for memories in i8 `k_scales,
+/// v_scales: f32 [NB, Hkv, BS]` → `[T, Hq, Dv]`, dtype of `q`.
 pub(super) struct PagedAttention;
 
 static SIGNATURE: Signature = Signature {
@@ -29,6 +36,8 @@ static SIGNATURE: Signature = Signature {
         one("block_tables"),
         one("cu_seqlens"),
         one("positions"),
+        optional("k_scales"),
+        optional("v_scales"),
     ],
     attrs: &[
         required("scale", AttrKind::Float),
@@ -51,7 +60,7 @@ impl OpDef for PagedAttention {
             return Err(OpError::attr("mask", "must be `causal`: later keys may not be there yet"));
         }
         let (q, kc, vc) = (cx.ty(0), cx.ty(1), cx.ty(2));
-        let ([t, hq, d], [_, h, d2, bs], [_, h2, bs2, dv], [s, _], [s1], [t2]) = (
+        let ([t, hq, d], [nb, h, d2, bs], [_, h2, bs2, dv], [s, _], [s1], [t2]) = (
             &*q.shape,
             &*kc.shape,
             &*vc.shape,
@@ -71,6 +80,11 @@ impl OpDef for PagedAttention {
         cx.same("tokens", t, t2)?;
         cx.same("sequences", &(s.clone() + Dim::from(1i64)), s1)?;
         check_heads(hq, h)?;
+        if check_scales(cx, &[6, 7])? {
+            for scales in [6, 7] {
+                same_shape(cx, "scales", scales, &[nb, h, bs])?;
+            }
+        }
         let shape = [t, hq, dv].map(Clone::clone);
         Ok(vec![Fact::of(TensorType::new(q.dtype, shape))])
     }
@@ -82,6 +96,8 @@ impl OpDef for PagedAttention {
             let [_, hkv, bs, dv] = *vc.shape() else { unreachable!("inferred") };
             let blocks = tables.shape()[1];
             let (q, kc, vc) = (q.to_f64s(), kc.to_f64s(), vc.to_f64s());
+            let scales = |i: usize| args.get(i)?.as_ref().map(Tensor::to_f64s);
+            let (k_scales, v_scales) = (scales(6), scales(7));
             let (tables, cu, positions) = (tables.to_i64s(), cu.to_i64s(), positions.to_i64s());
             let mut out = Vec::with_capacity(tokens * hq * dv);
             for t in 0..tokens {
@@ -95,17 +111,26 @@ impl OpDef for PagedAttention {
                         let block = usize::try_from(tables[s * blocks + j / bs]).expect("block");
                         (block * hkv + h / (hq / hkv), j % bs)
                     };
+                    let scale = |scales: &Option<Vec<f64>>, (block, slot): (usize, usize)| {
+                        scales.as_ref().map_or(1.0, |s| s[block * bs + slot])
+                    };
                     let score = |j: &usize| {
                         let (block, slot) = place(*j);
                         let key = |e: usize| kc[(block * d + e) * bs + slot];
                         let dot = (0..d).map(|e| q[(t * hq + h) * d + e] * key(e)).sum::<f64>();
-                        cap(cx.attrs, dot)
+                        cap(cx.attrs, dot * scale(&k_scales, (block, slot)))
                     };
                     let scores: Vec<f64> = keys.iter().map(score).collect();
-                    let rows = keys.iter().map(|j| {
-                        let (block, slot) = place(*j);
-                        &vc[(block * bs + slot) * dv..][..dv]
-                    });
+                    let rows: Vec<Vec<f64>> = keys
+                        .iter()
+                        .map(|j| {
+                            let (block, slot) = place(*j);
+                            let scale = scale(&v_scales, (block, slot));
+                            let row = &vc[(block * bs + slot) * dv..][..dv];
+                            row.iter().map(|x| x * scale).collect()
+                        })
+                        .collect();
+                    let rows = rows.iter().map(Vec::as_slice);
                     out.extend(weighted_mean(&scores, rows, dv));
                 }
             }
@@ -127,6 +152,16 @@ impl OpDef for PagedAttention {
                 ints(&[5], &[33, 34, 0, 1, 2]),
             ],
         };
-        vec![make(0, DType::F32), make(5, DType::F32), make(0, DType::Bf16)]
+        let quantized = |window: i64| {
+            let Sample { attrs, mut args } = make(window, DType::F32);
+            args[1] = Some(spread(DType::I8, &[4, 2, 8, 16], 127.0, -127.0));
+            args[2] = Some(spread(DType::I8, &[4, 2, 16, 7], -127.0, 127.0));
+            args.push(Some(spread(DType::F32, &[4, 2, 16], 0.001, 0.02)));
+            args.push(Some(spread(DType::F32, &[4, 2, 16], 0.02, 0.001)));
+            Sample { attrs: attrs.with("softcap", 3.0), args }
+        };
+        let floats = [DType::F32, DType::Bf16, DType::F16].map(|dtype| make(0, dtype));
+        let others = [make(5, DType::F32), quantized(0), quantized(5)];
+        floats.into_iter().chain(others).collect()
     }
 }

@@ -10,6 +10,7 @@ mod commands;
 mod context;
 mod failure;
 mod inspect;
+mod keys_values;
 mod npy;
 mod output;
 mod panics;

@@ -84,8 +84,18 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     if let Some(stamp) = std::env::current_exe().ok().and_then(|p| stamp(&p)) {
         h.update(stamp.as_bytes());
     }
-    let CompileOptions { import, target, quantize, tuning, .. } = options;
-    h.update(format!("{import:?} {target:?} {quantize:?} {tuning:?}").as_bytes());
+    let CompileOptions {
+        import,
+        target,
+        quantize,
+        kv_dtype,
+        tuning,
+        text: _,
+        threads: _,
+        kernel_cache: _,
+    } = options;
+    let chosen = format!("{import:?} {target:?} {quantize:?} {kv_dtype:?} {tuning:?}");
+    h.update(chosen.as_bytes());
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
     for file in frontend::model_files(&root) {
@@ -106,7 +116,7 @@ fn stamp(path: &Path) -> Option<String> {
 mod tests {
     use std::{fs, num::NonZeroUsize};
 
-    use ir::Target;
+    use ir::{DType, Target};
 
     use super::*;
 
@@ -122,6 +132,7 @@ mod tests {
             import: Default::default(),
             target: Target::x86_64_v3(),
             quantize: None,
+            kv_dtype: DType::F32,
             text: serde_json::Value::Null,
             threads: None,
             kernel_cache: None,
@@ -144,8 +155,12 @@ mod tests {
         assert_eq!(of(&options), before, "what no artifact depends on");
         put("data/w.bin", b"12");
         assert_ne!(of(&options), before, "external data in a folder below");
+        let before = of(&options);
         options.import.max_batch_tokens += 1;
         assert_ne!(of(&options), before);
+        let before = of(&options);
+        options.kv_dtype = DType::I8;
+        assert_ne!(of(&options), before, "the type of keys and values");
         fs::remove_dir_all(root).unwrap();
     }
 }

@@ -11,7 +11,7 @@ use std::{
 use codegen::{Codegen, schedule::Tuning};
 use frontend::ImportOptions;
 use ir::{
-    Target,
+    DType, Target,
     artifact::{self, Contents, Digest, WeightSpec},
 };
 use passes::{Fusion, Recipe};
@@ -50,6 +50,9 @@ pub struct CompileOptions {
     pub target: Target,
     /// Whether weights become integers; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
+    /// How a language model keeps keys and values: f32, bf16, f16, or i8 with an f32 scale for
+    /// each token and head.
+    pub kv_dtype: DType,
     /// Tokenizer, chat template and generation defaults, to be carried along.
     pub text: serde_json::Value,
     /// Threads to compile on; by default as many as the process may use. The artifact does not
@@ -131,6 +134,7 @@ pub(crate) fn after_passes<R>(
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
     cx.quantize = options.quantize;
+    cx.kv_dtype = options.kv_dtype;
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
@@ -160,6 +164,7 @@ pub fn compile(
     let codegen = codegen.with_tuning(options.tuning.clone().over(Tuning::builtin()));
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
+    cx.kv_dtype = options.kv_dtype;
     for pass in PASSES {
         stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
     }

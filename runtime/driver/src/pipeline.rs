@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, sync::Arc};
 
-use ir::{Bounds, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols};
+use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols};
 use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
 
 use crate::Quantization;
@@ -13,6 +13,7 @@ pub(crate) struct Context<'a> {
     pub(crate) kind: ModelKind,
     pub(crate) max_seq_len: u64,
     pub(crate) quantize: Option<Quantization>,
+    pub(crate) kv_dtype: DType,
     pub(crate) report: Report,
     pub(crate) states: Vec<State>,
     pub(crate) recipes: Vec<Recipe>,
@@ -83,7 +84,7 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
     }
     let options = PageOptions {
         block_size: BLOCK_SIZE,
-        dtype: ir::DType::F32,
+        dtype: cx.kv_dtype,
         max_seq_len: i64::try_from(cx.max_seq_len).unwrap_or(i64::MAX / 4),
         max_blocks: MAX_BLOCKS,
     };
@@ -205,6 +206,7 @@ impl<'a> Context<'a> {
             kind,
             max_seq_len,
             quantize: None,
+            kv_dtype: DType::F32,
             report: Report::default(),
             states: Vec::new(),
             recipes: Vec::new(),

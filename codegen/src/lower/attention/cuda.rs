@@ -33,6 +33,9 @@ const WORD: Ty = Ty::Scalar(Elem::I32);
 /// Checks what the kernels need beyond what the operators' family does.
 fn check(spec: &KernelSpec, sizes: Sizes) -> Result<(), String> {
     let (q, k, v) = (required(spec, 0)?, required(spec, 1)?, required(spec, 2)?);
+    if k.ty.dtype == DType::I8 {
+        return Err("keys and values in i8 have no GPU kernel; take bf16 or f16".into());
+    }
     if !matches!(k.ty.dtype, DType::Bf16 | DType::F16) || k.ty.dtype != v.ty.dtype {
         return Err(format!("tensor cores take keys and values in bf16 or f16, not {k} and {v}"));
     }

@@ -95,6 +95,14 @@ impl Source for Dense<'_> {
         (view.at(cx, cx.scale(key, by_key)), cx.size(by_key))
     }
 
+    fn key_scales(&self, _: Val) -> Option<Val> {
+        None
+    }
+
+    fn value_scales(&self, _: Val) -> Option<Val> {
+        None
+    }
+
     fn bias(&self, token: Val, head: Val, key: Val, count: Val) -> Option<Val> {
         let (cx, e) = (self.cx, &self.cx.e);
         let (view, [by_head, by_token, by_key]) = self.bias.as_ref()?;

@@ -10,6 +10,10 @@
 //! - every element of the result is one chain of fused multiply-adds over the keys of the chunk,
 //!   starting from `alpha` times what it was.
 //!
+//! Keys and values that are integers enter products as they are: a score is multiplied by its key's
+//! scale before anything else, and a weight by its value's scale after it has joined the sum of
+//! weights.
+//!
 //! A key that a row does not see has weight zero and its value, whatever it is, is not added; a
 //! chunk of such keys has `alpha` one. Both leave every bit as it was, which is why a tile may walk
 //! more chunks than a row needs.
@@ -57,6 +61,9 @@ pub(super) trait Source {
     fn panel(&self, key: Val, group: Val) -> Panel;
     /// The value of `key`, fifteen more after it, and the distance between them.
     fn values(&self, key: Val) -> (View, Val);
+    /// Scales of the sixteen keys from `key` on, and of their values, where those are integers.
+    fn key_scales(&self, key: Val) -> Option<Val>;
+    fn value_scales(&self, key: Val) -> Option<Val>;
     /// What is added to the scores of sixteen keys from `key` on; lanes from `count` on are not
     /// read.
     fn bias(&self, token: Val, head: Val, key: Val, count: Val) -> Option<Val>;
@@ -270,14 +277,17 @@ impl<'c> Flash<'c> {
         let (lo, hi) = (lanes(e.sub(lo, chunk.first)), lanes(e.sub(hi, chunk.first)));
         let keys = e.for_loop(e.i64(0), chunk.groups, 1, &[lowest], |group, max| {
             let slot = e.mul_const(group, GROUP);
+            let key = e.add(chunk.first, slot);
             let mut score = e.load_at(VECTOR, line, slot);
+            if let Some(scales) = rows.source.key_scales(key) {
+                score = e.mul(score, scales);
+            }
             score = e.mul(score, e.float(VECTOR, attrs.float("scale")));
             let cap = attrs.float("softcap");
             if cap > 0.0 {
                 let inner = math::tanh(e, e.mul(score, e.float(VECTOR, 1.0 / cap)));
                 score = e.mul(inner, e.float(VECTOR, cap));
             }
-            let key = e.add(chunk.first, slot);
             let count = e.sub(chunk.count, slot);
             if let Some(bias) = rows.source.bias(token, head, key, count) {
                 let hidden = e.cmp(Cmp::Eq, bias, lowest);
@@ -299,7 +309,9 @@ impl<'c> Flash<'c> {
             let slot = e.mul_const(group, GROUP);
             let score = e.load_at(VECTOR, line, slot);
             let weight = math::exp(e, e.sub(score, e.splat(shift, 16)));
-            e.store_at(weight, line, slot);
+            let scales = rows.source.value_scales(e.add(chunk.first, slot));
+            let scaled = scales.map_or(weight, |scales| e.mul(weight, scales));
+            e.store_at(scaled, line, slot);
             vec![e.add(sum[0], weight)]
         });
         let total = e.mul(e.load_at(SCALAR, self.total, row), alpha);

@@ -19,6 +19,9 @@ pub(super) struct Paged<'c> {
     /// `[NB, _, D, BS]` and `[NB, _, BS, Dv]`, at the head.
     pub(super) k: View,
     pub(super) v: View,
+    /// `[NB, _, BS]`, at the head, of keys and values that are integers.
+    pub(super) k_scales: Option<View>,
+    pub(super) v_scales: Option<View>,
     /// `[_, MB]`, at the sequence.
     pub(super) table: View,
     pub(super) positions: View,
@@ -33,6 +36,14 @@ impl Paged<'_> {
         let block = e.cast(self.table.load(cx, entry), Elem::I64);
         let last = e.add_const(cx.size(&self.k.shape[0]), -1);
         (e.max(e.min(block, last), e.i64(0)), e.rem_unsigned(key, size))
+    }
+
+    /// Scales of sixteen keys from `key` on.
+    fn scales(&self, view: Option<&View>, key: Val) -> Option<Val> {
+        let (cx, view) = (self.cx, view?);
+        let (block, slot) = self.slot(key);
+        let at = cx.offset(slot, block, &view.strides[0]);
+        Some(view.load_strip(cx, at, &Dim::from(1), 16))
     }
 }
 
@@ -76,6 +87,14 @@ impl Source for Paged<'_> {
         let (block, slot) = self.slot(key);
         let offset = cx.offset(cx.scale(block, &self.v.strides[0]), slot, &self.v.strides[2]);
         (self.v.at(cx, offset), cx.size(&self.v.strides[2]))
+    }
+
+    fn key_scales(&self, key: Val) -> Option<Val> {
+        self.scales(self.k_scales.as_ref(), key)
+    }
+
+    fn value_scales(&self, key: Val) -> Option<Val> {
+        self.scales(self.v_scales.as_ref(), key)
     }
 
     fn bias(&self, _: Val, _: Val, _: Val, _: Val) -> Option<Val> {

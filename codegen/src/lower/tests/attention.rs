@@ -2,15 +2,24 @@
 
 use std::sync::Arc;
 
-use ir::{Attrs, DType, Dim, Env, KernelSpec, Layout, Tensor, TensorType};
+use ir::{Attrs, DType, Dim, Env, KernelSpec, Layout, Target, Tensor, TensorType};
 
 use super::run::{Case, Runner, assert_close, noise, type_of};
+use crate::lower::lowering;
 
 const HEADS: usize = 6;
 const KV_HEADS: usize = 2;
 const KEY: usize = 40;
 const VALUE: usize = 28;
 const BLOCK: usize = 32;
+
+/// Memories, scales of integers, and the blocks of each sequence.
+struct Cache {
+    k: Tensor,
+    v: Tensor,
+    scales: Vec<Tensor>,
+    tables: Vec<Vec<i64>>,
+}
 
 /// Sequences of queries, keys and values.
 struct Prompt {
@@ -52,50 +61,56 @@ impl Prompt {
     }
 
     /// Keys and values of all sequences in blocks that are in no order; other slots hold `other`.
-    fn paged(&self, dtype: DType, other: f64) -> (Tensor, Tensor, Vec<Vec<i64>>) {
+    fn paged(&self, dtype: DType, other: f64) -> Cache {
         let blocks: usize = self.lengths.iter().map(|n| n.div_ceil(BLOCK)).sum();
-        let mut k = vec![other; blocks * KV_HEADS * KEY * BLOCK];
-        let mut v = vec![other; blocks * KV_HEADS * VALUE * BLOCK];
-        let (from_k, from_v) = (self.k.to_f64s(), self.v.to_f64s());
-        let mut tables = Vec::new();
-        let mut next = 0;
-        for (s, length) in self.lengths.iter().enumerate() {
-            let table: Vec<usize> =
-                (next..next + length.div_ceil(BLOCK)).map(|b| b * 7 % blocks).collect();
-            next += table.len();
-            for i in 0..*length {
-                let (block, slot, token) = (table[i / BLOCK], i % BLOCK, self.start(s) + i);
-                for h in 0..KV_HEADS {
-                    let (at, row) = (block * KV_HEADS + h, token * KV_HEADS + h);
-                    for e in 0..KEY {
-                        k[(at * KEY + e) * BLOCK + slot] = from_k[row * KEY + e];
-                    }
-                    for e in 0..VALUE {
-                        v[(at * BLOCK + slot) * VALUE + e] = from_v[row * VALUE + e];
-                    }
-                }
-            }
-            tables.push(table.into_iter().map(|b| b as i64).collect());
-        }
         assert!(!blocks.is_multiple_of(7), "the blocks are permuted");
-        (
-            Tensor::from_f64s(dtype, &[blocks, KV_HEADS, KEY, BLOCK], k),
-            Tensor::from_f64s(dtype, &[blocks, KV_HEADS, BLOCK, VALUE], v),
-            tables,
-        )
+        let mut next = 0;
+        let tables = self.lengths.iter().map(|length| {
+            let table = next..next + length.div_ceil(BLOCK);
+            next = table.end;
+            table.map(|b| (b * 7 % blocks) as i64).collect()
+        });
+        let tables: Vec<Vec<i64>> = tables.collect();
+        let slots: Vec<usize> = self.slots(&tables).collect();
+        // Rows [T, KV_HEADS, width] by slot: [NB, KV_HEADS, BLOCK, width].
+        let place = |rows: &Tensor, dtype: DType, width: usize| {
+            let shape = [blocks, KV_HEADS, BLOCK, width];
+            let mut all = vec![other; shape.iter().product()];
+            for (row, values) in rows.to_f64s().chunks(width).enumerate() {
+                let (slot, head) = (slots[row / KV_HEADS], row % KV_HEADS);
+                let at = (slot / BLOCK * KV_HEADS + head) * BLOCK + slot % BLOCK;
+                all[at * width..][..width].copy_from_slice(values);
+            }
+            Tensor::from_f64s(dtype, &shape, all)
+        };
+        let memory = |rows: &Tensor, width: usize| {
+            if dtype != DType::I8 {
+                return (place(rows, dtype, width), None);
+            }
+            let quantized = Case::new("quantize_heads", Attrs::none(), &[rows]).expected().1;
+            let scales = place(&quantized[1], DType::F32, 1).reshape(&[blocks, KV_HEADS, BLOCK]);
+            (place(&quantized[0], dtype, width), Some(scales))
+        };
+        let ((k, k_scales), (v, v_scales)) = (memory(&self.k, KEY), memory(&self.v, VALUE));
+        let scales = [k_scales, v_scales].into_iter().flatten().collect();
+        Cache { k: k.transpose(&[0, 1, 3, 2]), v, scales, tables }
+    }
+
+    /// Where each token's keys and values are.
+    fn slots(&self, tables: &[Vec<i64>]) -> impl Iterator<Item = usize> {
+        let of = |(table, length): (&Vec<i64>, &usize)| {
+            let slot = |i: usize| usize::try_from(table[i / BLOCK]).unwrap() * BLOCK + i % BLOCK;
+            (0..*length).map(slot).collect::<Vec<_>>()
+        };
+        tables.iter().zip(&self.lengths).flat_map(of)
     }
 
     /// Paged attention of some tokens of some sequences: (sequence, first, end).
-    fn call(
-        &self,
-        attrs: &Attrs,
-        cache: &(Tensor, Tensor, Vec<Vec<i64>>),
-        parts: &[(usize, usize, usize)],
-    ) -> Case {
-        let width = cache.2.iter().map(Vec::len).max().unwrap();
+    fn call(&self, attrs: &Attrs, cache: &Cache, parts: &[(usize, usize, usize)]) -> Case {
+        let width = cache.tables.iter().map(Vec::len).max().unwrap();
         // Entries beyond a sequence's blocks are never read.
         let tables = parts.iter().flat_map(|(s, _, _)| {
-            let table = cache.2[*s].iter().copied();
+            let table = cache.tables[*s].iter().copied();
             table.chain(std::iter::repeat(i64::from(i32::MAX))).take(width).collect::<Vec<_>>()
         });
         let tables = Tensor::from_i64s(DType::I32, &[parts.len(), width], tables);
@@ -109,11 +124,9 @@ impl Prompt {
         let tokens = positions.len();
         let q = Tensor::from_f64s(DType::F32, &[tokens, HEADS, KEY], q);
         let positions = Tensor::from_i64s(DType::I32, &[tokens], positions);
-        Case::new(
-            "paged_attention",
-            attrs.clone(),
-            &[&q, &cache.0, &cache.1, &tables, &offsets, &positions],
-        )
+        let args = [&q, &cache.k, &cache.v, &tables, &offsets, &positions].into_iter();
+        let args: Vec<&Tensor> = args.chain(&cache.scales).collect();
+        Case::new("paged_attention", attrs.clone(), &args)
     }
 
     /// Rows of a result on all tokens that belong to parts.
@@ -137,6 +150,8 @@ fn symbolic(mut spec: KernelSpec) -> KernelSpec {
             &[(0, "S"), (1, "MB")],
             &[(0, "S + 1")],
             &[(0, "T")],
+            &[(0, "NB")],
+            &[(0, "NB")],
         ]
     } else {
         &[&[(0, "T")], &[(0, "T")], &[(0, "T")], &[(0, "S + 1")]]
@@ -204,18 +219,103 @@ fn a_token_has_the_same_bits_in_every_batch_chunk_and_split() {
     }
 }
 
+const MEMORIES: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::I8];
+
 #[test]
 fn stale_slots_do_not_show() {
     let prompt = Prompt::new(&[40, 17]);
     let attrs = Attrs::none().with("scale", 0.3);
     let call = [(0, 39, 40), (1, 10, 17)];
-    let caches = [0.0, f64::NAN].map(|other| prompt.paged(DType::Bf16, other));
-    let cases = caches.each_ref().map(|cache| prompt.call(&attrs, cache, &call));
-    let (spec, want) = cases[0].expected();
-    let runner = Runner::new(vec![symbolic(spec)]);
-    let results = cases.each_ref().map(|case| runner.run(0, &case.args, &env(case), 1).remove(0));
-    assert_close("bf16 cache", &results[0], &want[0], 2e-6);
-    assert_eq!(results[0], results[1]);
+    let cases = MEMORIES.map(|dtype| {
+        [0.0, f64::NAN].map(|other| prompt.call(&attrs, &prompt.paged(dtype, other), &call))
+    });
+    let specs = cases.iter().map(|[case, _]| symbolic(case.expected().0)).collect();
+    let runner = Runner::new(specs);
+    for (i, cases) in cases.iter().enumerate() {
+        let run = |case: &Case| runner.run(i, &case.args, &env(case), 1).remove(0);
+        let results = cases.each_ref().map(run);
+        let want = cases[0].expected().1;
+        assert_close(MEMORIES[i].name(), &results[0], &want[0], 3e-6);
+        assert_eq!(results[0], results[1], "{}", MEMORIES[i]);
+    }
+}
+
+/// Prompts of random lengths, cut up at random, in memories of every type: what the interpreter
+/// says, and the same bits in every cut and split.
+#[test]
+fn narrow_memories_agree_with_the_oracle_in_every_cut() {
+    let plain = Attrs::none().with("scale", 0.3);
+    let window = plain.clone().with("window", 37i64).with("softcap", 2.0);
+    for (attrs, seed) in [(plain, 11), (window, 12)] {
+        // Three sequences, each with a token at least, in 1 to 5 blocks.
+        let random = noise(DType::F64, &[12], seed).to_f64s();
+        let random = Tensor::from_f64s(DType::I64, &[12], random.iter().map(|x| (x + 1.0) * 70.0));
+        let random: Vec<usize> =
+            random.to_i64s().into_iter().map(|n| usize::try_from(n).unwrap()).collect();
+        let mut lengths: Vec<usize> = random[..3].iter().map(|n| n + 1).collect();
+        if lengths.iter().map(|n| n.div_ceil(BLOCK)).sum::<usize>().is_multiple_of(7) {
+            lengths[0] += BLOCK;
+        }
+        let prompt = Prompt::new(&lengths);
+        let whole: Vec<_> = (0..3).map(|s| (s, 0, lengths[s])).collect();
+        let cases = MEMORIES.map(|dtype| prompt.call(&attrs, &prompt.paged(dtype, 1.0), &whole));
+        let (specs, wanted): (Vec<_>, Vec<_>) = cases.iter().map(Case::expected).unzip();
+        let runner = Runner::new(specs.into_iter().map(symbolic).collect());
+        for (i, dtype) in MEMORIES.into_iter().enumerate() {
+            let cache = prompt.paged(dtype, f64::NAN);
+            let all = runner.run(i, &cases[i].args, &env(&cases[i]), 1).remove(0);
+            assert_close(&format!("{dtype} {lengths:?}"), &all, &wanted[i][0], 3e-6);
+            for cuts in random[3..].chunks(3) {
+                let part = |s: usize| {
+                    let first = cuts[s] % lengths[s];
+                    (s, first, first + 1 + cuts[(s + 1) % 3] % (lengths[s] - first))
+                };
+                let call = [part(2), part(0), part(1)];
+                let case = prompt.call(&attrs, &cache, &call);
+                for parts in [1, 3] {
+                    let got = runner.run(i, &case.args, &env(&case), parts).remove(0);
+                    assert_eq!(got.to_bytes(), prompt.rows(&all, &call), "{dtype} {call:?}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn integers_and_their_scales_are_written_to_their_slots() {
+    let prompt = Prompt::new(&[45, 20]);
+    let cache = prompt.paged(DType::I8, 3.0);
+    let slots: Vec<i64> = prompt.slots(&cache.tables).map(|s| s as i64).collect();
+    let slots = Tensor::from_i64s(DType::I32, &[65], slots);
+    let quantize =
+        [&prompt.k, &prompt.v].map(|rows| Case::new("quantize_heads", Attrs::none(), &[rows]));
+    let filled = |t: &Tensor| {
+        let values = vec![3.0; t.shape().iter().product()];
+        Tensor::from_f64s(t.dtype(), t.shape(), values)
+    };
+    let memories = [&cache.k, &cache.v, &cache.scales[0], &cache.scales[1]];
+    let [k, v, ks, vs] = memories.map(filled);
+    let write = |[[k_new, k_scale], [v_new, v_scale]]: [&[Tensor; 2]; 2]| {
+        let args = [&k, &v, k_new, v_new, &slots, &ks, &vs, k_scale, v_scale];
+        Case::new("kv_write", Attrs::none(), &args)
+    };
+    let expected = quantize.each_ref().map(|case| {
+        let (spec, values) = case.expected();
+        let pair: [Tensor; 2] = values.try_into().unwrap();
+        // The interpreter keeps f64 where the scales are f32.
+        (spec, [pair[0].clone(), Tensor::from_f64s(DType::F32, pair[1].shape(), pair[1].to_f64s())])
+    });
+    let [(k_spec, k_new), (v_spec, v_new)] = &expected;
+    let case = write([k_new, v_new]);
+    let runner = Runner::new(vec![k_spec.clone(), v_spec.clone(), case.expected().0]);
+    for (i, quantize) in quantize.iter().enumerate() {
+        let got = runner.run(i, &quantize.args, &Env::new(), 3);
+        assert_eq!(got, expected[i].1, "the integers and scales of the interpreter");
+    }
+    let got = runner.run(2, &case.args, &Env::new(), 3);
+    for (got, want) in got.iter().zip(memories) {
+        assert_eq!(got.to_bytes(), want.to_bytes());
+    }
 }
 
 #[test]
@@ -308,12 +408,12 @@ fn indices_never_lead_out_of_the_memory() {
     let slots = Tensor::from_i64s(DType::I32, &[4], [3, -5, i64::from(i32::MAX), 3 * 32]);
     let [k, v] = [KEY, VALUE].map(|size| noise(DType::F32, &[4, KV_HEADS, size], 7));
     let write =
-        |slots: &Tensor| Case::new("kv_write", Attrs::none(), &[&cache.0, &cache.1, &k, &v, slots]);
+        |slots: &Tensor| Case::new("kv_write", Attrs::none(), &[&cache.k, &cache.v, &k, &v, slots]);
     // The interpreter takes no slot beyond the memory.
     let within = Tensor::from_i64s(DType::I32, &[4], [3, -5, -1, -1]);
     let (spec, _) = write(&within).expected();
     let runner = Runner::new(vec![symbolic(good.expected().0), spec]);
-    assert_eq!(cache.0.shape()[0], 3, "so the last slot is the first beyond the memory");
+    assert_eq!(cache.k.shape()[0], 3, "so the last slot is the first beyond the memory");
     let [want, got] = [&within, &slots].map(|s| runner.run(1, &write(s).args, &Env::new(), 1));
     assert_eq!(got, want);
 
@@ -327,7 +427,7 @@ fn indices_never_lead_out_of_the_memory() {
     };
     let far = i64::from(i32::MAX);
     let of_first = |all: &Tensor| all.slice(0, 0, 10, 1).to_bytes();
-    let [a, b] = [cache.2[0][0], cache.2[0][1]];
+    let [a, b] = [cache.tables[0][0], cache.tables[0][1]];
     let tables = wild(3, &[a, b, far, -far]);
     assert_eq!(of_first(&tables), of_first(&right));
     let positions: Vec<i64> = (30..40).chain([far, 100_000, 64, -1, -far, 12, 13]).collect();
@@ -335,4 +435,23 @@ fn indices_never_lead_out_of_the_memory() {
     assert_eq!(of_first(&positions), of_first(&right));
     let last = |all: &Tensor| all.slice(0, 15, 2, 1).to_bytes();
     assert!(last(&positions) != last(&right) && positions.to_f64s().iter().all(|x| x.is_finite()));
+}
+
+#[test]
+fn gpus_refuse_memories_of_integers() {
+    let prompt = Prompt::new(&[40]);
+    let cache = prompt.paged(DType::I8, 0.0);
+    let attend = prompt.call(&Attrs::none().with("scale", 0.3), &cache, &[(0, 0, 40)]);
+    let slots = Tensor::from_i64s(DType::I32, &[1], [0]);
+    let [k, v] = [KEY, VALUE].map(|size| noise(DType::I8, &[1, KV_HEADS, size], 7));
+    let scale = noise(DType::F32, &[1, KV_HEADS], 8);
+    let [ks, vs] = [&cache.scales[0], &cache.scales[1]];
+    let write = [&cache.k, &cache.v, &k, &v, &slots, ks, vs, &scale, &scale];
+    for case in [attend, Case::new("kv_write", Attrs::none(), &write)] {
+        let (spec, _) = case.expected();
+        for target in [Target::sm_80(), Target::sm_90a()] {
+            let why = lowering(case.op).unwrap().emit_cuda(&spec, &target).unwrap_err();
+            assert_eq!(why.reason, "keys and values in i8 have no GPU kernel; take bf16 or f16");
+        }
+    }
 }

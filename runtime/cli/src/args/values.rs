@@ -132,6 +132,16 @@ pub(super) fn dtype(text: &str) -> Result<DType, String> {
         .ok_or_else(|| "weights are stored as one of f32, bf16, f16".into())
 }
 
+pub(super) fn kv_dtype(text: &str) -> Result<DType, String> {
+    match text {
+        "f32" => Ok(DType::F32),
+        "bf16" => Ok(DType::Bf16),
+        "f16" => Ok(DType::F16),
+        "int8" => Ok(DType::I8),
+        _ => Err("keys and values are kept as one of f32, bf16, f16, int8".into()),
+    }
+}
+
 pub(super) fn at_least_zero(text: &str) -> Result<f64, String> {
     number(text, |v| v >= 0.0).ok_or_else(|| "write a finite number of at least 0".into())
 }

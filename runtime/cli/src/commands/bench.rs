@@ -18,6 +18,7 @@ use crate::{
     args::Bench,
     context::Context,
     failure::{Failure, Result},
+    keys_values::KeysValues,
     output,
     session::failure,
     source,
@@ -25,7 +26,7 @@ use crate::{
 };
 use machine::{Machine, Roofline};
 use measure::{OpTime, Round, Workload};
-use work::{is_attention, kv_bytes, work};
+use work::{is_attention, work};
 
 /// Rounds of which the median counts, unless they take too long.
 const ROUNDS: usize = 5;
@@ -201,7 +202,8 @@ fn measure(
     let context = prompt as f64 + new as f64 / 2.0;
     let bytes = decode.map(|_| {
         let streams = batch as u64;
-        work(program, streams, streams).bytes + batch as f64 * context * kv_bytes(program)
+        let kept = KeysValues::of(program).map_or(0, |kept| kept.bytes_per_token);
+        work(program, streams, streams).bytes + batch as f64 * context * kept as f64
     });
     let (predicted_memory, measured_memory) = session.memory().map_err(failure)?;
     let first_token = median(&rounds, |r| r.first_token);

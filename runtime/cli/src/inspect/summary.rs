@@ -6,6 +6,7 @@ use serde::Serialize;
 
 use crate::{
     failure::{Failure, Result},
+    keys_values::KeysValues,
     table::{self, Table},
 };
 
@@ -20,6 +21,8 @@ pub(crate) struct Summary {
     pub(crate) kernels: usize,
     /// Launches of one run, by entry point.
     pub(crate) launches: Vec<(String, usize)>,
+    /// How keys and values are kept, of a language model.
+    pub(crate) keys_values: Option<KeysValues>,
     /// Bytes by use, for `threads` threads and one sequence of the greatest length.
     pub(crate) memory: Memory,
     pub(crate) threads: usize,
@@ -50,6 +53,7 @@ impl Summary {
                 .iter()
                 .map(|p| (p.name.clone(), p.launches.len()))
                 .collect(),
+            keys_values: manifest.programs.iter().find_map(KeysValues::of),
             memory,
             threads,
             predicted_peak_bytes: memory.total(),
@@ -68,6 +72,10 @@ impl Summary {
         counted("parameters", *parameters, table::count(*parameters as f64, ""));
         counted("vocabulary", *vocab_size, format!("{vocab_size} tokens"));
         counted("longest sequence", *max_seq_len, format!("{max_seq_len} tokens"));
+        if let Some(KeysValues { dtype, bytes_per_token }) = &self.keys_values {
+            let each = table::bytes(*bytes_per_token);
+            facts.push(("keys and values", format!("{dtype}, {each} a token")));
+        }
         let features = self.cpu_features.join(", ");
         facts.push(("target", format!("{} ({features})", self.target)));
         facts.push(("compiler", self.compiler.clone()));

@@ -20,7 +20,7 @@ const TOP: f64 = 18.0;
 /// Kinds of values by the operator that computes them: name, operators.
 const KINDS: [(&str, &[&str]); 4] = [
     ("product", &["linear", "gated_linear", "matmul"]),
-    ("attention", &["attention", "paged_attention", "kv_write", "rope"]),
+    ("attention", &["attention", "paged_attention", "quantize_heads", "kv_write", "rope"]),
     ("norm", &["rms_norm", "layer_norm", "l2_normalize", "softmax", "logsumexp"]),
     ("movement", &["gather", "copy", "concat", "transpose", "reshape", "slice", "broadcast_to"]),
 ];

@@ -66,6 +66,28 @@ fn every_command_prints_one_json_document() {
 }
 
 #[test]
+fn keys_and_values_are_kept_as_asked() {
+    let path = DIR.join("int8.brolly").to_str().unwrap().to_owned();
+    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/stories");
+    accepted(&["compile", source.to_str().unwrap(), "-o", &path, "--kv-dtype", "int8"]);
+    // Six layers, two heads of 32 elements of keys and of values.
+    for (model, dtype, bytes) in
+        [(MODEL.as_str(), "f32", 6 * 4 * 128), (path.as_str(), "int8", 6 * 4 * 36)]
+    {
+        let inspected = json(&["inspect", model, "--json"]);
+        assert_eq!(inspected["keys_values"]["dtype"], dtype);
+        assert_eq!(inspected["keys_values"]["bytes_per_token"], bytes);
+        assert!(accepted(&["inspect", model]).contains(&format!("{dtype}, ")));
+    }
+    let bench = |model: &str| {
+        let sizes = ["--prompt-tokens", "20", "--gen-tokens", "4", "--json"];
+        let bench = json(&[&["bench", model], &sizes[..]].concat());
+        bench["decode_bytes_per_step"].as_f64().unwrap()
+    };
+    assert!(bench(&path) < bench(&MODEL));
+}
+
+#[test]
 fn what_a_model_cannot_do_is_the_inputs_fault() {
     let model = MODEL.as_str();
     for (args, why) in [

@@ -30,25 +30,6 @@ pub(super) fn work(program: &Program, tokens: u64, sequences: u64) -> Work {
     })
 }
 
-/// Bytes of keys and values of one position, in all layers.
-pub(super) fn kv_bytes(program: &Program) -> f64 {
-    let one = |port: &ir::Port| {
-        // [blocks, heads, .., ..]: of the last two axes one is the position in a block.
-        let block: f64 =
-            port.ty.shape[1..].iter().filter_map(Dim::as_const).map(|d| d as f64).product();
-        block * port.ty.dtype.size() as f64
-    };
-    let states = program.states.iter().filter(|port| port.ty.rank() == 4);
-    states.map(one).sum::<f64>() / block_size(program)
-}
-
-/// Positions of a block: the last axis of a memory of keys.
-fn block_size(program: &Program) -> f64 {
-    let keys = program.states.iter().find(|port| port.name.starts_with("k_cache"));
-    let size = keys.and_then(|port| port.ty.shape.last()?.as_const());
-    size.map_or(1.0, |n| n.max(1) as f64)
-}
-
 /// How much of its blocks attention reads is known only when it runs: a program states the most.
 pub(super) fn is_attention(op: &str) -> bool {
     matches!(op, "attention" | "paged_attention")
@@ -56,7 +37,7 @@ pub(super) fn is_attention(op: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use ir::{Bounds, DType, Kernel, Place, Port, Region, Symbols, TensorType};
+    use ir::{Bounds, Kernel, Symbols};
 
     use super::*;
 
@@ -72,20 +53,11 @@ mod tests {
             flops: flops.parse().unwrap(),
             bytes: bytes.parse().unwrap(),
         };
-        let cache = |name: &str, shape: &[&str]| Port {
-            name: name.into(),
-            ty: TensorType::new(DType::F32, shape.iter().map(|d| d.parse::<Dim>().unwrap())),
-            place: Place { region: Region::State(0), offset: Dim::from(0) },
-        };
         let launch = |kernel| Launch { kernel, args: Vec::new(), label: String::new() };
         let program = Program {
             symbols: Symbols::from_iter(
                 ["T", "S", "R", "NB"].map(|s| (s.into(), Bounds { lo: 1, hi: 1000 })),
             ),
-            states: vec![
-                cache("k_cache.0", &["NB", "2", "8", "16"]),
-                cache("v_cache.0", &["NB", "2", "16", "8"]),
-            ],
             kernels: vec![
                 kernel("linear", "100*T", "4*T + 5000"),
                 kernel("paged_attention", "T", "99999999"),
@@ -95,6 +67,5 @@ mod tests {
             ..Program::default()
         };
         assert_eq!(work(&program, 10, 2), Work { flops: 2014.0, bytes: 10_082.0 });
-        assert_eq!(kv_bytes(&program), f64::from(2 * 2 * 8 * 4));
     }
 }

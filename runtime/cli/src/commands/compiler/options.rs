@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use driver::{Cache, CompileOptions, Quantization, Tuning};
-use ir::Target;
+use ir::{DType, Target};
 use text::TextBundle;
 
 use crate::{
@@ -42,11 +42,20 @@ pub(super) fn bare(
         Quantize::Q8 => Quantization::Q8,
         Quantize::Q4 => Quantization::Q4,
     });
+    let kv_dtype = flags.kv_dtype.unwrap_or(DType::F32);
     let import = Default::default();
     let tuning = flags.tuning.as_deref().map(tuning).transpose()?.unwrap_or_default();
     let kernel_cache = (!flags.no_kernel_cache).then(|| Cache::user().kernels());
-    let mut options =
-        CompileOptions { import, target, quantize, text, threads, kernel_cache, tuning };
+    let mut options = CompileOptions {
+        import,
+        target,
+        quantize,
+        kv_dtype,
+        text,
+        threads,
+        kernel_cache,
+        tuning,
+    };
     let import = &mut options.import;
     import.dtype = flags.dtype;
     import.max_seq_len = flags.max_seq_len;

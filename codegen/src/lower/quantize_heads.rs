@@ -1,0 +1,68 @@
+//! `quantize_heads`: rows of keys or values as 8-bit integers and a scale.
+
+use ir::{DType, Dim, KernelSpec, Target};
+
+use super::{
+    Emitted, Lower, LowerError,
+    cx::{Cx, LANES, refuse},
+    elementwise::maximum,
+    quantize::lanes_max,
+    space::Space,
+};
+use crate::emit::{Cmp, Elem, Emitter, Val};
+
+/// The family.
+pub(super) struct QuantizeHeads;
+
+impl Lower for QuantizeHeads {
+    fn ops(&self) -> &'static [&'static str] {
+        &["quantize_heads"]
+    }
+
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        let Some(Some(x)) = spec.operands.first() else { return Err("takes x".into()) };
+        if x.ty.dtype != DType::F32 || x.ty.shape.last().and_then(Dim::as_const).is_none() {
+            return Err(format!("{x}: takes f32 with a constant last axis"));
+        }
+        match spec.results.iter().find(|y| !y.is_contiguous()) {
+            Some(y) => Err(format!("{y} must be contiguous")),
+            None => Ok(()),
+        }
+    }
+
+    fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::new(spec);
+        let e = &cx.e;
+        let (x, q, scales) = (cx.operand(0), cx.result(0), cx.result(1));
+        let (width, lead) = x.shape.split_last().expect("supported");
+        let step = x.strides[lead.len()].clone();
+        let outer = Space::new(lead, &[x.strides[..lead.len()].to_vec()]).merged();
+        let size = width.as_const().expect("supported");
+        let whole = size - size % i64::from(LANES);
+        let tiles = cx.share_rows(&outer.points(), width, |row| {
+            let from = x.at(&cx, outer.offsets(&cx, row)[0]);
+            let to = q.at(&cx, cx.scale(row, width));
+            let load = |i: Val, lanes: u32| from.load_strip(&cx, cx.scale(i, &step), &step, lanes);
+            let most = |first: i64, end: i64, lanes: u32| {
+                let zero = e.zero(Emitter::f32s(lanes));
+                let most =
+                    e.for_loop(e.i64(first), e.i64(end), lanes.into(), &[zero], |i, most| {
+                        vec![maximum(e, most[0], e.abs(load(i, lanes)))]
+                    });
+                lanes_max(e, most[0])
+            };
+            let most = maximum(e, most(0, whole, LANES), most(whole, size, 1));
+            let some = e.cmp(Cmp::Gt, most, e.f32(0.0));
+            let inverse = e.select(some, e.div(e.f32(127.0), most), e.f32(0.0));
+            scales.store(&cx, e.div(most, e.f32(127.0)), row);
+            cx.strips(e.i64(0), e.i64(size), |i, lanes| {
+                let v = e.round_even(e.mul(load(i, lanes), e.splat(inverse, lanes)));
+                // Zero where a NaN or an infinity made the scale not finite.
+                let v = e.select(e.cmp(Cmp::Eq, v, v), v, e.zero(v.ty()));
+                to.store(&cx, e.cast(v, Elem::I32), i);
+            });
+        });
+        Ok(cx.finish(tiles, 0))
+    }
+}
