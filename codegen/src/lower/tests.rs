@@ -4,5 +4,6 @@
 mod attention;
 mod layouts;
 mod numbers;
+mod order;
 mod run;
 mod samples;

@@ -1,6 +1,7 @@
 //! The operator table: one file an operator, listed once.
 
 mod elementwise;
+mod order;
 mod reduction;
 #[cfg(test)]
 mod tests;
@@ -87,6 +88,9 @@ ops! {
     reduce_min: ReduceMin,
     reduce_prod: ReduceProd,
     cumsum: Cumsum,
+    topk: Topk,
+    sort: Sort,
+    argsort: Argsort,
     matmul: Matmul,
     softmax: Softmax,
     logsumexp: Logsumexp,
