@@ -16,9 +16,11 @@ mod flat;
 mod fused;
 mod gather;
 mod gemm;
+mod grouped;
 mod kv_write;
 mod linear;
 mod matmul;
+mod moe;
 mod order;
 mod pack;
 mod quantize;
@@ -105,9 +107,12 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &fused::Fused::SINGLE,
     &gather::Gather,
     &gather::ScatterNd,
+    &grouped::Grouped,
     &kv_write::KvWrite,
     &linear::Linear,
     &matmul::Matmul,
+    &moe::Permute,
+    &moe::Combine,
     &order::Order,
     &quantize::QuantizeRows,
     &reduce::Reduce,

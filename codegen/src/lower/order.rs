@@ -108,6 +108,8 @@ impl Plan {
         let pool = (most * 4).max(LEAST_POOL) + BLOCK;
         let whole = spec.op != "topk" || longest <= pool;
         let room = if whole { longest } else { pool };
+        // Wide keys behind narrow indices stay aligned.
+        let room = (room + 1) / 2 * 2;
         Ok(Plan { axis, count: count.clone(), room, whole })
     }
 }

@@ -3,6 +3,7 @@
 
 mod attention;
 mod layouts;
+mod moe;
 mod numbers;
 mod order;
 mod run;

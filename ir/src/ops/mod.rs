@@ -105,11 +105,17 @@ ops! {
     paged_attention: PagedAttention,
     segment_mean: SegmentMean,
     segment_first: SegmentFirst,
+    // Mixtures of experts.
+    moe_route: MoeRoute,
+    moe_permute: MoePermute,
+    moe_combine: MoeCombine,
     // What kernels compute directly.
     pack: Pack,
     interleave: Interleave,
     linear: Linear,
     gated_linear: GatedLinear,
+    grouped_linear: GroupedLinear,
+    grouped_gated_linear: GroupedGatedLinear,
     quantize_rows: QuantizeRows,
     quantize_weight: QuantizeWeight,
     quantized_linear: QuantizedLinear,
