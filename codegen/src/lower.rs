@@ -10,6 +10,7 @@
 //! one order for each row whatever else is in the launch.
 
 mod attention;
+mod conv;
 mod cx;
 mod elementwise;
 mod flat;
@@ -23,6 +24,7 @@ mod matmul;
 mod moe;
 mod order;
 mod pack;
+mod pool;
 mod quantize;
 mod reduce;
 mod rope;
@@ -31,6 +33,7 @@ mod segment;
 mod size_vector;
 mod space;
 mod view;
+mod window;
 
 use ir::{Dim, KernelSpec, Target};
 
@@ -103,6 +106,7 @@ pub trait Lower: Sync {
 pub static LOWERINGS: &[&dyn Lower] = &[
     &attention::Attention,
     &attention::PagedAttention,
+    &conv::Conv,
     &fused::Fused::LOOPS,
     &fused::Fused::SINGLE,
     &gather::Gather,
@@ -114,6 +118,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &moe::Permute,
     &moe::Combine,
     &order::Order,
+    &pool::Pool,
     &quantize::QuantizeRows,
     &reduce::Reduce,
     &reduce::Cumsum,

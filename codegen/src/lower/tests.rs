@@ -8,3 +8,4 @@ mod numbers;
 mod order;
 mod run;
 mod samples;
+mod windows;

@@ -5,11 +5,13 @@ mod order;
 mod reduction;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, QUANT_ROW_BYTES};
 pub use quantize_weight::quant_weight_bytes;
 pub use quantized_linear::quant_bits;
+pub use window::Window;
 
 macro_rules! ops {
     ($($file:ident: $op:ident,)*) => {
@@ -97,6 +99,11 @@ ops! {
     rms_norm: RmsNorm,
     layer_norm: LayerNorm,
     l2_normalize: L2Normalize,
+    // Windows over space.
+    conv: Conv,
+    conv_transpose: ConvTranspose,
+    max_pool: MaxPool,
+    average_pool: AveragePool,
     // Sequences.
     rope: Rope,
     score: Score,
