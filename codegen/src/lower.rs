@@ -17,6 +17,7 @@ mod flat;
 mod fused;
 mod gather;
 mod gemm;
+mod group_norm;
 mod grouped;
 mod kv_write;
 mod linear;
@@ -111,6 +112,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &fused::Fused::SINGLE,
     &gather::Gather,
     &gather::ScatterNd,
+    &group_norm::GroupNorm,
     &grouped::Grouped,
     &kv_write::KvWrite,
     &linear::Linear,

@@ -98,6 +98,7 @@ ops! {
     logsumexp: Logsumexp,
     rms_norm: RmsNorm,
     layer_norm: LayerNorm,
+    group_norm: GroupNorm,
     l2_normalize: L2Normalize,
     // Windows over space.
     conv: Conv,

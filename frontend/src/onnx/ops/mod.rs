@@ -97,6 +97,8 @@ pub(super) static HANDLERS: &[Entry] = &[
     from(17, "LayerNormalization", norm::layer_norm),
     from(23, "RMSNormalization", norm::rms_norm),
     from(7, "BatchNormalization", norm::batch_norm),
+    from(6, "InstanceNormalization", norm::instance_norm),
+    from(18, "GroupNormalization", norm::group_norm),
     from(23, "Attention", attention::attention),
     from(23, "RotaryEmbedding", attention::rotary_embedding),
     // Control flow.
