@@ -4,7 +4,8 @@
 //! A tile is 64 output positions times a block of output channels. Patches of sixteen positions
 //! become a panel `[k][16]` in scratch, which the weight, read as it lies, is multiplied with by
 //! the register tile of [`super::matmul`]; every output is one chain of fused multiply-adds from
-//! zero. k runs over (channel, window) in a convolution, over (window, channel) in a transposed one.
+//! zero. k runs over (channel, window) in a convolution, over (window, channel) in a transposed
+//! one.
 //!
 //! A transposed convolution of stride s is s convolutions of stride 1 by axis, one for each phase
 //! of the output (Shi et al. 2016, arXiv:1609.05158), so that no zeros are multiplied. Convolutions

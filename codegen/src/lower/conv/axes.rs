@@ -86,6 +86,9 @@ pub(super) struct Line {
     taps: Val,
 }
 
+/// What is done with an element of a window, given its number and its shifts.
+type Body<'a> = Box<dyn FnOnce(Val, &[Val]) + 'a>;
+
 impl Phase {
     /// The phase of that number.
     pub(super) fn new(cx: &Cx<'_>, axes: &[Axis], phase: Val) -> Phase {
@@ -112,22 +115,13 @@ impl Phase {
     /// `body(number of the element in the window, its shift along each axis)` for every element
     /// that the phase meets.
     pub(super) fn each_tap(&self, cx: &Cx<'_>, axes: &[Axis], body: impl FnOnce(Val, &[Val])) {
-        self.nest(cx, axes, cx.e.i64(0), Vec::new(), body);
+        self.nest(cx, axes, cx.e.i64(0), Vec::new(), Box::new(body));
     }
 
-    fn nest(
-        &self,
-        cx: &Cx<'_>,
-        axes: &[Axis],
-        tap: Val,
-        shifts: Vec<Val>,
-        body: impl FnOnce(Val, &[Val]),
-    ) {
+    fn nest(&self, cx: &Cx<'_>, axes: &[Axis], tap: Val, shifts: Vec<Val>, body: Body<'_>) {
         let e = &cx.e;
         let Some(axis) = axes.get(shifts.len()) else { return body(tap, &shifts) };
         let line = &self.lines[shifts.len()];
-        // Boxed, or else each level would have a type of its own.
-        let body: Box<dyn FnOnce(Val, &[Val]) + '_> = Box::new(body);
         e.for_each(e.i64(0), line.taps, 1, |j| {
             let k = e.add(line.k0, e.mul_const(j, axis.k_step));
             let tap = e.add(e.mul_const(tap, axis.kernel), k);

@@ -93,8 +93,8 @@ fn tokens_are_sorted_by_expert_and_come_back() {
     let experts = 13;
     let draw = |tokens: usize, k: usize, seed: u64| {
         let drawn = noise(DType::F64, &[tokens, k], seed).to_f64s();
-        let drawn = drawn.into_iter().map(|v| ((v + 1.0) * 7.5) as i64 - 1);
-        Tensor::from_i64s(DType::I32, &[tokens, k], drawn)
+        let drawn = drawn.into_iter().map(|v| ((v + 1.0) * 7.5).floor() - 1.0);
+        Tensor::from_f64s(DType::I32, &[tokens, k], drawn)
     };
     let mut cases = Vec::new();
     for (tokens, k) in [(1, 1), (97, 3), (511, 8)] {

@@ -24,6 +24,10 @@ impl Draw {
     }
 }
 
+fn size(value: i64) -> usize {
+    usize::try_from(value).unwrap()
+}
+
 const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
 fn conv(draw: &mut Draw, transposed: bool) -> Case {
@@ -35,7 +39,7 @@ fn conv(draw: &mut Draw, transposed: bool) -> Case {
     let dilations = draw.ints(axes, 1, 3);
     let mut pads = draw.ints(2 * axes, 0, 2);
     let space: Vec<usize> = (0..axes)
-        .map(|i| (kernel[i] - 1) * dilations[i] as usize + draw.from(1, [90, 13, 6][axes - 1]))
+        .map(|i| (kernel[i] - 1) * size(dilations[i]) + draw.from(1, [90, 13, 6][axes - 1]))
         .collect();
     let channels = inputs * group;
     let x = [vec![draw.from(1, 2), channels], space].concat();
@@ -70,9 +74,9 @@ fn pool(draw: &mut Draw) -> Case {
     let kernel = draw.ints(axes, 1, 4);
     let dilations = draw.ints(axes, 1, 3);
     let extent = |i: usize| (kernel[i] - 1) * dilations[i] + 1;
-    let pads = (0..2 * axes).map(|i| draw.below(extent(i % axes).min(3) as usize) as i64);
+    let pads = (0..2 * axes).map(|i| draw.below(size(extent(i % axes).min(3))) as i64);
     let pads: Vec<i64> = pads.collect();
-    let space = (0..axes).map(|i| extent(i) as usize + draw.from(1, [70, 19, 6][axes - 1]));
+    let space = (0..axes).map(|i| size(extent(i)) + draw.from(1, [70, 19, 6][axes - 1]));
     let space: Vec<usize> = space.collect();
     let x = [vec![draw.from(1, 2), draw.from(1, 3)], space].concat();
     let mut attrs = Attrs::none().with("kernel", kernel).with("strides", draw.ints(axes, 1, 3));
