@@ -10,16 +10,22 @@
 //! one order for each row whatever else is in the launch.
 
 mod attention;
+mod conv;
 mod cx;
 mod elementwise;
 mod flat;
 mod fused;
 mod gather;
 mod gemm;
+mod group_norm;
+mod grouped;
 mod kv_write;
 mod linear;
 mod matmul;
+mod moe;
+mod order;
 mod pack;
+mod pool;
 mod quantize;
 mod quantize_heads;
 mod reduce;
@@ -29,6 +35,7 @@ mod segment;
 mod size_vector;
 mod space;
 mod view;
+mod window;
 
 use ir::{Dim, KernelSpec, Target};
 
@@ -114,13 +121,20 @@ pub trait Lower: Sync {
 pub static LOWERINGS: &[&dyn Lower] = &[
     &attention::Attention,
     &attention::PagedAttention,
+    &conv::Conv,
     &fused::Fused::LOOPS,
     &fused::Fused::SINGLE,
     &gather::Gather,
     &gather::ScatterNd,
+    &group_norm::GroupNorm,
+    &grouped::Grouped,
     &kv_write::KvWrite,
     &linear::Linear,
     &matmul::Matmul,
+    &moe::Permute,
+    &moe::Combine,
+    &order::Order,
+    &pool::Pool,
     &quantize::QuantizeRows,
     &quantize_heads::QuantizeHeads,
     &reduce::Reduce,

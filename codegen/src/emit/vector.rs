@@ -94,6 +94,20 @@ impl Emitter {
         self.fold(vector, |a, b| self.max(a, b))
     }
 
+    /// Whether any lane is true.
+    #[must_use]
+    pub fn any(&self, mask: Val) -> Val {
+        let ty = mask.ty();
+        assert_eq!(mask.elem(), Elem::Bool, "lanes of {ty}");
+        if mask.lanes() == 1 {
+            return mask;
+        }
+        self.op(
+            Ty::Scalar(Elem::Bool),
+            format_args!("vector.reduction <or>, {mask} : {ty} into i1"),
+        )
+    }
+
     /// Zero of a type.
     #[must_use]
     pub fn zero(&self, ty: Ty) -> Val {

@@ -17,11 +17,16 @@
 //! Quantised operands (`quantized`) have a way of their own for every M: integers within a block,
 //! then one fused multiply-add a block, in order.
 //!
+//! Of several weights (`grouped`), each has a range of the rows that is known at run time only. A
+//! tile has all rows of its columns, so how they are spread over the weights does not matter to the
+//! balance between threads.
+//!
 //! Arguments: `x, w, [bias], [residual], y`; size 0 is M. Tiles are groups of column panels.
 
 mod blocked;
 mod direct;
 mod epilogue;
+mod grouped;
 mod quantized;
 
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
@@ -84,6 +89,18 @@ pub struct Matmul {
     pub positions: Option<[u32; 3]>,
     /// How it is tiled and blocked; results do not depend on it.
     pub schedule: Schedule,
+    /// Where there are several weights, one behind the other, each with its own rows and bias.
+    pub groups: Option<Groups>,
+}
+
+/// Several weights in one product.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Groups {
+    /// How many.
+    pub count: u64,
+    /// Number of the argument i32 `[count + 1]`: group `g` has the rows from its element `g` up to
+    /// the next, which do not fall. Rows outside all groups become zero.
+    pub offsets: u32,
 }
 
 /// A specification that has no kernel.
@@ -115,6 +132,7 @@ impl Matmul {
             max_rows: u64::MAX,
             positions: None,
             schedule: Schedule::default(),
+            groups: None,
         }
     }
 
@@ -167,9 +185,14 @@ impl Matmul {
         };
         let float = |elem| matches!(elem, Elem::F32 | Elem::Bf16 | Elem::F16);
         let limit = 1 << 40;
+        let weights = self.groups.map_or(1, |groups| groups.count.max(1));
         if self.n == 0 || self.k == 0 {
             fail("n and k must be positive")
-        } else if self.weight_bytes() >= limit || self.x_stride.max(self.y_stride) >= limit {
+        } else if self.groups.is_some() && (self.residual.is_some() || self.bits.is_some()) {
+            fail("several weights with a residual, or quantised")
+        } else if self.weight_bytes().saturating_mul(weights) >= limit
+            || self.x_stride.max(self.y_stride) >= limit
+        {
             fail("sizes beyond 2^40")
         } else if !float(self.output) || (self.bits.is_none() && !float(self.weight)) {
             fail("weights and outputs must be f32, bf16 or f16")
@@ -288,6 +311,8 @@ struct Gen<'a> {
     plan: Plan,
     x: Val,
     w: Val,
+    /// Rows of x.
+    m: Val,
     /// f32 `[panel][row][16]`, the raw sums of a chunk.
     sums: Val,
     /// f32 `[tile panel][k][16]`, a block of W.
@@ -330,19 +355,16 @@ pub fn matmul(spec: &Matmul, isa: &Isa) -> Result<Kernel, SpecError> {
         plan,
         x: e.arg(0),
         w: e.arg(1),
+        m: e.dim(0),
         sums: e.scratch(),
         widened: bytes(plan.sums_bytes()),
         copied: bytes(plan.sums_bytes() + plan.weights_bytes()),
     };
     let output = epilogue::Output::new(&generator);
-    generator.chunks(|chunk| {
-        if let Some(bits) = spec.bits {
-            generator.quantized(&output, chunk, bits);
-            return;
-        }
-        let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(Plan::DIRECT_ROWS)));
-        e.either(few, || generator.direct(&output, chunk), || generator.blocked(&output, chunk));
-    });
+    match spec.groups {
+        Some(groups) => generator.groups(&output, groups),
+        None => generator.product(&output),
+    }
     Ok(Kernel {
         symbol: spec.symbol.clone(),
         mlir: emitter.finish(),
@@ -353,13 +375,26 @@ pub fn matmul(spec: &Matmul, isa: &Isa) -> Result<Kernel, SpecError> {
 }
 
 impl Gen<'_> {
+    /// The product of all rows.
+    fn product(&self, output: &epilogue::Output) {
+        let e = self.e;
+        self.chunks(|chunk| {
+            if let Some(bits) = self.spec.bits {
+                self.quantized(output, chunk, bits);
+                return;
+            }
+            let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(Plan::DIRECT_ROWS)));
+            e.either(few, || self.direct(output, chunk), || self.blocked(output, chunk));
+        });
+    }
+
     /// Rows evenly in blocks, and in each block the call's panels in chunks.
     fn chunks(&self, body: impl FnOnce(Chunk)) {
         let (e, plan) = (self.e, self.plan);
         let per_tile = size(self.spec.panels_per_tile);
         let begin = e.mul_const(e.tile_begin(), per_tile);
         let end = e.min(e.mul_const(e.tile_end(), per_tile), e.i64(size(self.spec.panels())));
-        let m = e.dim(0);
+        let m = self.m;
         let blocks = e.max(e.div_ceil_const(m, size(plan.row_block)), e.i64(1));
         let (rows, longer) = (e.div_unsigned(m, blocks), e.rem_unsigned(m, blocks));
         e.for_each(e.i64(0), blocks, 1, |block| {

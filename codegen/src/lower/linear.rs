@@ -132,7 +132,7 @@ fn quantized_bytes(x: &Layout) -> Result<u64, String> {
 }
 
 /// Leading axes as one, and the distance between rows of `width` dense elements.
-fn rows(layout: &Layout, width: u64) -> Result<(Dim, u64), String> {
+pub(super) fn rows(layout: &Layout, width: u64) -> Result<(Dim, u64), String> {
     let all = strides(layout);
     let (inner, lead) = all.split_last().ok_or_else(|| format!("{layout} has no axis"))?;
     if !(inner.is(1) || width == 1) {
@@ -151,7 +151,8 @@ fn rows(layout: &Layout, width: u64) -> Result<(Dim, u64), String> {
     Ok((rows, stride))
 }
 
-fn activation(name: &str) -> Result<Activation, String> {
+/// The activation of that name.
+pub(super) fn activation(name: &str) -> Result<Activation, String> {
     Ok(match name {
         "none" => Activation::None,
         "relu" => Activation::Relu,

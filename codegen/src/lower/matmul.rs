@@ -182,18 +182,38 @@ impl Product<'_> {
 
     /// Adds the products of a block of k, rows of the panel `step` apart.
     fn block(&self, part: &Part, first: Val, steps: Val, panel: Val, step: &Dim) {
-        let (cx, e) = (self.cx, &self.cx.e);
+        let cx = self.cx;
         let a = part.a.at(cx, cx.scale(first, &part.a_axes[1]));
+        let block = Block { a: &a, a_axes: &part.a_axes, rows: part.rows, steps, panel, step };
+        block.add(cx, self.sums);
+    }
+}
+
+/// A block of k: `rows` rows of a matrix in any layout, times a panel of sixteen columns.
+pub(super) struct Block<'a> {
+    pub(super) a: &'a View,
+    pub(super) a_axes: &'a [Dim; 2],
+    pub(super) rows: Val,
+    pub(super) steps: Val,
+    /// f32 lines of sixteen, `step` elements apart.
+    pub(super) panel: Val,
+    pub(super) step: &'a Dim,
+}
+
+impl Block<'_> {
+    /// Adds its products to f32 `[rows][16]`, each in order of k.
+    pub(super) fn add(&self, cx: &Cx<'_>, sums: Val) {
+        let e = &cx.e;
         let tile = |row: Val, height: i64| {
             let rows: Vec<Val> = (0..height).map(|r| e.add_const(row, r)).collect();
             let lines: Vec<Val> =
-                rows.iter().map(|r| e.at(self.sums, Elem::F32, e.mul_const(*r, PANEL))).collect();
+                rows.iter().map(|r| e.at(sums, Elem::F32, e.mul_const(*r, PANEL))).collect();
             let starts: Vec<View> =
-                rows.iter().map(|r| a.at(cx, cx.scale(*r, &part.a_axes[0]))).collect();
+                rows.iter().map(|r| self.a.at(cx, cx.scale(*r, &self.a_axes[0]))).collect();
             let init: Vec<Val> = lines.iter().map(|line| e.load(VECTOR, *line)).collect();
-            let sums = e.for_loop(e.i64(0), steps, 1, &init, |k, sums| {
-                let b = e.load_at(VECTOR, panel, cx.scale(k, step));
-                let at = cx.scale(k, &part.a_axes[1]);
+            let sums = e.for_loop(e.i64(0), self.steps, 1, &init, |k, sums| {
+                let b = e.load_at(VECTOR, self.panel, cx.scale(k, self.step));
+                let at = cx.scale(k, &self.a_axes[1]);
                 let a: Vec<Val> =
                     starts.iter().map(|start| e.splat(start.load(cx, at), 16)).collect();
                 a.iter().zip(sums).map(|(a, sum)| e.fma(*a, b, *sum)).collect()
@@ -202,9 +222,9 @@ impl Product<'_> {
                 e.store(sum, line);
             }
         };
-        let whole = e.sub(part.rows, e.rem_unsigned(part.rows, e.i64(TILE_ROWS)));
+        let whole = e.sub(self.rows, e.rem_unsigned(self.rows, e.i64(TILE_ROWS)));
         e.for_each(e.i64(0), whole, TILE_ROWS, |row| tile(row, TILE_ROWS));
-        let left = e.sub(part.rows, whole);
+        let left = e.sub(self.rows, whole);
         let cases: Vec<i64> = (1..TILE_ROWS).collect();
         e.switch(left, &cases, |height| tile(whole, height));
     }

@@ -3,6 +3,9 @@
 
 mod attention;
 mod layouts;
+mod moe;
 mod numbers;
+mod order;
 mod run;
 mod samples;
+mod windows;

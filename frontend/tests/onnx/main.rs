@@ -10,3 +10,4 @@ mod model;
 mod npy;
 mod operators;
 mod standard;
+mod windows;

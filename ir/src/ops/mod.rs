@@ -1,14 +1,17 @@
 //! The operator table: one file an operator, listed once.
 
 mod elementwise;
+mod order;
 mod reduction;
 #[cfg(test)]
 mod tests;
+mod window;
 
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, quant_row_bytes, quant_row_limit};
 pub use quantize_weight::quant_weight_bytes;
 pub use quantized_linear::quant_bits;
+pub use window::Window;
 
 macro_rules! ops {
     ($($file:ident: $op:ident,)*) => {
@@ -87,12 +90,21 @@ ops! {
     reduce_min: ReduceMin,
     reduce_prod: ReduceProd,
     cumsum: Cumsum,
+    topk: Topk,
+    sort: Sort,
+    argsort: Argsort,
     matmul: Matmul,
     softmax: Softmax,
     logsumexp: Logsumexp,
     rms_norm: RmsNorm,
     layer_norm: LayerNorm,
+    group_norm: GroupNorm,
     l2_normalize: L2Normalize,
+    // Windows over space.
+    conv: Conv,
+    conv_transpose: ConvTranspose,
+    max_pool: MaxPool,
+    average_pool: AveragePool,
     // Sequences.
     rope: Rope,
     score: Score,
@@ -102,11 +114,17 @@ ops! {
     paged_attention: PagedAttention,
     segment_mean: SegmentMean,
     segment_first: SegmentFirst,
+    // Mixtures of experts.
+    moe_route: MoeRoute,
+    moe_permute: MoePermute,
+    moe_combine: MoeCombine,
     // What kernels compute directly.
     pack: Pack,
     interleave: Interleave,
     linear: Linear,
     gated_linear: GatedLinear,
+    grouped_linear: GroupedLinear,
+    grouped_gated_linear: GroupedGatedLinear,
     quantize_rows: QuantizeRows,
     quantize_weight: QuantizeWeight,
     quantized_linear: QuantizedLinear,

@@ -29,6 +29,24 @@ impl Output {
     }
 }
 
+impl Output {
+    /// Of the rows from `row` on and the biases from `bias` on.
+    pub(super) fn from(&self, generator: &Gen<'_>, row: Val, bias: Val) -> Self {
+        let e = generator.e;
+        Self {
+            bias: self.bias.map(|base| e.at(base, Elem::F32, bias)),
+            residual: None,
+            y: self.row(generator, row),
+        }
+    }
+
+    /// Address of a row of y.
+    pub(super) fn row(&self, generator: &Gen<'_>, row: Val) -> Val {
+        let (e, spec) = (generator.e, generator.spec);
+        e.at(self.y, spec.output, e.mul_const(row, size(spec.y_stride)))
+    }
+}
+
 /// A full panel's columns, or only those that `mask` names.
 #[derive(Clone, Copy)]
 struct Columns {

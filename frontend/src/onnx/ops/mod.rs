@@ -11,6 +11,7 @@ mod norm;
 mod reduce;
 mod shape;
 mod slice;
+mod window;
 
 use ir::OpError;
 
@@ -84,10 +85,20 @@ pub(super) static HANDLERS: &[Entry] = &[
     from(11, "CumSum", reduce::cumsum),
     from(1, "Softmax", reduce::softmax),
     from(1, "LogSoftmax", reduce::log_softmax),
+    from(1, "TopK", reduce::topk),
+    // Windows over space.
+    from(1, "Conv", window::conv),
+    from(1, "ConvTranspose", window::conv_transpose),
+    from(1, "MaxPool", window::max_pool),
+    from(1, "AveragePool", window::average_pool),
+    from(1, "GlobalMaxPool", |cx| window::global(cx, "reduce_max")),
+    from(1, "GlobalAveragePool", |cx| window::global(cx, "reduce_mean")),
     // Norms and attention.
     from(17, "LayerNormalization", norm::layer_norm),
     from(23, "RMSNormalization", norm::rms_norm),
     from(7, "BatchNormalization", norm::batch_norm),
+    from(6, "InstanceNormalization", norm::instance_norm),
+    from(18, "GroupNormalization", norm::group_norm),
     from(23, "Attention", attention::attention),
     from(23, "RotaryEmbedding", attention::rotary_embedding),
     // Control flow.

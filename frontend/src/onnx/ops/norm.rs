@@ -89,3 +89,47 @@ pub(super) fn batch_norm(cx: &mut Cx<'_, '_>) -> Results {
     let scaled = cx.plain("mul", &[unit, params[0]])?;
     Ok(vec![cx.plain("add", &[scaled, params[1]])?])
 }
+
+/// One group a channel.
+pub(super) fn instance_norm(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let channels = cx.shape(x).get(1).and_then(Dim::as_const);
+    let channels = channels.ok_or_else(|| OpError::new("takes [N, C, ..] with a constant C"))?;
+    let eps = cx.attrs.float_or("epsilon", 1e-5)?;
+    let attrs = Attrs::none().with("groups", channels).with("eps", eps);
+    Ok(vec![cx.op("group_norm", attrs, &[x, cx.arg(1)?, cx.arg(2)?])?])
+}
+
+/// Scale and bias are by channel since opset 21, by group before.
+pub(super) fn group_norm(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let groups = cx.attrs.int("num_groups")?;
+    let groups = groups.ok_or_else(|| OpError::attr("num_groups", "is required"))?;
+    let eps = cx.attrs.float_or("epsilon", 1e-5)?;
+    let dtype = cx.dtype(x);
+    let wide = match cx.attrs.int_or("stash_type", 1)? {
+        1 if matches!(dtype, DType::Bf16 | DType::F16) => DType::F32,
+        1 => dtype,
+        other => return Err(OpError::attr("stash_type", format_args!("{other} is not supported"))),
+    };
+    let channels = cx.shape(x).get(1).cloned();
+    let channels = channels.ok_or_else(|| OpError::new("takes [N, C, ..]"))?;
+    let mut args = vec![cx.cast(x, wide)?];
+    for i in 1..=2 {
+        let mut v = cx.arg(i)?;
+        if cx.opset < 21 {
+            let each = channels.as_const().filter(|c| groups > 0 && c % groups == 0);
+            let each = each.ok_or_else(|| {
+                OpError::attr("num_groups", format_args!("{groups} does not divide {channels}"))
+            })?;
+            let each = each / groups;
+            v = cx.reshape(v, vec![groups.into(), 1.into()])?;
+            v = cx.broadcast_to(v, vec![groups.into(), each.into()])?;
+            v = cx.reshape(v, vec![channels.clone()])?;
+        }
+        args.push(cx.cast(v, wide)?);
+    }
+    let attrs = Attrs::none().with("groups", groups).with("eps", eps);
+    let y = cx.op("group_norm", attrs, &args)?;
+    Ok(vec![cx.cast(y, dtype)?])
+}

@@ -1,4 +1,4 @@
-//! Reductions, running sums and softmax.
+//! Reductions, running sums, the best elements and softmax.
 
 use ir::{Attrs, DType, Dim, OpError, Value};
 
@@ -71,6 +71,20 @@ pub(super) fn cumsum(cx: &mut Cx<'_, '_>) -> Results {
     let attrs = Attrs::none().with("axis", i64::try_from(axis).unwrap_or(i64::MAX));
     let v = cx.op("cumsum", attrs, &[v])?;
     Ok(vec![flip(cx, v)?])
+}
+
+/// `k` was an attribute before opset 10.
+pub(super) fn topk(cx: &mut Cx<'_, '_>) -> Results {
+    let x = cx.arg(0)?;
+    let k = match cx.opset {
+        ..10 => cx.attrs.int("k")?.into_iter().map(Dim::from).collect(),
+        _ => cx.elements(1, "k")?,
+    };
+    let axis = cx.attrs.int_or("axis", -1)?;
+    let attrs = Attrs::none().with("k", k).with("axis", axis);
+    let attrs = attrs.with("largest", cx.attrs.flag("largest", true)?);
+    let attrs = attrs.with("sorted", cx.attrs.flag("sorted", true)?);
+    cx.b.op("topk", attrs, &[Some(x)])
 }
 
 /// Along one axis since opset 13; over all axes from `axis` on before.

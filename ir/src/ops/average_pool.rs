@@ -1,0 +1,81 @@
+//! `average_pool`.
+
+use super::{
+    max_pool::samples,
+    window::{DILATIONS, PADS, STRIDES, Window, each_place, flat, infer_pool},
+};
+use crate::{
+    Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    op::{AttrKind, defaulted, one, required},
+    tensor::for_each_index,
+};
+
+/// The mean of each window over the axes behind batch and channels.
+///
+/// It is taken over the elements that are not padding, or with `include_pad` over padding too, as
+/// zeros; what lies beyond the padding never counts, as in PyTorch. With `ceil` a last window that
+/// reaches there counts, if it begins before the padding.
+/// # Shapes
+/// As `max_pool`.
+pub(super) struct AveragePool;
+
+static SIGNATURE: Signature = Signature {
+    operands: &[one("x")],
+    attrs: &[
+        required("kernel", AttrKind::Ints),
+        STRIDES,
+        PADS,
+        DILATIONS,
+        defaulted("ceil", AttrKind::Bool, || false.into()),
+        defaulted("include_pad", AttrKind::Bool, || false.into()),
+    ],
+};
+
+impl OpDef for AveragePool {
+    fn name(&self) -> &'static str {
+        "average_pool"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        Ok(vec![Fact::of(infer_pool(cx)?)])
+    }
+    fn body(&self) -> Body {
+        Body::Primitive(|cx, args| {
+            let x = args[0].as_ref().expect("operand");
+            let windows = Window::all(cx.attrs, cx.attrs.ints("kernel")).expect("inferred");
+            let (shape, values) = (x.shape(), x.to_f64s());
+            let mut y = Vec::new();
+            for_each_index(&cx.shape(0), |at| {
+                let (mut sum, mut count) = (0.0, 0.0);
+                each_place(&windows, &at[2..], &shape[2..], |_, place| {
+                    let place = at[..2].iter().chain(place).copied();
+                    sum += values[flat(shape, place)];
+                    count += 1.0;
+                });
+                if cx.attrs.bool("include_pad") {
+                    count = 1.0;
+                    for ((w, o), n) in windows.iter().zip(&at[2..]).zip(&shape[2..]) {
+                        let end = *n as i64 + w.pads[1];
+                        let start = *o as i64 * w.stride - w.pads[0];
+                        let inside = (0..w.kernel).filter(|k| start + k * w.dilation < end);
+                        count *= inside.count() as f64;
+                    }
+                }
+                y.push(sum / count);
+            });
+            vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+        })
+    }
+    fn flops(&self, attrs: &Attrs, _: &[Option<TensorType>], results: &[TensorType]) -> Dim {
+        results[0].elements() * Dim::from(attrs.ints("kernel").iter().product::<i64>())
+    }
+    fn samples(&self) -> Vec<Sample> {
+        let padded = samples().into_iter().map(|mut sample| {
+            sample.attrs = sample.attrs.with("include_pad", true);
+            sample
+        });
+        samples().into_iter().chain(padded).collect()
+    }
+}
