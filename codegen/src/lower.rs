@@ -19,6 +19,7 @@ mod gemm;
 mod kv_write;
 mod linear;
 mod matmul;
+mod norm_grad;
 mod pack;
 mod quantize;
 mod reduce;
@@ -107,6 +108,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &kv_write::KvWrite,
     &linear::Linear,
     &matmul::Matmul,
+    &norm_grad::NormGrad,
     &quantize::QuantizeRows,
     &reduce::Reduce,
     &reduce::Cumsum,

@@ -44,7 +44,9 @@ pub use op::{
     Arity, AttrKind, AttrSpec, Body, EvalCx, Expand, FunctionType, InferCx, OpDef, OpError, OpRef,
     Operand, Sample, Signature, normalize_axis,
 };
-pub use ops::{OPS, PANEL, QUANT_BLOCK, QUANT_ROW_BYTES, quant_bits, quant_weight_bytes};
+pub use ops::{
+    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, QUANT_ROW_BYTES, quant_bits, quant_weight_bytes,
+};
 pub use program::{
     Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Place, Port, Program, Region,
 };

@@ -5,6 +5,7 @@ mod reduction;
 #[cfg(test)]
 mod tests;
 
+pub use norm_grad::NORM_GRAD_ROWS;
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, QUANT_ROW_BYTES};
 pub use quantize_weight::quant_weight_bytes;
@@ -110,4 +111,8 @@ ops! {
     quantize_weight: QuantizeWeight,
     quantized_linear: QuantizedLinear,
     fused: Fused,
+    // Gradients.
+    norm_grad: NormGrad,
+    rms_norm_grad: RmsNormGrad,
+    layer_norm_grad: LayerNormGrad,
 }
