@@ -28,6 +28,7 @@ mod rowwise;
 mod segment;
 mod size_vector;
 mod space;
+mod update;
 mod view;
 
 use ir::{Dim, KernelSpec, Target};
@@ -116,6 +117,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &rowwise::Rowwise,
     &segment::Segment,
     &size_vector::SizeVector,
+    &update::Update,
 ];
 
 /// The family that computes an operator.

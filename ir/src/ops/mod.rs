@@ -4,6 +4,7 @@ mod elementwise;
 mod reduction;
 #[cfg(test)]
 mod tests;
+mod update;
 
 pub use norm_grad::NORM_GRAD_ROWS;
 pub use pack::PANEL;
@@ -115,4 +116,9 @@ ops! {
     norm_grad: NormGrad,
     rms_norm_grad: RmsNormGrad,
     layer_norm_grad: LayerNormGrad,
+    // Updates of parameters.
+    adamw_step: AdamwStep,
+    lion_step: LionStep,
+    sgd_step: SgdStep,
+    sgd_momentum_step: SgdMomentumStep,
 }
