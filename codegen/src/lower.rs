@@ -12,6 +12,7 @@
 mod attention;
 mod cx;
 mod elementwise;
+mod embedding_grad;
 mod flat;
 mod fused;
 mod gather;
@@ -102,6 +103,7 @@ pub trait Lower: Sync {
 pub static LOWERINGS: &[&dyn Lower] = &[
     &attention::Attention,
     &attention::PagedAttention,
+    &embedding_grad::EmbeddingGrad,
     &fused::Fused::LOOPS,
     &fused::Fused::SINGLE,
     &gather::Gather,

@@ -116,6 +116,7 @@ ops! {
     norm_grad: NormGrad,
     rms_norm_grad: RmsNormGrad,
     layer_norm_grad: LayerNormGrad,
+    embedding_grad: EmbeddingGrad,
     // Updates of parameters.
     adamw_step: AdamwStep,
     lion_step: LionStep,
