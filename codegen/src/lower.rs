@@ -10,6 +10,7 @@
 //! one order for each row whatever else is in the launch.
 
 mod attention;
+mod block;
 mod cx;
 mod elementwise;
 mod embedding_grad;
@@ -102,6 +103,7 @@ pub trait Lower: Sync {
 /// Every family.
 pub static LOWERINGS: &[&dyn Lower] = &[
     &attention::Attention,
+    &attention::AttentionGrad,
     &attention::PagedAttention,
     &embedding_grad::EmbeddingGrad,
     &fused::Fused::LOOPS,

@@ -117,6 +117,8 @@ ops! {
     rms_norm_grad: RmsNormGrad,
     layer_norm_grad: LayerNormGrad,
     embedding_grad: EmbeddingGrad,
+    attention_lse: AttentionLse,
+    attention_grad: AttentionGrad,
     // Updates of parameters.
     adamw_step: AdamwStep,
     lion_step: LionStep,
