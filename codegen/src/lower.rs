@@ -11,6 +11,7 @@
 
 mod attention;
 mod block;
+mod cross_entropy;
 mod cx;
 mod elementwise;
 mod embedding_grad;
@@ -105,6 +106,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &attention::Attention,
     &attention::AttentionGrad,
     &attention::PagedAttention,
+    &cross_entropy::CrossEntropy,
     &embedding_grad::EmbeddingGrad,
     &fused::Fused::LOOPS,
     &fused::Fused::SINGLE,

@@ -119,6 +119,8 @@ ops! {
     embedding_grad: EmbeddingGrad,
     attention_lse: AttentionLse,
     attention_grad: AttentionGrad,
+    linear_cross_entropy: LinearCrossEntropy,
+    linear_cross_entropy_grad: LinearCrossEntropyGrad,
     // Updates of parameters.
     adamw_step: AdamwStep,
     lion_step: LionStep,
