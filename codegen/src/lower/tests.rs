@@ -6,3 +6,4 @@ mod layouts;
 mod numbers;
 mod run;
 mod samples;
+mod training;
