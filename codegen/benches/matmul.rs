@@ -8,13 +8,15 @@
 #![allow(clippy::print_stdout, reason = "a bench prints")]
 #![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench may stop")]
 
+mod common;
 #[path = "../src/testing.rs"]
 mod testing;
 
-use brolly_codegen::emit::{Elem, Emitter, Ty, Val};
+use brolly_codegen::emit::{Elem, Emitter, Ty};
 use brolly_codegen::kernels::matmul::{Activation, Matmul, matmul};
 use brolly_codegen::{Isa, Kernel, image, mlir};
-use testing::{Loaded, Scratch, pointer, thread_seconds};
+use common::{PEAK_FLOPS_PER_LANE, bare, peak_kernel, time};
+use testing::{Loaded, pointer};
 
 const ROUNDS: usize = 9;
 
@@ -120,8 +122,7 @@ impl Bench {
         let peak = self.load(&peak_kernel(&self.isa));
         let halves = if spec.gated { 2.0 } else { 1.0 };
         let flops = 2.0 * m as f64 * spec.n as f64 * spec.k as f64 * halves;
-        // Each tile of the yardstick is 1000 x 24 vectors of multiply-adds.
-        let per_tile = 2.0 * 24_000.0 * f64::from(self.isa.vector_lanes);
+        let per_tile = PEAK_FLOPS_PER_LANE * f64::from(self.isa.vector_lanes);
         let tiles = (flops / per_tile).clamp(100.0, 20_000.0) as i64;
         let ratios = (0..ROUNDS).map(|_| {
             let peak = time(threads, tiles, 64, |tiles, scratch| {
@@ -184,32 +185,6 @@ impl<'a> Runner<'a> {
     }
 }
 
-/// CPU seconds that the slowest of the threads takes for its part of `0..tiles`.
-fn time(
-    threads: usize,
-    tiles: i64,
-    scratch_bytes: u64,
-    body: impl Fn(std::ops::Range<i64>, &mut Scratch) + Sync,
-) -> f64 {
-    let barrier = std::sync::Barrier::new(threads);
-    std::thread::scope(|scope| {
-        let spans: Vec<_> = (0..threads as i64)
-            .map(|thread| {
-                let (body, barrier) = (&body, &barrier);
-                scope.spawn(move || {
-                    let part = |i: i64| tiles * i / threads as i64;
-                    let mut scratch = Scratch::new(scratch_bytes);
-                    barrier.wait();
-                    let start = thread_seconds();
-                    body(part(thread)..part(thread + 1), &mut scratch);
-                    thread_seconds() - start
-                })
-            })
-            .collect();
-        spans.into_iter().map(|span| span.join().unwrap()).fold(0.0, f64::max)
-    })
-}
-
 fn report(
     spec: &Matmul,
     m: usize,
@@ -241,25 +216,6 @@ fn report(
     )
 }
 
-/// Chains of multiply-adds in registers: 1000 steps of 24 vectors a tile.
-fn peak_kernel(isa: &Isa) -> Kernel {
-    let e = Emitter::new("peak");
-    let ty = Ty::Vector(Elem::F32, isa.vector_lanes);
-    let chains = 12_u32;
-    let factor = e.load(ty, e.scratch());
-    let init: Vec<Val> = (0..chains).map(|i| e.float(ty, f64::from(i))).collect();
-    let steps = |e: &Emitter, sums: &[Val]| {
-        e.for_loop(e.i64(0), e.i64(1000), 1, sums, |_, sums| {
-            let once: Vec<Val> = sums.iter().map(|&sum| e.fma(sum, factor, factor)).collect();
-            once.iter().map(|&sum| e.fma(sum, factor, factor)).collect()
-        })
-    };
-    let sums = e.for_loop(e.tile_begin(), e.tile_end(), 1, &init, |_, sums| steps(&e, sums));
-    let total = sums.into_iter().reduce(|a, b| e.add(a, b)).unwrap();
-    e.store(total, e.scratch());
-    bare("peak", e)
-}
-
 /// Reads 64-byte tiles in `streams` interleaved streams.
 fn read_kernel(streams: i64) -> Kernel {
     let e = Emitter::new("read");
@@ -280,14 +236,4 @@ fn read_kernel(streams: i64) -> Kernel {
     let total = sums.into_iter().reduce(|a, b| e.xor(a, b)).unwrap();
     e.store(e.extract(total, 3), e.scratch());
     bare("read", e)
-}
-
-fn bare(symbol: &str, e: Emitter) -> Kernel {
-    Kernel {
-        symbol: symbol.to_owned(),
-        mlir: e.finish(),
-        scratch_bytes: 64,
-        args: vec![],
-        dims: vec![],
-    }
 }
