@@ -10,9 +10,12 @@
 //! one order for each row whatever else is in the launch.
 
 mod attention;
+mod block;
 mod conv;
+mod cross_entropy;
 mod cx;
 mod elementwise;
+mod embedding_grad;
 mod flat;
 mod fused;
 mod gather;
@@ -23,6 +26,7 @@ mod kv_write;
 mod linear;
 mod matmul;
 mod moe;
+mod norm_grad;
 mod order;
 mod pack;
 mod pool;
@@ -34,6 +38,7 @@ mod rowwise;
 mod segment;
 mod size_vector;
 mod space;
+mod update;
 mod view;
 mod window;
 
@@ -120,8 +125,11 @@ pub trait Lower: Sync {
 /// Every family.
 pub static LOWERINGS: &[&dyn Lower] = &[
     &attention::Attention,
+    &attention::AttentionGrad,
     &attention::PagedAttention,
     &conv::Conv,
+    &cross_entropy::CrossEntropy,
+    &embedding_grad::EmbeddingGrad,
     &fused::Fused::LOOPS,
     &fused::Fused::SINGLE,
     &gather::Gather,
@@ -131,18 +139,20 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &kv_write::KvWrite,
     &linear::Linear,
     &matmul::Matmul,
-    &moe::Permute,
     &moe::Combine,
+    &moe::Permute,
+    &norm_grad::NormGrad,
     &order::Order,
     &pool::Pool,
     &quantize::QuantizeRows,
     &quantize_heads::QuantizeHeads,
-    &reduce::Reduce,
     &reduce::Cumsum,
+    &reduce::Reduce,
     &rope::Rope,
     &rowwise::Rowwise,
     &segment::Segment,
     &size_vector::SizeVector,
+    &update::Update,
 ];
 
 /// The family that computes an operator.

@@ -45,7 +45,7 @@ pub use op::{
     Operand, Sample, Signature, normalize_axis,
 };
 pub use ops::{
-    OPS, PANEL, QUANT_BLOCK, Window, quant_bits, quant_row_bytes, quant_row_limit,
+    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, Window, quant_bits, quant_row_bytes, quant_row_limit,
     quant_weight_bytes,
 };
 pub use program::{

@@ -37,9 +37,7 @@ fn score(session: &mut Session, tokens: &[u32]) -> Vec<u32> {
 #[test]
 fn perplexity_hardly_moves() {
     let sequences = samples().sequences;
-    let loss_of = |dtype| {
-        loss(&mut open(&compile(dtype, ImportOptions::default()), 2), &sequences)
-    };
+    let loss_of = |dtype| loss(&mut open(&compile(dtype, ImportOptions::default()), 2), &sequences);
     let [plain, bf16, f16, int8] = TYPES.map(loss_of);
     let [bf16, f16, int8] = [bf16, f16, int8].map(|loss| rise_percent(loss, plain));
     println!("{plain:.6} nats a token; bf16 {bf16:+.5} %, f16 {f16:+.5} %, int8 {int8:+.5} %");

@@ -1,9 +1,9 @@
-//! `attention` and `paged_attention`.
+//! `attention`, `attention_lse`, `paged_attention` and `attention_grad`.
 //!
-//! Both go through one [`flash`] core, in chunks of keys aligned to the start of their sequence and
-//! in one order, so a row's result is the same bits whichever operator, cache layout, batch,
-//! chunking of the prompt or number of threads it is computed with, as long as its keys and values
-//! are.
+//! The first three go through one [`flash`] core, in chunks of keys aligned to the start of their
+//! sequence and in one order, so a row's result is the same bits whichever operator, cache layout,
+//! batch, chunking of the prompt or number of threads it is computed with, as long as its keys and
+//! values are.
 //!
 //! A tile is a key/value head and a block of tokens, heads first: threads get whole heads where
 //! there are enough of them, and the rows of a tile share what is read of keys and values.
@@ -11,7 +11,10 @@
 mod cuda;
 mod dense;
 mod flash;
+mod grad;
 mod paged;
+
+use std::ops::Range;
 
 use ir::{DType, Dim, KernelSpec, Layout, Target};
 
@@ -26,7 +29,9 @@ use crate::{
     emit::{Cmp, Elem, Val},
 };
 
-/// `attention`, packed or batched.
+pub(super) use grad::AttentionGrad;
+
+/// `attention`, packed or batched, and `attention_lse`.
 pub(super) struct Attention;
 
 /// `paged_attention`.
@@ -113,7 +118,7 @@ impl Attention {
 
 impl Lower for Attention {
     fn ops(&self) -> &'static [&'static str] {
-        &["attention"]
+        &["attention", "attention_lse"]
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
@@ -133,7 +138,10 @@ impl Lower for Attention {
         Ok(cx.finish(tiles, scratch))
     }
 
-    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        if spec.op != "attention" {
+            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
+        }
         let sizes = Attention::sizes(spec);
         let kernel = sizes.and_then(|sizes| cuda::kernel(spec, sizes));
         kernel.map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
@@ -144,6 +152,7 @@ fn packed(cx: &Cx<'_>, flash: &Flash<'_>, per_tile: i64) -> (Dim, u64) {
     let panels = cx.scratch(flash.scratch_bytes());
     let [q, k, v, offsets] = [0, 1, 2, 3].map(|i| cx.operand(i));
     let y = cx.result(0);
+    let lse = (cx.spec.results.len() > 1).then(|| cx.result(1));
     let head = |view: &View, head: Val| view.at(cx, cx.scale(head, &view.strides[1]));
     let tiles = segments(cx, flash, &offsets, per_tile, |piece| {
         let at = |view: &View, token: Val| view.at(cx, cx.scale(token, &view.strides[0]));
@@ -156,6 +165,9 @@ fn packed(cx: &Cx<'_>, flash: &Flash<'_>, per_tile: i64) -> (Dim, u64) {
                 [q.strides[0].clone(), q.strides[1].clone(), q.strides[2].clone()],
             ),
             y: (at(&y, piece.start), [y.strides[0].clone(), y.strides[1].clone()]),
+            lse: lse.as_ref().map(|lse| {
+                (at(lse, piece.start), [lse.strides[0].clone(), lse.strides[1].clone()])
+            }),
             k: (at(&k, piece.start), [k.strides[0].clone(), k.strides[2].clone()]),
             v: (at(&v, piece.start), v.strides[0].clone()),
             bias: None,
@@ -196,6 +208,7 @@ fn batched(cx: &Cx<'_>, flash: &Flash<'_>, per_tile: i64) -> (Dim, u64) {
             sizes: flash.sizes,
             q: (entry(&q), [q.strides[2].clone(), q.strides[1].clone(), q.strides[3].clone()]),
             y: (entry(&y), [y.strides[2].clone(), y.strides[1].clone()]),
+            lse: None,
             k: (k.clone(), [k.strides[2].clone(), k.strides[3].clone()]),
             v: (v.clone(), v.strides[2].clone()),
             bias,
@@ -331,27 +344,34 @@ fn segments(
     let tokens = cx.result(0).shape[0].clone();
     let blocks = tokens.ceil_div(per_tile);
     let tiles = Dim::from(flash.sizes.kv_heads) * blocks.clone();
-    let count = cx.size(&(offsets.shape[0].clone() - Dim::from(1)));
-    let bound = |i: Val| e.cast(offsets.load(cx, cx.scale(i, &offsets.strides[0])), Elem::I64);
     e.for_each(e.tile_begin(), e.tile_end(), 1, |tile| {
         let blocks = cx.size(&blocks);
         let kv_head = e.div_unsigned(tile, blocks);
         let from = e.mul_const(e.rem_unsigned(tile, blocks), per_tile);
         let to = e.min(e.add_const(from, per_tile), cx.size(&tokens));
-        // Sequences that end before the tile, and those that begin before its end.
-        let zero = e.i64(0);
-        let range = e.for_loop(zero, count, 1, &[zero, zero], |i, found| {
-            let one = |hit: Val| e.cast(hit, Elem::I64);
-            let ended = one(e.cmp(Cmp::Le, bound(e.add_const(i, 1)), from));
-            let begun = one(e.cmp(Cmp::Lt, bound(i), to));
-            vec![e.add(found[0], ended), e.add(found[1], begun)]
-        });
-        e.for_each(range[0], range[1], 1, |segment| {
-            let (start, end) = (bound(segment), bound(e.add_const(segment, 1)));
-            let first = e.max(start, from);
-            let tokens = e.sub(e.min(end, to), first);
-            body(Piece { kv_head, segment, start, end, first, tokens });
-        });
+        pieces(cx, offsets, kv_head, from..to, body);
     });
     tiles
+}
+
+/// Splits a range of packed tokens at the ends of sequences.
+fn pieces(cx: &Cx<'_>, offsets: &View, kv_head: Val, range: Range<Val>, body: impl FnOnce(Piece)) {
+    let e = &cx.e;
+    let (from, to) = (range.start, range.end);
+    let count = cx.size(&(offsets.shape[0].clone() - Dim::from(1)));
+    let bound = |i: Val| e.cast(offsets.load(cx, cx.scale(i, &offsets.strides[0])), Elem::I64);
+    // Sequences that end before the range, and those that begin before its end.
+    let zero = e.i64(0);
+    let range = e.for_loop(zero, count, 1, &[zero, zero], |i, found| {
+        let one = |hit: Val| e.cast(hit, Elem::I64);
+        let ended = one(e.cmp(Cmp::Le, bound(e.add_const(i, 1)), from));
+        let begun = one(e.cmp(Cmp::Lt, bound(i), to));
+        vec![e.add(found[0], ended), e.add(found[1], begun)]
+    });
+    e.for_each(range[0], range[1], 1, |segment| {
+        let (start, end) = (bound(segment), bound(e.add_const(segment, 1)));
+        let first = e.max(start, from);
+        let tokens = e.sub(e.min(end, to), first);
+        body(Piece { kv_head, segment, start, end, first, tokens });
+    });
 }

@@ -8,4 +8,5 @@ mod numbers;
 mod order;
 mod run;
 mod samples;
+mod training;
 mod windows;

@@ -1,8 +1,6 @@
 //! `conv`.
 
-use super::window::{
-    DILATIONS, PADS, STRIDES, Window, constants, each_place, flat, sample,
-};
+use super::window::{DILATIONS, PADS, STRIDES, Window, constants, each_place, flat, sample};
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
     op::{AttrKind, AttrSpec, defaulted, one, optional, same_dtype},

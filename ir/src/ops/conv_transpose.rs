@@ -2,8 +2,9 @@
 
 use super::{
     conv::{GROUP, check_bias, group, product},
-    window::{DILATIONS, PADS, STRIDES, Window, by_axis, constants, each_place, entries, flat,
-        sample},
+    window::{
+        DILATIONS, PADS, STRIDES, Window, by_axis, constants, each_place, entries, flat, sample,
+    },
 };
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,

@@ -57,9 +57,6 @@ impl OpDef for GroupedGatedLinear {
                 Some(Tensor::from_i64s(DType::I32, &[4], offsets)),
             ],
         };
-        vec![
-            make(DType::Bf16, [0, 3, 4, 11], "silu"),
-            make(DType::F32, [0, 0, 5, 8], "gelu_tanh"),
-        ]
+        vec![make(DType::Bf16, [0, 3, 4, 11], "silu"), make(DType::F32, [0, 0, 5, 8], "gelu_tanh")]
     }
 }

@@ -5,8 +5,10 @@ mod order;
 mod reduction;
 #[cfg(test)]
 mod tests;
+mod update;
 mod window;
 
+pub use norm_grad::NORM_GRAD_ROWS;
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, quant_row_bytes, quant_row_limit};
 pub use quantize_weight::quant_weight_bytes;
@@ -129,4 +131,18 @@ ops! {
     quantize_weight: QuantizeWeight,
     quantized_linear: QuantizedLinear,
     fused: Fused,
+    // Gradients.
+    norm_grad: NormGrad,
+    rms_norm_grad: RmsNormGrad,
+    layer_norm_grad: LayerNormGrad,
+    embedding_grad: EmbeddingGrad,
+    attention_lse: AttentionLse,
+    attention_grad: AttentionGrad,
+    linear_cross_entropy: LinearCrossEntropy,
+    linear_cross_entropy_grad: LinearCrossEntropyGrad,
+    // Updates of parameters.
+    adamw_step: AdamwStep,
+    lion_step: LionStep,
+    sgd_step: SgdStep,
+    sgd_momentum_step: SgdMomentumStep,
 }

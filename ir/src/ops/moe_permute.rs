@@ -15,10 +15,8 @@ use crate::{
 /// `experts: [T, k]` i32 → `tokens: [T·k]`, `slots: [T, k]`, `offsets: [E + 1]`, all i32.
 pub(super) struct MoePermute;
 
-static SIGNATURE: Signature = Signature {
-    operands: &[one("experts")],
-    attrs: &[required("experts", AttrKind::Int)],
-};
+static SIGNATURE: Signature =
+    Signature { operands: &[one("experts")], attrs: &[required("experts", AttrKind::Int)] };
 
 impl OpDef for MoePermute {
     fn name(&self) -> &'static str {

@@ -58,8 +58,7 @@ impl OpDef for MoeRoute {
             let logits = args[0].expect("operand");
             let before = attrs.str("softmax") == "before";
             let softmax = Attrs::none().with("axis", -1i64);
-            let from =
-                if before { b.op1("softmax", softmax.clone(), &[logits])? } else { logits };
+            let from = if before { b.op1("softmax", softmax.clone(), &[logits])? } else { logits };
             let k = Attrs::none().with("k", vec![Dim::from(attrs.int("k"))]);
             let top = b.op("topk", k, &[Some(from)])?;
             let mut weights = top[0];

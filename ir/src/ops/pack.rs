@@ -3,8 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
-    tensor::for_each_index,
+    op::one, tensor::for_each_index,
 };
 
 /// Columns in panels of sixteen, each panel row by row, the last one padded with zeros; matrices

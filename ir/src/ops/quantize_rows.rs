@@ -107,10 +107,7 @@ fn push_block(block: &[f32], bits: usize, out: &mut Vec<u8>) {
 }
 
 /// Scale and integers of each block.
-pub(super) fn blocks(
-    bytes: &[u8],
-    bits: usize,
-) -> impl Iterator<Item = (f32, [i16; QUANT_BLOCK])> {
+pub(super) fn blocks(bytes: &[u8], bits: usize) -> impl Iterator<Item = (f32, [i16; QUANT_BLOCK])> {
     bytes.chunks_exact(quant_row_bytes(bits)).map(move |block| {
         let scale = f32::from_le_bytes([block[0], block[1], block[2], block[3]]);
         let wide = |i: usize| i16::from_le_bytes([block[4 + 2 * i], block[5 + 2 * i]]);

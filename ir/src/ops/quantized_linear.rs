@@ -1,8 +1,8 @@
 //! `quantized_linear`: product of quantised activations with a quantised weight.
 
 use super::{
-    QUANT_BLOCK, elementwise::spread, linear::activation, pack::PANEL,
-    quant_row_bytes, quant_weight_bytes, quantize_rows, quantize_weight,
+    QUANT_BLOCK, elementwise::spread, linear::activation, pack::PANEL, quant_row_bytes,
+    quant_weight_bytes, quantize_rows, quantize_weight,
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,

@@ -1,5 +1,7 @@
 //! Tests that nobody writes twice: each loops over the operator table.
 
+mod gradients;
+
 use crate::{Attr, Body, Builder, Env, Interpreter, Module, OPS, Precision, TensorType, Value};
 
 /// A module whose `main` applies an operator to a sample's operands.

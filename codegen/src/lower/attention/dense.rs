@@ -24,6 +24,8 @@ pub(super) struct Dense<'c> {
     pub(super) q: (View, [Dim; 3]),
     /// The same; elements are dense.
     pub(super) y: (View, [Dim; 2]),
+    /// The same of the logarithms of sums, where they are wanted.
+    pub(super) lse: Option<(View, [Dim; 2])>,
     /// From the first key: strides of key and element.
     pub(super) k: (View, [Dim; 2]),
     /// The same; elements are dense.
@@ -60,6 +62,11 @@ impl Source for Dense<'_> {
     fn output(&self, token: Val, head: Val) -> View {
         let (cx, (view, [by_token, by_head])) = (self.cx, &self.y);
         view.at(cx, cx.offset(cx.scale(token, by_token), head, by_head))
+    }
+
+    fn log_sum(&self, token: Val, head: Val) -> Option<View> {
+        let (cx, (view, [by_token, by_head])) = (self.cx, self.lse.as_ref()?);
+        Some(view.at(cx, cx.offset(cx.scale(token, by_token), head, by_head)))
     }
 
     fn visible(&self, token: Val) -> (Val, Val) {

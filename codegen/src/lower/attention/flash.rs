@@ -53,6 +53,10 @@ pub(super) trait Source {
     fn query(&self, token: Val, head: Val) -> (View, ir::Dim);
     /// The dense result of a token and head.
     fn output(&self, token: Val, head: Val) -> View;
+    /// Where the logarithm of the sum of exponentials of a token and head goes, if anywhere.
+    fn log_sum(&self, _token: Val, _head: Val) -> Option<View> {
+        None
+    }
     /// Keys from the first up to, not including, the second are visible to the token.
     fn visible(&self, token: Val) -> (Val, Val);
     /// Makes panels of `count` keys from `first` on.
@@ -400,6 +404,10 @@ impl<'c> Flash<'c> {
         let output = rows.source.output(token, head);
         let sums = self.row_of(self.sums, row, Flash::width(self.sizes));
         let total = e.load_at(SCALAR, self.total, row);
+        if let Some(log_sum) = rows.source.log_sum(token, head) {
+            let max = e.load_at(SCALAR, self.max, row);
+            log_sum.store(self.cx, e.add(math::log(e, total), max), e.i64(0));
+        }
         let none = e.cmp(Cmp::Eq, total, e.f32(0.0));
         let scale = e.select(none, e.f32(0.0), e.div(e.f32(1.0), total));
         self.columns(1, |column, _, lanes| {

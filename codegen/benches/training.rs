@@ -1,0 +1,165 @@
+//! Kernels of training against f32 fused multiply-adds in registers, measured in the same run.
+//!
+//! `cargo bench -p brolly-codegen --bench training`: a table. Runs of a kernel and of its yardstick
+//! alternate; the ratio printed is the median of the ratios. Operations count what a causal mask
+//! leaves, and products that a kernel computes again only once.
+
+#![allow(clippy::print_stdout, reason = "a bench prints")]
+#![allow(clippy::unwrap_used, reason = "a bench may stop")]
+
+mod common;
+#[path = "../src/testing.rs"]
+mod testing;
+
+use std::sync::Arc;
+
+use brolly_codegen::{Codegen, Isa, image, mlir};
+use common::{PEAK_FLOPS_PER_LANE, peak_kernel, time};
+use ir::{Attrs, DType, KernelSpec, Layout, Symbols, Target, TensorType};
+use testing::{Loaded, pointer};
+
+const ROUNDS: usize = 5;
+
+/// An operator, its attributes, the shapes of its f32 operands, of its i32 ones, and of its
+/// results.
+struct Case {
+    name: String,
+    op: &'static str,
+    attrs: Attrs,
+    floats: Vec<Vec<i64>>,
+    /// Values of the integer operand, and its place among the operands.
+    ints: (usize, Vec<i32>),
+    results: Vec<Vec<i64>>,
+    flops: f64,
+}
+
+fn main() {
+    for threads in [1, 2] {
+        println!("threads {threads}: GF/s and ratio to FMA peak");
+        for (t, heads, kv_heads, d) in [(512, 8, 8, 64), (2048, 8, 2, 64), (1024, 8, 8, 128)] {
+            attention(t, heads, kv_heads, d, threads);
+        }
+        for (t, k, n) in [(512, 512, 8192), (1024, 2048, 4096)] {
+            head(t, k, n, threads);
+        }
+    }
+}
+
+fn attention(t: i64, heads: i64, kv_heads: i64, d: i64, threads: usize) {
+    let attrs = Attrs::none().with("scale", 0.125).with("mask", "causal").with("window", 0i64);
+    let attrs = attrs.with("softcap", 0.0);
+    let (q, kv, lse) = (vec![t, heads, d], vec![t, kv_heads, d], vec![t, heads]);
+    // Multiply-adds of one product.
+    let product = (t * (t + 1) / 2 * heads * d) as f64;
+    let end = i32::try_from(t).unwrap();
+    let name = format!("T {t} heads {heads}/{kv_heads} of {d}");
+    run(
+        &Case {
+            name: format!("attention_lse  {name}"),
+            op: "attention_lse",
+            attrs: attrs.clone(),
+            floats: vec![q.clone(), kv.clone(), kv.clone()],
+            ints: (3, vec![0, end]),
+            results: vec![q.clone(), lse.clone()],
+            flops: 4.0 * product,
+        },
+        threads,
+    );
+    run(
+        &Case {
+            name: format!("attention_grad {name}"),
+            op: "attention_grad",
+            attrs,
+            floats: vec![q.clone(), kv.clone(), kv.clone(), q.clone(), lse, q.clone()],
+            ints: (6, vec![0, end]),
+            results: vec![q, kv.clone(), kv],
+            flops: 10.0 * product,
+        },
+        threads,
+    );
+}
+
+fn head(t: i64, k: i64, n: i64, threads: usize) {
+    let (x, w) = (vec![t, k], vec![n, k]);
+    let product = (t * k * n) as f64;
+    let targets = vec![7; usize::try_from(t).unwrap()];
+    let name = format!("T {t} K {k} N {n}");
+    run(
+        &Case {
+            name: format!("linear_cross_entropy {name}"),
+            op: "linear_cross_entropy",
+            attrs: Attrs::none(),
+            floats: vec![x.clone(), w.clone()],
+            ints: (2, targets.clone()),
+            results: vec![vec![t], vec![t]],
+            flops: 2.0 * product,
+        },
+        threads,
+    );
+    run(
+        &Case {
+            name: format!("linear_cross_entropy_grad {name}"),
+            op: "linear_cross_entropy_grad",
+            attrs: Attrs::none(),
+            floats: vec![x.clone(), w.clone(), vec![t], vec![t]],
+            ints: (2, targets),
+            results: vec![x, w],
+            flops: 6.0 * product,
+        },
+        threads,
+    );
+}
+
+fn run(case: &Case, threads: usize) {
+    let layout = |dtype: DType, shape: &[i64]| {
+        Layout::contiguous(&TensorType::new(dtype, shape.iter().copied()))
+    };
+    let count = |shape: &Vec<i64>| usize::try_from(shape.iter().product::<i64>()).unwrap();
+    let mut operands: Vec<_> = case.floats.iter().map(|s| Some(layout(DType::F32, s))).collect();
+    let (place, ints) = &case.ints;
+    let length = i64::try_from(ints.len()).unwrap();
+    operands.insert(*place, Some(layout(DType::I32, &[length])));
+    let spec = KernelSpec {
+        op: case.op,
+        attrs: case.attrs.clone(),
+        operands,
+        results: case.results.iter().map(|s| layout(DType::F32, s)).collect(),
+        body: None,
+        symbols: Arc::new(Symbols::default()),
+    };
+    let compiled = Codegen::new(Target::x86_64_v3()).compile(&[spec], &|_, _| {}).unwrap();
+    let kernel = &compiled.kernels[0];
+    let symbols = [(kernel.symbol.clone(), kernel.code_offset)].into_iter().collect();
+    let loaded = Loaded::new(&compiled.image, &symbols);
+    // Small numbers that differ, so that weights are neither all alike nor all but one zero.
+    let noise = |i: usize| (i.wrapping_mul(2_654_435_761) >> 8 & 0xffff) as f32 / 65536.0 - 0.5;
+    let floats: Vec<Vec<f32>> =
+        case.floats.iter().map(|s| (0..count(s)).map(noise).collect()).collect();
+    let results: Vec<Vec<f32>> = case.results.iter().map(|s| vec![0.0; count(s)]).collect();
+    let mut args: Vec<usize> = floats.iter().map(|f| pointer(f) as usize).collect();
+    args.insert(*place, pointer(ints) as usize);
+    args.extend(results.iter().map(|r| pointer(r) as usize));
+    let tiles = kernel.tiles.as_const().unwrap_or_default();
+    let isa = Isa::x86_64_v3();
+    let peak = peak_kernel(&isa);
+    let object = mlir::compile(&peak, &mlir::Cpu::x86_64_v3()).unwrap();
+    let peak = image::link(&[(&peak.symbol, &object)]).unwrap();
+    let peak = Loaded::new(&peak.bytes, &peak.symbols);
+    let per_tile = PEAK_FLOPS_PER_LANE * f64::from(isa.vector_lanes);
+    let mut rounds: Vec<(f64, f64)> = (0..ROUNDS)
+        .map(|_| {
+            let yardstick = time(threads, 2000, 64, |tiles, scratch| {
+                peak.call("peak", &[], &[], scratch, tiles);
+            });
+            let seconds = time(threads, tiles, kernel.scratch_bytes, |tiles, scratch| {
+                let args: Vec<*mut u8> = args.iter().map(|a| *a as *mut u8).collect();
+                loaded.call(&kernel.symbol, &args, &[], scratch, tiles);
+            });
+            let speed = case.flops / seconds;
+            (speed * yardstick / (2000.0 * per_tile), speed / 1e9)
+        })
+        .collect();
+    rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
+    let (ratio, speed) = rounds[ROUNDS / 2];
+    println!("  {:48} {speed:7.1} GF/s {ratio:5.2}", case.name);
+}

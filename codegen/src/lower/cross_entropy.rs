@@ -1,0 +1,304 @@
+//! `linear_cross_entropy` and its gradient: logits of a block of rows and a chunk of the other
+//! side, which never meet the rest of the logits.
+//!
+//! The loss and `dx` have tiles of tokens, which walk the vocabulary; `dw` has tiles of the
+//! vocabulary, which walk the tokens. A tile writes its own rows alone, and every logit and every
+//! sum is one chain of fused multiply-adds, so values do not depend on how tiles are shared out.
+//! The sum of exponentials runs over chunks of [`CHUNK`], sixteen partial sums each.
+
+use ir::{DType, KernelSpec, Target};
+
+use super::{
+    Emitted, Lower, LowerError,
+    block::{Block, CHUNK, Chunk, GROUP, SCALAR, VECTOR, lanes_within},
+    cx::{Cx, LANES, refuse},
+    view::{View, check_f32s, check_rank},
+};
+use crate::{
+    emit::{Cmp, Elem, Ty, Val},
+    math,
+};
+
+/// The family.
+pub(super) struct CrossEntropy;
+
+/// Rows of a tile.
+const ROWS: i64 = 96;
+
+/// Columns of both sides that are multiplied at a time, so that they stay in cache.
+const K_BLOCK: i64 = 512;
+
+impl CrossEntropy {
+    fn width(spec: &KernelSpec) -> Result<i64, String> {
+        check_f32s(spec, &[0, 1, 3, 4])?;
+        let ranks = [2, 2, 1, 1, 1].into_iter().enumerate().take(spec.operands.len());
+        ranks.into_iter().try_for_each(|(i, rank)| check_rank(spec, i, rank))?;
+        let [Some(x), _, Some(targets), ..] = spec.operands.as_slice() else {
+            return Err("takes x, w and targets".into());
+        };
+        if targets.ty.dtype != DType::I32 {
+            return Err(format!("targets are {}, not i32", targets.ty.dtype));
+        }
+        let width = x.ty.shape[1].as_const().filter(|k| *k > 0);
+        width.ok_or_else(|| "the inner dimension must be a positive constant".into())
+    }
+}
+
+impl Lower for CrossEntropy {
+    fn ops(&self) -> &'static [&'static str] {
+        &["linear_cross_entropy", "linear_cross_entropy_grad"]
+    }
+
+    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        CrossEntropy::width(spec).map(|_| ())
+    }
+
+    fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
+        let width = CrossEntropy::width(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::new(spec);
+        let e = &cx.e;
+        let mut block = Block::new(&cx, &[width], ROWS);
+        let scores = block.take(ROWS * CHUNK);
+        let stats = [block.take(ROWS.max(CHUNK)), block.take(ROWS.max(CHUNK)), block.take(ROWS)];
+        let [x, w, targets] = [0, 1, 2].map(|i| cx.operand(i));
+        let rows = [x.shape[0].clone(), w.shape[0].clone()];
+        let head = Head { cx: &cx, width, block, scores, stats, sides: [x, w], targets };
+        let blocks = rows.each_ref().map(|n| n.ceil_div(ROWS));
+        let range = |side: usize, index: Val| {
+            let first = e.mul_const(index, ROWS);
+            (first, e.min(e.i64(ROWS), e.sub(cx.size(&rows[side]), first)))
+        };
+        let (begin, end) = (e.tile_begin(), e.tile_end());
+        if spec.op == "linear_cross_entropy" {
+            e.for_each(begin, end, 1, |tile| {
+                let (first, count) = range(0, tile);
+                head.losses(first, count);
+            });
+            let scratch = head.block.scratch_bytes();
+            return Ok(cx.finish(blocks[0].clone(), scratch));
+        }
+        // Tiles of tokens take longer, so they are spread evenly among those of the vocabulary.
+        let tiles = blocks[0].clone() + blocks[1].clone();
+        e.for_each(begin, end, 1, |tile| {
+            let before = |tile: Val| {
+                let share = e.mul(tile, cx.size(&blocks[0]));
+                e.div_unsigned(share, cx.size(&tiles))
+            };
+            let (of_tokens, next) = (before(tile), before(e.add_const(tile, 1)));
+            e.either(
+                e.cmp(Cmp::Lt, of_tokens, next),
+                || head.gradient(0, range(0, of_tokens)),
+                || head.gradient(1, range(1, e.sub(tile, of_tokens))),
+            );
+        });
+        let scratch = head.block.scratch_bytes();
+        Ok(cx.finish(tiles, scratch))
+    }
+}
+
+/// Emission state.
+struct Head<'c> {
+    cx: &'c Cx<'c>,
+    width: i64,
+    block: Block<'c>,
+    /// f32 `[ROWS][CHUNK]`: logits, then their gradients.
+    scores: Val,
+    /// Of tokens, `[ROWS or CHUNK]` each: the greatest logit, or f32 `lse`; the sum of
+    /// exponentials, or `dloss`; the target's logit.
+    stats: [Val; 3],
+    /// x and w.
+    sides: [View; 2],
+    targets: View,
+}
+
+impl Head<'_> {
+    fn line(&self, row: Val) -> Val {
+        self.cx.e.at(self.scores, Elem::F32, self.cx.e.mul_const(row, CHUNK))
+    }
+
+    fn row(&self, side: usize, row: Val) -> View {
+        let view = &self.sides[side];
+        view.at(self.cx, self.cx.scale(row, &view.strides[0]))
+    }
+
+    /// Number `token` of a vector.
+    fn number(&self, view: &View, token: Val) -> Val {
+        view.load(self.cx, self.cx.scale(token, &view.strides[0]))
+    }
+
+    /// The target of a token, as i64, and whether it counts.
+    fn target(&self, token: Val) -> (Val, Val) {
+        let e = &self.cx.e;
+        let target = e.cast(self.number(&self.targets, token), Elem::I64);
+        let rows = self.cx.size(&self.sides[1].shape[0]);
+        let counts = e.and(e.cmp(Cmp::Ge, target, e.i64(0)), e.cmp(Cmp::Lt, target, rows));
+        (target, counts)
+    }
+
+    /// Walks the other side in chunks: takes each and computes its logits.
+    fn walk(&self, side: usize, rows: Val, body: impl FnOnce(Chunk)) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let all = cx.size(&self.sides[1 - side].shape[0]);
+        e.for_each(e.i64(0), all, CHUNK, |first| {
+            let chunk = Chunk { first, count: e.min(e.i64(CHUNK), e.sub(all, first)) };
+            self.block.other(0, chunk.count, |i| self.row(1 - side, e.add(first, i)));
+            let count = e.mul_const(rows, CHUNK);
+            e.for_each(e.i64(0), count, GROUP, |i| e.store_at(e.zero(VECTOR), self.scores, i));
+            e.for_each(e.i64(0), e.i64(self.width), K_BLOCK, |from| {
+                let to = e.min(e.add_const(from, K_BLOCK), e.i64(self.width));
+                e.for_each(e.i64(0), e.div_ceil_const(chunk.count, GROUP), 1, |group| {
+                    let slot = e.mul_const(group, GROUP);
+                    self.block.tiles(rows, |tile| self.products(tile, (group, slot), (from, to)));
+                });
+            });
+            body(chunk);
+        });
+    }
+
+    fn products(&self, tile: &[Val], (group, slot): (Val, Val), columns: (Val, Val)) {
+        let e = &self.cx.e;
+        let lines: Vec<Val> = tile.iter().map(|row| self.line(*row)).collect();
+        let init: Vec<Val> = lines.iter().map(|line| e.load_at(VECTOR, *line, slot)).collect();
+        let sums = self.block.products(0, tile, group, columns, &init);
+        for (sum, line) in sums.into_iter().zip(lines) {
+            e.store_at(sum, line, slot);
+        }
+    }
+
+    /// Losses, and logarithms of sums, of a block of tokens.
+    fn losses(&self, first: Val, count: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let zero = e.i64(0);
+        let [max, sum, picked] = self.stats;
+        self.block.own(0, count, |row| self.row(0, e.add(first, row)));
+        e.for_each(zero, count, 1, |row| {
+            e.store_at(e.f32(f32::NEG_INFINITY), max, row);
+            e.store_at(e.f32(0.0), sum, row);
+            e.store_at(e.f32(0.0), picked, row);
+        });
+        self.walk(0, count, |chunk| {
+            e.for_each(zero, count, 1, |row| self.fold(row, e.add(first, row), chunk));
+        });
+        let [loss, lse] = [0, 1].map(|i| cx.result(i));
+        e.for_each(zero, count, 1, |row| {
+            let token = e.add(first, row);
+            let (_, counts) = self.target(token);
+            let log = math::log(e, e.load_at(SCALAR, sum, row));
+            let total = e.add(log, e.load_at(SCALAR, max, row));
+            let own = e.sub(total, e.load_at(SCALAR, picked, row));
+            lse.store(cx, total, cx.scale(token, &lse.strides[0]));
+            let own = e.select(counts, own, e.f32(0.0));
+            loss.store(cx, own, cx.scale(token, &loss.strides[0]));
+        });
+    }
+
+    /// Takes a chunk's logits of one row to its maximum, sum and target.
+    fn fold(&self, row: Val, token: Val, chunk: Chunk) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let (line, groups) = (self.line(row), e.div_ceil_const(chunk.count, GROUP));
+        let [max, sum, picked] = self.stats;
+        let all = (e.i64(0), chunk.count);
+        let lowest = e.float(VECTOR, f64::NEG_INFINITY);
+        let shifted = |slot: Val, by: Val| {
+            // Beyond the chunk's end, what panels repeat does not count.
+            let logit = e.load_at(VECTOR, line, slot);
+            e.select(lanes_within(cx, slot, all), e.sub(logit, e.splat(by, LANES)), lowest)
+        };
+        let none = e.f32(0.0);
+        let greatest = e.for_loop(e.i64(0), groups, 1, &[lowest], |group, max| {
+            vec![e.max(max[0], shifted(e.mul_const(group, GROUP), none))]
+        });
+        let before = e.load_at(SCALAR, max, row);
+        let now = e.max(before, e.reduce_max(greatest[0]));
+        let some = e.cmp(Cmp::Gt, now, e.f32(f32::NEG_INFINITY));
+        let shift = e.select(some, now, none);
+        let sums = e.for_loop(e.i64(0), groups, 1, &[e.zero(VECTOR)], |group, sum| {
+            vec![e.add(sum[0], math::exp(e, shifted(e.mul_const(group, GROUP), shift)))]
+        });
+        let kept = e.mul(e.load_at(SCALAR, sum, row), math::exp(e, e.sub(before, shift)));
+        e.store_at(e.add(kept, e.reduce_add(sums[0])), sum, row);
+        e.store_at(now, max, row);
+        let place = e.sub(self.target(token).0, chunk.first);
+        let here = e.and(e.cmp(Cmp::Ge, place, e.i64(0)), e.cmp(Cmp::Lt, place, chunk.count));
+        e.if_then(here, || e.store_at(e.load_at(SCALAR, line, place), picked, row));
+    }
+
+    /// `dx` of a block of tokens (side 0), or `dw` of a block of the vocabulary (side 1).
+    fn gradient(&self, side: usize, (first, count): (Val, Val)) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let block = &self.block;
+        block.own(0, count, |row| self.row(side, e.add(first, row)));
+        block.clear(0, count);
+        if side == 0 {
+            self.take_stats(first, count);
+        }
+        self.walk(side, count, |chunk| {
+            if side == 1 {
+                self.take_stats(chunk.first, chunk.count);
+            }
+            e.for_each(e.i64(0), count, 1, |row| match side {
+                0 => self.by_vocabulary(row, e.add(first, row), chunk),
+                _ => self.by_tokens(row, e.add(first, row), chunk),
+            });
+            block.columns(0, |column| {
+                block.tiles(count, |tile| {
+                    let factors: Vec<Val> = tile.iter().map(|row| self.line(*row)).collect();
+                    block.add(0, &factors, tile, (e.i64(0), chunk.count), column);
+                });
+            });
+        });
+        let to = cx.result(side);
+        block.finish(0, count, 1.0, |row| to.at(cx, cx.scale(e.add(first, row), &to.strides[0])));
+    }
+
+    /// Of tokens from `first` on: `lse`, `dloss` (zero where the target is ignored) and the target.
+    fn take_stats(&self, first: Val, count: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let [lse, dloss] = [3, 4].map(|i| cx.operand(i));
+        e.for_each(e.i64(0), count, 1, |i| {
+            let token = e.add(first, i);
+            let (target, counts) = self.target(token);
+            e.store_at(self.number(&lse, token), self.stats[0], i);
+            let dloss = e.select(counts, self.number(&dloss, token), e.f32(0.0));
+            e.store_at(dloss, self.stats[1], i);
+            e.store_at(e.cast(target, Elem::I32), self.stats[2], i);
+        });
+    }
+
+    /// Gradients of a token's logits.
+    fn by_vocabulary(&self, row: Val, token: Val, chunk: Chunk) {
+        let e = &self.cx.e;
+        let stat = |i: usize| e.splat(e.load_at(SCALAR, self.stats[i], row), LANES);
+        let (lse, dloss) = (stat(0), stat(1));
+        let int = |v: Val| e.splat(e.cast(v, Elem::I32), LANES);
+        let target = int(e.sub(self.target(token).0, chunk.first));
+        let lanes = e.iota(Ty::Vector(Elem::I32, LANES));
+        self.each_group(row, chunk, |slot| {
+            (lse, dloss, e.cmp(Cmp::Eq, e.add(lanes, int(slot)), target))
+        });
+    }
+
+    /// Gradients of the logits of one row of w.
+    fn by_tokens(&self, row: Val, own: Val, chunk: Chunk) {
+        let e = &self.cx.e;
+        let own = e.splat(e.cast(own, Elem::I32), LANES);
+        self.each_group(row, chunk, |slot| {
+            let [lse, dloss] = [0, 1].map(|i| e.load_at(VECTOR, self.stats[i], slot));
+            let targets = e.load_at(Ty::Vector(Elem::I32, LANES), self.stats[2], slot);
+            (lse, dloss, e.cmp(Cmp::Eq, targets, own))
+        });
+    }
+
+    /// From logits to gradients, given `lse`, `dloss` and which are targets.
+    fn each_group(&self, row: Val, chunk: Chunk, of: impl FnOnce(Val) -> (Val, Val, Val)) {
+        let e = &self.cx.e;
+        let line = self.line(row);
+        e.for_each(e.i64(0), e.div_ceil_const(chunk.count, GROUP), 1, |group| {
+            let slot = e.mul_const(group, GROUP);
+            let (lse, dloss, hit) = of(slot);
+            let weight = math::exp(e, e.sub(e.load_at(VECTOR, line, slot), lse));
+            let rest = e.select(hit, e.sub(weight, e.float(VECTOR, 1.0)), weight);
+            e.store_at(e.mul(rest, dloss), line, slot);
+        });
+    }
+}

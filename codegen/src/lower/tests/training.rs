@@ -1,0 +1,301 @@
+//! Kernels of training: the oracle on sizes with every kind of tail, strided operands, and the same
+//! bits however tiles are shared out.
+
+use ir::{Attrs, DType, Env, KernelSpec, Layout, Tensor, TensorType};
+
+use super::run::{Case, Runner, assert_close, noise, strided, type_of};
+
+/// Compiles all cases together, and compares each with the oracle and its parts with each other.
+#[derive(Default)]
+struct Bench {
+    specs: Vec<KernelSpec>,
+    cases: Vec<(String, Case, Vec<Tensor>)>,
+}
+
+impl Bench {
+    fn add(&mut self, what: &str, case: Case) -> &mut KernelSpec {
+        let (spec, want) = case.expected();
+        self.cases.push((what.to_owned(), case, want));
+        self.specs.push(spec);
+        self.specs.last_mut().expect("just added")
+    }
+
+    fn check(self, tolerance: f64) {
+        let runner = Runner::new(self.specs);
+        for (i, (what, case, want)) in self.cases.iter().enumerate() {
+            let whole = runner.run(i, &case.args, &Env::new(), 1);
+            for (n, (got, want)) in whole.iter().zip(want).enumerate() {
+                assert_close(&format!("{what}, result {n}"), got, want, tolerance);
+            }
+            for parts in [2, 5, 64] {
+                let split = runner.run(i, &case.args, &Env::new(), parts);
+                assert!(split == whole, "{what}: other bits in {parts} parts");
+            }
+        }
+    }
+}
+
+fn pitch(t: &Tensor, strides: &[&str]) -> Option<Layout> {
+    Some(strided(&type_of(t), strides))
+}
+
+#[test]
+fn gradients_of_norms_have_one_order_of_sums() {
+    let mut bench = Bench::default();
+    for (rows, width) in [(1, 1), (67, 131), (193, 16), (128, 64), (260, 7)] {
+        for centred in [false, true] {
+            let attrs = Attrs::none().with("eps", 1e-5).with("centred", centred);
+            for dtype in [DType::F32, DType::Bf16] {
+                let x = noise(dtype, &[rows, width], 1);
+                let w = noise(dtype, &[width], 2);
+                let dy = noise(dtype, &[rows, width], 3);
+                let what = format!("norm_grad {rows}x{width} {dtype}, centred: {centred}");
+                bench.add(&what, Case::new("norm_grad", attrs.clone(), &[&x, &w, &dy]));
+            }
+        }
+    }
+    let [x, dy] = [1, 3].map(|seed| noise(DType::F32, &[67, 21], seed));
+    let w = noise(DType::F32, &[21], 2);
+    let attrs = Attrs::none().with("eps", 1e-5).with("centred", true);
+    let spec = bench.add("strided", Case::new("norm_grad", attrs, &[&x, &w, &dy]));
+    spec.operands = vec![pitch(&x, &["1", "70"]), pitch(&w, &["3"]), pitch(&dy, &["29", "1"])];
+    // A row of two has a variance that may be tiny; its gradient is as large as that is small.
+    bench.check(2e-4);
+}
+
+#[test]
+fn a_tables_gradient_adds_tokens_in_order() {
+    let mut bench = Bench::default();
+    for (rows, width, tokens) in [(1, 1, 3), (13, 67, 257), (300, 200, 64), (5, 64, 0)] {
+        let attrs = Attrs::none().with("rows", rows);
+        let ids = (0..tokens).map(|t| (t * 7919 + t * t) as i64 % (rows + 2) - 1);
+        let ids = Tensor::from_i64s(DType::I64, &[tokens], ids);
+        for dtype in [DType::F32, DType::F16] {
+            let dy = noise(dtype, &[tokens, width], 1);
+            let what = format!("embedding_grad {rows} {width} {tokens} {dtype}");
+            bench.add(&what, Case::new("embedding_grad", attrs.clone(), &[&dy, &ids]));
+        }
+    }
+    let dy = noise(DType::F32, &[31, 33], 1);
+    let ids = Tensor::from_i64s(DType::I32, &[31], (0..31).map(|t| t % 4));
+    let attrs = Attrs::none().with("rows", 4i64);
+    let spec = bench.add("strided", Case::new("embedding_grad", attrs, &[&dy, &ids]));
+    spec.operands = vec![pitch(&dy, &["1", "40"]), pitch(&ids, &["2"])];
+    bench.check(1e-5);
+}
+
+#[test]
+fn updates_walk_their_states_once_in_place() {
+    let mut bench = Bench::default();
+    let scalar = |x: f64| Tensor::from_f64s(DType::F32, &[], [x]);
+    let scalars = [0.01, 0.271, 0.1426, 0.5].map(scalar);
+    let [lr, c1, c2, scale] = &scalars;
+    for (shape, dtype) in [
+        (&[20011][..], DType::F32),
+        (&[37, 129], DType::Bf16),
+        (&[3, 5, 7], DType::F16),
+        (&[1], DType::F32),
+    ] {
+        let (p, g) = (noise(DType::F32, shape, 1), noise(dtype, shape, 2));
+        let m = noise(DType::F32, shape, 3);
+        let v = Tensor::from_f64s(DType::F32, shape, m.to_f64s().iter().map(|x| x * x + 1e-4));
+        let betas = Attrs::none().with("beta1", 0.9).with("beta2", 0.95);
+        let decayed = betas.with("weight_decay", 0.1);
+        let adam = decayed.clone().with("eps", 1e-8);
+        bench.add("adamw", Case::new("adamw_step", adam, &[&p, &g, &m, &v, lr, c1, c2, scale]));
+        bench.add("lion", Case::new("lion_step", decayed, &[&p, &g, &m, lr, scale]));
+        bench.add("sgd", Case::new("sgd_step", Attrs::none(), &[&p, &g, lr, scale]));
+        let momentum = Attrs::none().with("momentum", 0.9).with("nesterov", true);
+        let case = Case::new("sgd_momentum_step", momentum, &[&p, &g, &m, lr, scale]);
+        bench.add("momentum", case);
+    }
+    bench.check(2e-6);
+}
+
+/// Sequences, heads and sizes of an attention.
+struct Heads {
+    lengths: &'static [usize],
+    heads: usize,
+    kv_heads: usize,
+    key: usize,
+    value: usize,
+    dtype: DType,
+}
+
+impl Heads {
+    /// q, k, v, dy and offsets.
+    fn operands(&self) -> [Tensor; 5] {
+        let tokens = self.lengths.iter().sum();
+        let make =
+            |heads: usize, size: usize, seed: u64| noise(self.dtype, &[tokens, heads, size], seed);
+        let ends = self.lengths.iter().scan(0, |sum, n| {
+            *sum += *n as i64;
+            Some(*sum)
+        });
+        let offsets: Vec<i64> = [0].into_iter().chain(ends).collect();
+        [
+            make(self.heads, self.key, 1),
+            make(self.kv_heads, self.key, 2),
+            make(self.kv_heads, self.value, 3),
+            make(self.heads, self.value, 4),
+            Tensor::from_i64s(DType::I32, &[offsets.len()], offsets),
+        ]
+    }
+}
+
+fn masks() -> [Attrs; 5] {
+    let attrs = |mask: &str, window: i64, cap: f64| {
+        let attrs = Attrs::none().with("scale", 0.3).with("mask", mask);
+        attrs.with("window", window).with("softcap", cap)
+    };
+    [
+        attrs("full", 0, 0.0),
+        attrs("causal", 0, 0.0),
+        attrs("causal", 50, 0.0),
+        attrs("full", 20, 2.0),
+        attrs("causal", 0, 1.5),
+    ]
+}
+
+#[test]
+fn attention_that_keeps_its_logarithms_has_the_same_bits() {
+    let heads = Heads {
+        lengths: &[70, 1, 0, 150],
+        heads: 6,
+        kv_heads: 2,
+        key: 40,
+        value: 28,
+        dtype: DType::F32,
+    };
+    let [q, k, v, _, offsets] = heads.operands();
+    let mut bench = Bench::default();
+    let mut specs = Vec::new();
+    for attrs in &masks()[2..4] {
+        let case = |op| Case::new(op, attrs.clone(), &[&q, &k, &v, &offsets]);
+        bench.add(&format!("{attrs:?}"), case("attention_lse"));
+        specs.extend(["attention", "attention_lse"].map(|op| case(op).expected().0));
+    }
+    let runner = Runner::new(specs);
+    let args = [&q, &k, &v, &offsets].map(|t| Some(t.clone()));
+    for kernel in [0, 2] {
+        let run = |kernel: usize| runner.run(kernel, &args, &Env::new(), 1).remove(0);
+        assert!(run(kernel) == run(kernel + 1), "kernel {kernel}");
+    }
+    bench.check(3e-6);
+}
+
+#[test]
+fn gradient_of_attention_agrees_with_the_oracle() {
+    let heads = |lengths, heads, kv_heads, key, value, dtype| Heads {
+        lengths,
+        heads,
+        kv_heads,
+        key,
+        value,
+        dtype,
+    };
+    let all = [
+        heads(&[70, 1, 0, 150], 6, 2, 40, 28, DType::F32),
+        heads(&[149], 1, 1, 16, 32, DType::F32),
+        heads(&[70, 1, 150], 2, 1, 20, 12, DType::F32),
+        heads(&[33, 90], 8, 1, 24, 20, DType::Bf16),
+        heads(&[64, 72, 3], 4, 4, 7, 1, DType::F32),
+    ];
+    let mut bench = Bench::default();
+    for (heads, attrs) in all.iter().zip(masks()) {
+        let [q, k, v, dy, offsets] = heads.operands();
+        let forward = Case::new("attention_lse", attrs.clone(), &[&q, &k, &v, &offsets]);
+        let mut out = forward.expected().1;
+        let lse = out.remove(1).cast(DType::F32);
+        let y = out.remove(0).cast(heads.dtype);
+        let args = [&q, &k, &v, &y, &lse, &dy, &offsets];
+        let what = format!("{:?} {attrs:?}", type_of(&q));
+        bench.add(&what, Case::new("attention_grad", attrs, &args));
+    }
+    // Heads before tokens, and elements that are apart.
+    let [q, k, v, dy, offsets] = heads(&[45, 30], 4, 2, 10, 6, DType::F32).operands();
+    let attrs = masks()[1].clone();
+    let forward = Case::new("attention_lse", attrs.clone(), &[&q, &k, &v, &offsets]).expected().1;
+    let [y, lse] = [0, 1].map(|i| forward[i].cast(DType::F32));
+    let args = [&q, &k, &v, &y, &lse, &dy, &offsets];
+    let spec = bench.add("strided", Case::new("attention_grad", attrs, &args));
+    spec.operands[0] = pitch(&q, &["10", "800", "1"]);
+    spec.operands[1] = pitch(&k, &["1", "900", "80"]);
+    spec.operands[4] = pitch(&lse, &["1", "75"]);
+    spec.operands[5] = pitch(&dy, &["30", "7", "1"]);
+    spec.results[1] = pitch(&k, &["10", "760", "1"]).expect("strides");
+    bench.check(2e-5);
+}
+
+#[test]
+fn the_head_and_its_loss_agree_with_the_oracle() {
+    let mut bench = Bench::default();
+    for (tokens, width, rows, dtype) in [
+        (79, 61, 157, DType::F32),
+        (1, 300, 65, DType::F32),
+        (150, 16, 73, DType::Bf16),
+        (13, 1030, 19, DType::F32),
+    ] {
+        let (x, w) = (noise(dtype, &[tokens, width], 1), noise(dtype, &[rows, width], 2));
+        let w = Tensor::from_f64s(dtype, w.shape(), w.to_f64s().iter().map(|v| v * 0.3));
+        let targets = (0..tokens).map(|t| (t * 31 % (rows + 3)) as i64 - 2);
+        let targets = Tensor::from_i64s(DType::I32, &[tokens], targets);
+        let what = format!("{tokens}x{width}x{rows} {dtype}");
+        let forward = Case::new("linear_cross_entropy", Attrs::none(), &[&x, &w, &targets]);
+        let lse = forward.expected().1.remove(1).cast(DType::F32);
+        bench.add(&what, forward);
+        let dloss = noise(DType::F32, &[tokens], 3);
+        let args = [&x, &w, &targets, &lse, &dloss];
+        let case = Case::new("linear_cross_entropy_grad", Attrs::none(), &args);
+        bench.add(&format!("gradient of {what}"), case);
+    }
+    let (x, w) = (noise(DType::F32, &[30, 21], 1), noise(DType::F32, &[40, 21], 2));
+    let targets = Tensor::from_i64s(DType::I32, &[30], 0..30);
+    let case = Case::new("linear_cross_entropy", Attrs::none(), &[&x, &w, &targets]);
+    let lse = case.expected().1.remove(1).cast(DType::F32);
+    let args = [&x, &w, &targets, &lse, &lse];
+    let spec = bench.add("strided", Case::new("linear_cross_entropy_grad", Attrs::none(), &args));
+    spec.operands[0] = pitch(&x, &["1", "31"]);
+    spec.operands[1] = pitch(&w, &["50", "2"]);
+    spec.operands[2] = pitch(&targets, &["3"]);
+    spec.results[1] = pitch(&w, &["1", "44"]).expect("strides");
+    bench.check(2e-5);
+}
+
+#[test]
+fn kernels_of_training_take_any_number_of_tokens() {
+    let attrs = masks()[1].clone();
+    let symbolic = |t: &Tensor, n: usize, dim: &str| {
+        let mut ty: TensorType = type_of(t);
+        for d in ty.shape.iter_mut().take(1).filter(|d| d.is(n as i64)) {
+            *d = dim.parse().unwrap();
+        }
+        Some(Layout::contiguous(&ty))
+    };
+    let mut runs = Vec::new();
+    let mut specs = Vec::new();
+    for lengths in [&[9, 80][..], &[200], &[3, 3, 3]] {
+        let heads = Heads { lengths, heads: 4, kv_heads: 2, key: 16, value: 16, dtype: DType::F32 };
+        let [q, k, v, dy, offsets] = heads.operands();
+        let tokens = q.shape()[0];
+        let forward = Case::new("attention_lse", attrs.clone(), &[&q, &k, &v, &offsets]);
+        let out = forward.expected().1;
+        let [y, lse] = [0, 1].map(|i| out[i].cast(DType::F32));
+        let args = [&q, &k, &v, &y, &lse, &dy, &offsets];
+        let case = Case::new("attention_grad", attrs.clone(), &args);
+        let (mut spec, want) = case.expected();
+        spec.operands = args[..6].iter().map(|t| symbolic(t, tokens, "T")).collect();
+        spec.operands.push(symbolic(&offsets, offsets.len(), "S + 1"));
+        spec.results = [&q, &k, &v].map(|t| symbolic(t, tokens, "T").expect("a layout")).into();
+        let env = [("T", tokens as i64), ("S", lengths.len() as i64)];
+        let env: Env = env.into_iter().map(|(name, n)| (name.into(), n)).collect();
+        specs.push(spec);
+        runs.push((case, want, env));
+    }
+    let runner = Runner::new(specs[..1].to_vec());
+    for (case, want, env) in &runs {
+        for (got, want) in runner.run(0, &case.args, env, 3).iter().zip(want) {
+            assert_close("attention_grad", got, want, 1e-5);
+        }
+    }
+}

@@ -1,0 +1,125 @@
+//! `linear_cross_entropy`: a language model's head and its loss in one.
+
+use super::elementwise::spread;
+use crate::{
+    Attrs, Body, DType, Dim, EvalCx, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{one, same_dtype},
+};
+
+/// Cross-entropy of `softmax(x · wᵀ)` at the target of every row, and the logarithm of the row's
+/// sum of exponentials.
+///
+/// The logits are never in memory together: kernels take the vocabulary in chunks, with a running
+/// sum. Liu et al. 2024, "Liger Kernel", arXiv:2410.10989; Milakov & Gimelshein 2018,
+/// arXiv:1805.02867. A target that is no row of w, such as -100, is ignored: its loss is zero.
+/// # Shapes
+/// `x: [T, K]`, `w: [N, K]`, `targets: [T]` i32 → `loss: [T]` f32, `lse: [T]` f32.
+pub(super) struct LinearCrossEntropy;
+
+static SIGNATURE: Signature =
+    Signature { operands: &[one("x"), one("w"), one("targets")], attrs: &[] };
+
+impl OpDef for LinearCrossEntropy {
+    fn name(&self) -> &'static str {
+        "linear_cross_entropy"
+    }
+    fn signature(&self) -> &'static Signature {
+        &SIGNATURE
+    }
+    fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
+        let rows = infer_head(cx)?;
+        Ok(vec![Fact::of(rows.clone()), Fact::of(rows)])
+    }
+    fn body(&self) -> Body {
+        Body::Primitive(|cx, args| {
+            let head = Head::of(args);
+            let (mut loss, mut lse) = (Vec::new(), Vec::new());
+            for t in 0..head.targets.len() {
+                let logits = head.logits(t);
+                let max = logits.iter().copied().fold(f64::NEG_INFINITY, f64::max);
+                let sum: f64 = logits.iter().map(|s| (s - max).exp()).sum();
+                lse.push(max + sum.ln());
+                loss.push(head.target(t).map_or(0.0, |n| max + sum.ln() - logits[n]));
+            }
+            vec![of_rows(cx, 0, loss), of_rows(cx, 1, lse)]
+        })
+    }
+    fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
+        products(args) * Dim::from(2)
+    }
+    fn samples(&self) -> Vec<Sample> {
+        examples()
+    }
+}
+
+fn of_rows(cx: &EvalCx<'_>, i: usize, values: Vec<f64>) -> Tensor {
+    Tensor::from_f64s(cx.results[i].dtype, &cx.shape(i), values)
+}
+
+/// Checks x, w and targets; returns the type of a number for each row of x.
+pub(super) fn infer_head(cx: &InferCx<'_>) -> Result<TensorType, OpError> {
+    let (x, w, targets) = (cx.ty(0), cx.ty(1), cx.ty(2));
+    same_dtype(x.dtype, w.dtype)?;
+    if !x.dtype.is_float() || targets.dtype != DType::I32 {
+        return Err(OpError::new(format!("takes floats and i32 targets, got {x} and {targets}")));
+    }
+    let ([t, k], [_, k2], [t2]) = (&*x.shape, &*w.shape, &*targets.shape) else {
+        let got = format!("takes [T, K], [N, K] and [T], got {x}, {w} and {targets}");
+        return Err(OpError::new(got));
+    };
+    cx.same("inner dimension", k, k2)?;
+    cx.same("rows of x and targets", t, t2)?;
+    Ok(TensorType::new(DType::F32, [t.clone()]))
+}
+
+/// Multiply-adds of the logits.
+pub(super) fn products(args: &[Option<TensorType>]) -> Dim {
+    let [Some(x), Some(w), ..] = args else { return Dim::from(0) };
+    x.elements() * w.shape[0].clone()
+}
+
+/// Operands as numbers.
+pub(super) struct Head {
+    pub(super) x: Vec<f64>,
+    pub(super) w: Vec<f64>,
+    pub(super) targets: Vec<i64>,
+    pub(super) k: usize,
+    pub(super) n: usize,
+}
+
+impl Head {
+    pub(super) fn of(args: &[Option<Tensor>]) -> Head {
+        let [x, w, targets] = [0, 1, 2].map(|i| args[i].as_ref().expect("operand"));
+        let [n, k] = *w.shape() else { unreachable!("inferred") };
+        Head { x: x.to_f64s(), w: w.to_f64s(), targets: targets.to_i64s(), k, n }
+    }
+
+    pub(super) fn logits(&self, t: usize) -> Vec<f64> {
+        let x = &self.x[t * self.k..][..self.k];
+        let dot = |n: usize| x.iter().zip(&self.w[n * self.k..]).map(|(a, b)| a * b).sum();
+        (0..self.n).map(dot).collect()
+    }
+
+    /// The target of a row, unless it is ignored.
+    pub(super) fn target(&self, t: usize) -> Option<usize> {
+        usize::try_from(self.targets[t]).ok().filter(|n| *n < self.n)
+    }
+}
+
+/// Sizes with tails, ignored targets, narrow floats.
+pub(super) fn examples() -> Vec<Sample> {
+    let sample = |dtype: DType, k: usize, n: usize, targets: &[i64]| Sample {
+        attrs: Attrs::none(),
+        args: vec![
+            Some(spread(dtype, &[targets.len(), k], -1.0, 1.5)),
+            Some(spread(dtype, &[n, k], 1.0, -1.0)),
+            Some(Tensor::from_i64s(DType::I32, &[targets.len()], targets.iter().copied())),
+        ],
+    };
+    vec![
+        sample(DType::F32, 19, 37, &[3, 36, -100, 0, 37, 12, 3]),
+        sample(DType::F32, 1, 130, &[129, 64]),
+        sample(DType::F32, 16, 1, &[0, -1]),
+    ]
+}
