@@ -82,6 +82,7 @@ pub(crate) fn pointer<T>(data: &[T]) -> *mut u8 {
 }
 
 /// Numbers that look random, the same every time.
+#[allow(dead_code, reason = "not every bench")]
 pub(crate) fn noise(dtype: DType, shape: &[usize], seed: u64) -> Tensor {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     let mut next = || {

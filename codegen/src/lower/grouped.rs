@@ -10,8 +10,9 @@ use super::{
     view::memory_elem,
 };
 use crate::{
-    compile::isa_of,
+    Isa,
     kernels::matmul::{Groups, Matmul, matmul},
+    schedule::Tuning,
 };
 
 /// The family.
@@ -30,8 +31,18 @@ impl Lower for Grouped {
     }
 
     fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError> {
-        let (product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
-        let kernel = matmul(&product, &isa_of(target)).map_err(|e| refuse(spec, e.to_string()))?;
+        self.emit_tuned(spec, target, Tuning::builtin())
+    }
+
+    fn emit_tuned(
+        &self,
+        spec: &KernelSpec,
+        target: &Target,
+        tuning: &Tuning,
+    ) -> Result<Emitted, LowerError> {
+        let (mut product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
+        product.schedule = tuning.find(target, &product);
+        let kernel = matmul(&product, &Isa::of(target)).map_err(|e| refuse(spec, e.to_string()))?;
         let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
         let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
         Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
