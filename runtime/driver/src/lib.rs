@@ -2,7 +2,7 @@
 //!
 //! [`compile`] runs the stages of one table in order and times each; [`check`] runs those that find
 //! problems and writes nothing. [`Cache`] compiles a model once for commands that are given a model
-//! where they need an artifact; [`KernelCache`] keeps compiled kernels from one compile to the next.
+//! where they need an artifact; [`KernelCache`] keeps compiled kernels from compile to compile.
 //!
 //! The driver is where the crates of floor 1 meet: frontends hand it a graph, passes rewrite it,
 //! code generation turns kernel specifications into an image, and the artifact format takes it all.
