@@ -17,8 +17,8 @@ use crate::{
 /// number of rows nor on the instructions that a machine has.
 /// # Shapes
 /// `x: u8 [.., ceil(K / 32), 40 or 68]` from `quantize_rows` for the bits of the weight,
-/// `w: u8 [P, ceil(K / 32), 32 + 64 · bits]` from `quantize_weight` with `P = ceil(n / 16)`, twice as many when gated, `bias: [n]`,
-/// `residual: [.., n]` → f32 `[.., n]`.
+/// `w: u8 [P, ceil(K / 32), 32 + 64 · bits]` from `quantize_weight` with `P = ceil(n / 16)`, twice
+/// as many when gated, `bias: [n]`, `residual: [.., n]` → f32 `[.., n]`.
 pub(super) struct QuantizedLinear;
 
 static SIGNATURE: Signature = Signature {
