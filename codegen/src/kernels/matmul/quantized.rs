@@ -7,8 +7,8 @@
 //!   steps of a block sum to at most 8 · 2 · 15 · 127 = 30480, which a 16-bit lane holds; what the
 //!   shift of W by 8 adds is taken off by the sum of x that a row's block carries.
 //! - 8 bits, two k: W is widened to 16 bits, once for all rows, and `pmaddwd` multiplies it by x in
-//!   16 bits. (`pmaddubsw` of |W| and x with W's sign takes as many instructions, more of them on
-//!   the two pipes that multiply, and rounds x to 8 bits.)
+//!   16 bits. (`pmaddubsw` of |W| and x with W's sign takes as many instructions, needs both W and
+//!   |W| at hand, and rounds x to 8 bits.)
 //!
 //! Several panels at once, each prefetched ahead, are as many streams from memory, as in `direct`;
 //! further tiles of rows find the panels in cache.
