@@ -1,22 +1,23 @@
 //! Kernels of training against f32 fused multiply-adds in registers, measured in the same run.
 //!
 //! `cargo bench -p brolly-codegen --bench training`: a table. Runs of a kernel and of its yardstick
-//! alternate; the ratio printed is the median of the ratios. Operations count what a causal mask
+//! alternate; the ratios printed are quartiles of the ratios. Operations count what a causal mask
 //! leaves, and products that a kernel computes again only once.
 
 #![allow(clippy::print_stdout, reason = "a bench prints")]
-#![allow(clippy::unwrap_used, reason = "a bench may stop")]
+#![allow(clippy::unwrap_used, clippy::cast_possible_truncation, reason = "a bench may stop")]
 
-mod common;
 #[path = "../src/testing.rs"]
 mod testing;
+#[path = "kernels/yardstick.rs"]
+mod yardstick;
 
 use std::sync::Arc;
 
-use brolly_codegen::{Codegen, Isa, image, mlir};
-use common::{PEAK_FLOPS_PER_LANE, peak_kernel, time};
+use brolly_codegen::Codegen;
 use ir::{Attrs, DType, KernelSpec, Layout, Symbols, Target, TensorType};
 use testing::{Loaded, pointer};
+use yardstick::{Yardsticks, quartiles, time};
 
 const ROUNDS: usize = 5;
 
@@ -34,18 +35,25 @@ struct Case {
 }
 
 fn main() {
+    let yardsticks = Yardsticks::new(&Target::x86_64_v3());
     for threads in [1, 2] {
-        println!("threads {threads}: GF/s and ratio to FMA peak");
+        println!(
+            "threads {threads}: GF/s and ratio to FMA peak, lower quartile, median, upper; FMA \
+             {:.0} GF/s, reading {:.1} GB/s",
+            yardsticks.peak_flops(threads) / 1e9,
+            yardsticks.bandwidth(threads) / 1e9
+        );
         for (t, heads, kv_heads, d) in [(512, 8, 8, 64), (2048, 8, 2, 64), (1024, 8, 8, 128)] {
-            attention(t, heads, kv_heads, d, threads);
+            attention(&yardsticks, t, [heads, kv_heads, d], threads);
         }
         for (t, k, n) in [(512, 512, 8192), (1024, 2048, 4096)] {
-            head(t, k, n, threads);
+            head(&yardsticks, [t, k, n], threads);
         }
     }
 }
 
-fn attention(t: i64, heads: i64, kv_heads: i64, d: i64, threads: usize) {
+fn attention(yardsticks: &Yardsticks, t: i64, heads: [i64; 3], threads: usize) {
+    let [heads, kv_heads, d] = heads;
     let attrs = Attrs::none().with("scale", 0.125).with("mask", "causal").with("window", 0i64);
     let attrs = attrs.with("softcap", 0.0);
     let (q, kv, lse) = (vec![t, heads, d], vec![t, kv_heads, d], vec![t, heads]);
@@ -54,6 +62,7 @@ fn attention(t: i64, heads: i64, kv_heads: i64, d: i64, threads: usize) {
     let end = i32::try_from(t).unwrap();
     let name = format!("T {t} heads {heads}/{kv_heads} of {d}");
     run(
+        yardsticks,
         &Case {
             name: format!("attention_lse  {name}"),
             op: "attention_lse",
@@ -66,6 +75,7 @@ fn attention(t: i64, heads: i64, kv_heads: i64, d: i64, threads: usize) {
         threads,
     );
     run(
+        yardsticks,
         &Case {
             name: format!("attention_grad {name}"),
             op: "attention_grad",
@@ -79,12 +89,13 @@ fn attention(t: i64, heads: i64, kv_heads: i64, d: i64, threads: usize) {
     );
 }
 
-fn head(t: i64, k: i64, n: i64, threads: usize) {
+fn head(yardsticks: &Yardsticks, [t, k, n]: [i64; 3], threads: usize) {
     let (x, w) = (vec![t, k], vec![n, k]);
     let product = (t * k * n) as f64;
     let targets = vec![7; usize::try_from(t).unwrap()];
     let name = format!("T {t} K {k} N {n}");
     run(
+        yardsticks,
         &Case {
             name: format!("linear_cross_entropy {name}"),
             op: "linear_cross_entropy",
@@ -97,6 +108,7 @@ fn head(t: i64, k: i64, n: i64, threads: usize) {
         threads,
     );
     run(
+        yardsticks,
         &Case {
             name: format!("linear_cross_entropy_grad {name}"),
             op: "linear_cross_entropy_grad",
@@ -110,7 +122,7 @@ fn head(t: i64, k: i64, n: i64, threads: usize) {
     );
 }
 
-fn run(case: &Case, threads: usize) {
+fn run(yardsticks: &Yardsticks, case: &Case, threads: usize) {
     let layout = |dtype: DType, shape: &[i64]| {
         Layout::contiguous(&TensorType::new(dtype, shape.iter().copied()))
     };
@@ -140,26 +152,16 @@ fn run(case: &Case, threads: usize) {
     args.insert(*place, pointer(ints) as usize);
     args.extend(results.iter().map(|r| pointer(r) as usize));
     let tiles = kernel.tiles.as_const().unwrap_or_default();
-    let isa = Isa::x86_64_v3();
-    let peak = peak_kernel(&isa);
-    let object = mlir::compile(&peak, &mlir::Cpu::x86_64_v3()).unwrap();
-    let peak = image::link(&[(&peak.symbol, &object)]).unwrap();
-    let peak = Loaded::new(&peak.bytes, &peak.symbols);
-    let per_tile = PEAK_FLOPS_PER_LANE * f64::from(isa.vector_lanes);
-    let mut rounds: Vec<(f64, f64)> = (0..ROUNDS)
-        .map(|_| {
-            let yardstick = time(threads, 2000, 64, |tiles, scratch| {
-                peak.call("peak", &[], &[], scratch, tiles);
-            });
-            let seconds = time(threads, tiles, kernel.scratch_bytes, |tiles, scratch| {
-                let args: Vec<*mut u8> = args.iter().map(|a| *a as *mut u8).collect();
-                loaded.call(&kernel.symbol, &args, &[], scratch, tiles);
-            });
-            let speed = case.flops / seconds;
-            (speed * yardstick / (2000.0 * per_tile), speed / 1e9)
-        })
-        .collect();
-    rounds.sort_by(|a, b| a.0.total_cmp(&b.0));
-    let (ratio, speed) = rounds[ROUNDS / 2];
-    println!("  {:48} {speed:7.1} GF/s {ratio:5.2}", case.name);
+    let (mut ratios, mut speeds) = (Vec::new(), Vec::new());
+    for _ in 0..ROUNDS {
+        let peak = yardsticks.peak_flops(threads);
+        let seconds = time(threads, tiles, kernel.scratch_bytes, |tiles, scratch| {
+            let args: Vec<*mut u8> = args.iter().map(|a| *a as *mut u8).collect();
+            loaded.call(&kernel.symbol, &args, &[], scratch, tiles);
+        });
+        ratios.push(case.flops / seconds / peak);
+        speeds.push(case.flops / seconds / 1e9);
+    }
+    let ([low, ratio, high], [_, speed, _]) = (quartiles(ratios), quartiles(speeds));
+    println!("  {:48} {speed:7.1} GF/s {low:5.2} {ratio:5.2} {high:5.2}", case.name);
 }

@@ -5,13 +5,12 @@ use ir::{DType, Dim, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
-    cx::{named, refuse},
-    linear::{activation, rows},
+    cx::refuse,
+    linear::{activation, emit_product, rows},
     view::memory_elem,
 };
 use crate::{
-    Isa,
-    kernels::matmul::{Groups, Matmul, matmul},
+    kernels::matmul::{Groups, Matmul},
     schedule::Tuning,
 };
 
@@ -40,12 +39,8 @@ impl Lower for Grouped {
         target: &Target,
         tuning: &Tuning,
     ) -> Result<Emitted, LowerError> {
-        let (mut product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
-        product.schedule = tuning.find(target, &product);
-        let kernel = matmul(&product, &Isa::of(target)).map_err(|e| refuse(spec, e.to_string()))?;
-        let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
-        let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
-        Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
+        let product = product(spec).map_err(|reason| refuse(spec, reason))?;
+        emit_product(spec, product, target, tuning)
     }
 }
 

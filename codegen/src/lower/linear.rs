@@ -44,18 +44,28 @@ impl Lower for Linear {
         target: &Target,
         tuning: &Tuning,
     ) -> Result<Emitted, LowerError> {
-        let (mut product, rows) = product(spec).map_err(|reason| refuse(spec, reason))?;
-        product.schedule = tuning.find(target, &product);
-        let kernel = matmul(&product, &Isa::of(target)).map_err(|e| refuse(spec, e.to_string()))?;
-        let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
-        let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
-        Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
+        let product = product(spec).map_err(|reason| refuse(spec, reason))?;
+        emit_product(spec, product, target, tuning)
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
         gemm::kernels(spec, &product, target)
     }
+}
+
+/// The kernel of a product with so many rows.
+pub(super) fn emit_product(
+    spec: &KernelSpec,
+    (mut product, rows): (Matmul, Dim),
+    target: &Target,
+    tuning: &Tuning,
+) -> Result<Emitted, LowerError> {
+    product.schedule = tuning.find(target, &product);
+    let kernel = matmul(&product, &Isa::of(target)).map_err(|e| refuse(spec, e.to_string()))?;
+    let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
+    let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
+    Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
 }
 
 /// The product and its number of rows.
