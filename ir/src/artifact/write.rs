@@ -83,11 +83,11 @@ pub fn write<E: Into<Box<dyn Error + Send + Sync>>>(
     file.finish(digests)
 }
 
-/// As [`write`], on so many threads: `produce` is called from any of them, in any order. The file
+/// As [`write()`], on so many threads: `produce` is called from any of them, in any order. The file
 /// does not depend on it.
 ///
 /// # Errors
-/// As [`write`]; of several, one.
+/// As [`write()`]; of several, one.
 ///
 /// # Panics
 /// As `produce`.
