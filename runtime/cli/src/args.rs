@@ -111,8 +111,8 @@ pub(crate) struct CompileOptions {
 
     /// Make the weights of products integers of 8 or 4 bits, in blocks of 32 with an f16 scale
     ///
-    /// Activations are rounded to 13 bits as they meet them, under q4 to 8. Under q4 the product that
-    /// gives the model's own result, a language model's head, keeps 8 bits.
+    /// Activations are rounded to 13 bits as they meet them, under q4 to 8. Under q4 the product
+    /// that gives the model's own result, a language model's head, keeps 8 bits.
     #[arg(long, value_name = "TYPE")]
     pub(crate) quantize: Option<Quantize>,
 
