@@ -65,6 +65,10 @@ pub(super) trait Source {
     fn panel(&self, key: Val, group: Val) -> Panel;
     /// The value of `key`, fifteen more after it, and the distance between them.
     fn values(&self, key: Val) -> (View, Val);
+    /// Asks for part `part` of `parts` of the sixteen keys from `key` on, to be read soon.
+    fn prefetch_keys(&self, _key: Val, _part: Val, _parts: i64) {}
+    /// The same of their values.
+    fn prefetch_values(&self, _key: Val, _part: Val, _parts: i64) {}
     /// Scales of the sixteen keys from `key` on, and of their values, where those are integers.
     fn key_scales(&self, key: Val) -> Option<Val>;
     fn value_scales(&self, key: Val) -> Option<Val>;
@@ -102,6 +106,8 @@ struct Chunk {
     first: Val,
     count: Val,
     groups: Val,
+    /// The last key of all chunks.
+    last: Val,
 }
 
 impl<'c> Flash<'c> {
@@ -156,7 +162,8 @@ impl<'c> Flash<'c> {
         let start = e.mul_const(e.div_unsigned(range[0], e.i64(CHUNK)), CHUNK);
         e.for_each(start, range[1], CHUNK, |key| {
             let count = e.min(e.i64(CHUNK), e.sub(range[1], key));
-            let chunk = Chunk { first: key, count, groups: e.div_ceil_const(count, GROUP) };
+            let groups = e.div_ceil_const(count, GROUP);
+            let chunk = Chunk { first: key, count, groups, last: e.add_const(range[1], -1) };
             source.prepare(key, count);
             self.tiles(&rows, |first, height| self.score(&rows, chunk, first, height));
             e.for_each(e.i64(0), rows.count, 1, |row| self.weigh(&rows, chunk, row));
@@ -216,6 +223,17 @@ impl<'c> Flash<'c> {
         (token, head)
     }
 
+    /// Whether a register tile of this height reads ahead: the first one of a token alone, whose
+    /// time is that of reading keys and values.
+    fn prefetches(&self, height: i64) -> bool {
+        height
+            == match self.sizes.group {
+                1 | 2 => self.sizes.group,
+                3 | 4 => 4,
+                _ => 6,
+            }
+    }
+
     /// Vectors that a tile of this height keeps in registers beside each other.
     fn at_once(height: i64) -> i64 {
         (4 / height).max(1)
@@ -253,6 +271,13 @@ impl<'c> Flash<'c> {
                     .collect();
                 let queries = queries.iter().map(|(q, step)| q.load(cx, cx.scale(d, step)));
                 let queries: Vec<Val> = queries.map(|q| e.splat(q, 16)).collect();
+                if self.prefetches(height) {
+                    for i in 0..count {
+                        let slot = e.mul_const(e.add_const(group, i), GROUP);
+                        let key = e.add(chunk.first, slot);
+                        rows.source.prefetch_values(key, d, self.sizes.key);
+                    }
+                }
                 products(e, &queries, &keys, dots)
             });
             let places = lines.iter().flat_map(|line| (0..count).map(move |i| (*line, i)));
@@ -354,8 +379,17 @@ impl<'c> Flash<'c> {
                 let slot = e.mul_const(group, GROUP);
                 let (values, step) = rows.source.values(e.add(chunk.first, slot));
                 let keys = e.min(e.i64(GROUP), e.sub(chunk.count, slot));
+                let next = e.add_const(e.add(chunk.first, slot), CHUNK);
+                let next =
+                    e.min(next, e.mul_const(e.div_unsigned(chunk.last, e.i64(GROUP)), GROUP));
+                let (pass, passes) =
+                    (e.div_unsigned(column, e.i64(16 * count)), self.sizes.value / (16 * count));
                 // The sums after the value of a key of the group, and the key's place in the chunk.
                 let add = |key: Val, sums: &[Val]| {
+                    if self.prefetches(height) && lanes == 16 && passes > 0 {
+                        let part = e.add(e.mul_const(pass, GROUP), key);
+                        rows.source.prefetch_keys(next, part, passes * GROUP);
+                    }
                     let elem = memory_elem(values.dtype);
                     let row = e.at(values.base, elem, e.mul(key, step));
                     let row: Vec<Val> = (0..count)

@@ -2,7 +2,10 @@
 
 use ir::Dim;
 
-use super::flash::{Panel, Source};
+use super::{
+    GROUP,
+    flash::{Panel, Source},
+};
 use crate::{
     emit::{Elem, Val},
     lower::{
@@ -10,6 +13,8 @@ use crate::{
         view::{View, memory_elem},
     },
 };
+
+const LINE_BYTES: u64 = 64;
 
 /// One sequence's memory, of one key/value head.
 pub(super) struct Paged<'c> {
@@ -36,6 +41,17 @@ impl Paged<'_> {
         let block = e.cast(self.table.load(cx, entry), Elem::I64);
         let last = e.add_const(cx.size(&self.k.shape[0]), -1);
         (e.max(e.min(block, last), e.i64(0)), e.rem_unsigned(key, size))
+    }
+
+    /// Asks for the cache lines of part `part` of `parts` of so many bytes.
+    fn prefetch(&self, base: Val, bytes: i64, part: Val, parts: i64) {
+        let e = &self.cx.e;
+        let lines = bytes.cast_unsigned().div_ceil(LINE_BYTES).cast_signed();
+        let first = e.div_unsigned(e.mul_const(part, lines), e.i64(parts));
+        for line in 0..lines.cast_unsigned().div_ceil(parts.cast_unsigned()).cast_signed() {
+            let line = e.add_const(first, line);
+            e.prefetch(e.at(base, Elem::I8, e.mul_const(line, LINE_BYTES.cast_signed())));
+        }
     }
 
     /// Scales of sixteen keys from `key` on.
@@ -87,6 +103,28 @@ impl Source for Paged<'_> {
         let (block, slot) = self.slot(key);
         let offset = cx.offset(cx.scale(block, &self.v.strides[0]), slot, &self.v.strides[2]);
         (self.v.at(cx, offset), cx.size(&self.v.strides[2]))
+    }
+
+    fn prefetch_keys(&self, key: Val, part: Val, parts: i64) {
+        let panel = self.panel(key, key);
+        let size = |view: &View, axis: usize| view.shape[axis].as_const();
+        // Elsewhere a panel is not one piece.
+        if let (Some(width), Some(GROUP)) = (size(&self.k, 2), size(&self.k, 3)) {
+            self.prefetch(
+                panel.base,
+                GROUP * width * panel.elem.bytes().cast_signed(),
+                part,
+                parts,
+            );
+        }
+    }
+
+    fn prefetch_values(&self, key: Val, part: Val, parts: i64) {
+        let (view, _) = self.values(key);
+        if let Some(width) = view.shape[3].as_const() {
+            let bytes = GROUP * width * memory_elem(view.dtype).bytes().cast_signed();
+            self.prefetch(view.base, bytes, part, parts);
+        }
     }
 
     fn key_scales(&self, key: Val) -> Option<Val> {
