@@ -262,6 +262,58 @@ fn the_head_and_its_loss_agree_with_the_oracle() {
     bench.check(2e-5);
 }
 
+/// Memory that padding leaves as it is may hold anything.
+#[test]
+fn ignored_tokens_add_nothing_whatever_is_in_them() {
+    let mut bench = Bench::default();
+    let (tokens, width, rows) = (140, 37, 70);
+    let mut x = noise(DType::F32, &[tokens, width], 1).to_f64s();
+    for (token, value) in [(3, f64::NAN), (100, f64::INFINITY)] {
+        x[token * width..][..width].fill(value);
+    }
+    let x = Tensor::from_f64s(DType::F32, &[tokens, width], x);
+    let w = noise(DType::F32, &[rows, width], 2);
+    let targets = (0..tokens as i64).map(|t| match t {
+        3 => -1,
+        100 => 70,
+        _ => t % 70,
+    });
+    let targets = Tensor::from_i64s(DType::I32, &[tokens], targets);
+    let mut lse = vec![4.0; tokens];
+    (lse[3], lse[100]) = (f64::NAN, f64::NAN);
+    let lse = Tensor::from_f64s(DType::F32, &[tokens], lse);
+    let dloss = noise(DType::F32, &[tokens], 3);
+    let args = [&x, &w, &targets, &lse, &dloss];
+    bench.add("ignored", Case::new("linear_cross_entropy_grad", Attrs::none(), &args));
+    bench.check(2e-5);
+}
+
+#[test]
+fn tokens_in_no_sequence_have_no_gradient() {
+    let mut bench = Bench::default();
+    for (bounds, group) in [(&[0, 30, 30, 110][..], 1), (&[7, 20], 3), (&[0], 2)] {
+        let heads = Heads {
+            lengths: &[150],
+            heads: 2 * group,
+            kv_heads: 2,
+            key: 17,
+            value: 20,
+            dtype: DType::F32,
+        };
+        let [q, k, v, dy, _] = heads.operands();
+        let offsets = Tensor::from_i64s(DType::I32, &[bounds.len()], bounds.iter().copied());
+        let y = noise(DType::F32, dy.shape(), 7);
+        let lse = noise(DType::F32, &dy.shape()[..2], 8);
+        let args = [&q, &k, &v, &y, &lse, &dy, &offsets];
+        let case = Case::new("attention_grad", masks()[1].clone(), &args);
+        let want = case.expected().1;
+        assert!(want.iter().all(|d| d.slice(0, 110, 40, 1).to_f64s().iter().all(|x| *x == 0.0)));
+        bench.add(&format!("{bounds:?}"), case);
+    }
+    // The weights of random logarithms are not below one.
+    bench.check(1e-3);
+}
+
 #[test]
 fn kernels_of_training_take_any_number_of_tokens() {
     let attrs = masks()[1].clone();
