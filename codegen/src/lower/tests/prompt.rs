@@ -78,14 +78,14 @@ impl Prompt {
         });
         let tables: Vec<Vec<i64>> = tables.collect();
         let slots: Vec<usize> = self.slots(&tables).collect();
-        // Rows [T, self.heads.kv_heads, width] by slot: [NB, self.heads.kv_heads, self.heads.block, width].
+        let Heads { kv_heads, block, key, value, .. } = self.heads;
+        // Rows [T, kv_heads, width] by slot: [NB, kv_heads, block, width].
         let place = |rows: &Tensor, dtype: DType, width: usize| {
-            let shape = [blocks, self.heads.kv_heads, self.heads.block, width];
+            let shape = [blocks, kv_heads, block, width];
             let mut all = vec![other; shape.iter().product()];
             for (row, values) in rows.to_f64s().chunks(width).enumerate() {
-                let (slot, head) = (slots[row / self.heads.kv_heads], row % self.heads.kv_heads);
-                let at = (slot / self.heads.block * self.heads.kv_heads + head) * self.heads.block
-                    + slot % self.heads.block;
+                let (slot, head) = (slots[row / kv_heads], row % kv_heads);
+                let at = (slot / block * kv_heads + head) * block + slot % block;
                 all[at * width..][..width].copy_from_slice(values);
             }
             Tensor::from_f64s(dtype, &shape, all)
@@ -95,15 +95,10 @@ impl Prompt {
                 return (place(rows, dtype, width), None);
             }
             let quantized = Case::new("quantize_heads", Attrs::none(), &[rows]).expected().1;
-            let scales = place(&quantized[1], DType::F32, 1).reshape(&[
-                blocks,
-                self.heads.kv_heads,
-                self.heads.block,
-            ]);
+            let scales = place(&quantized[1], DType::F32, 1).reshape(&[blocks, kv_heads, block]);
             (place(&quantized[0], dtype, width), Some(scales))
         };
-        let ((k, k_scales), (v, v_scales)) =
-            (memory(&self.k, self.heads.key), memory(&self.v, self.heads.value));
+        let ((k, k_scales), (v, v_scales)) = (memory(&self.k, key), memory(&self.v, value));
         let scales = [k_scales, v_scales].into_iter().flatten().collect();
         Cache { k: k.transpose(&[0, 1, 3, 2]), v, scales, tables }
     }
