@@ -289,6 +289,32 @@ fn ignored_tokens_add_nothing_whatever_is_in_them() {
 }
 
 #[test]
+fn what_a_token_does_not_see_is_not_in_its_gradient() {
+    let mut bench = Bench::default();
+    let heads =
+        Heads { lengths: &[150], heads: 6, kv_heads: 2, key: 17, value: 20, dtype: DType::F32 };
+    let operands = heads.operands();
+    let y = noise(DType::F32, operands[3].shape(), 7);
+    let lse = Tensor::from_f64s(DType::F32, &[150, 6], vec![5.0; 150 * 6]);
+    // Of each operand one token is no number.
+    for (bad, token) in [(0, 69), (1, 70), (2, 64), (3, 5)] {
+        for attrs in [masks()[1].clone(), masks()[2].clone()] {
+            let mut operands = operands.clone();
+            let mut values = operands[bad].to_f64s();
+            let width = values.len() / 150;
+            values[token * width..][..width].fill(f64::NAN);
+            operands[bad] = Tensor::from_f64s(DType::F32, operands[bad].shape(), values);
+            let [q, k, v, dy, offsets] = &operands;
+            let case = Case::new("attention_grad", attrs, &[q, k, v, &y, &lse, dy, offsets]);
+            let finite = |t: &Tensor| t.to_f64s().iter().filter(|x| x.is_finite()).count();
+            assert!(case.expected().1.iter().all(|t| finite(t) > 0));
+            bench.add(&format!("operand {bad}"), case);
+        }
+    }
+    bench.check(1e-4);
+}
+
+#[test]
 fn tokens_in_no_sequence_have_no_gradient() {
     let mut bench = Bench::default();
     for (bounds, group) in [(&[0, 30, 30, 110][..], 1), (&[7, 20], 3), (&[0], 2)] {
