@@ -8,8 +8,8 @@
 //! Both are the same computation with the sides of the scores exchanged. Weights come from the
 //! logarithms of the forward sums, so nothing is rescaled on the way. Chunks are aligned to the
 //! start of their sequence, and every sum is one chain of fused multiply-adds over what a row sees,
-//! in its order, and nothing else. So values depend neither on how tiles are
-//! shared among threads nor on what else is in a tile.
+//! in its order, and nothing else. So values depend neither on how tiles are shared among threads
+//! nor on what else is in a tile.
 
 mod scores;
 
