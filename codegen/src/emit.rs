@@ -64,6 +64,7 @@ impl fmt::Display for Val {
 }
 
 /// Prints one kernel: `void symbol(ptr args, ptr dims, ptr scratch, i64 tile_begin, i64 tile_end)`.
+/// Of no tiles it does nothing.
 pub struct Emitter {
     symbol: String,
     params: [Val; 5],

@@ -135,9 +135,9 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &gather::Gather,
     &gather::ScatterNd,
     &group_norm::GroupNorm,
-    &grouped::Grouped,
+    &linear::Linear::GROUPED,
     &kv_write::KvWrite,
-    &linear::Linear,
+    &linear::Linear::ONE,
     &matmul::Matmul,
     &moe::Combine,
     &moe::Permute,
@@ -162,7 +162,7 @@ pub fn lowering(op: &str) -> Option<&'static dyn Lower> {
 
 /// The product that a specification of the family of products is.
 pub fn product(spec: &KernelSpec) -> Option<Matmul> {
-    let is_product = linear::Linear.ops().contains(&spec.op);
+    let is_product = linear::Linear::ONE.ops().contains(&spec.op);
     is_product.then(|| linear::product(spec).ok()).flatten().map(|(product, _)| product)
 }
 

@@ -394,6 +394,7 @@ impl Gen<'_> {
         let per_tile = size(self.spec.panels_per_tile);
         let begin = e.mul_const(e.tile_begin(), per_tile);
         let end = e.min(e.mul_const(e.tile_end(), per_tile), e.i64(size(self.spec.panels())));
+        let end = e.max(begin, end);
         let m = self.m;
         let blocks = e.max(e.div_ceil_const(m, size(plan.row_block)), e.i64(1));
         let (rows, longer) = (e.div_unsigned(m, blocks), e.rem_unsigned(m, blocks));

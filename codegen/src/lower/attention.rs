@@ -354,12 +354,17 @@ fn segments(
     tiles
 }
 
+/// The first token of sequence `i`.
+fn bound(cx: &Cx<'_>, offsets: &View, i: Val) -> Val {
+    cx.e.cast(offsets.load(cx, cx.scale(i, &offsets.strides[0])), Elem::I64)
+}
+
 /// Splits a range of packed tokens at the ends of sequences.
 fn pieces(cx: &Cx<'_>, offsets: &View, kv_head: Val, range: Range<Val>, body: impl FnOnce(Piece)) {
     let e = &cx.e;
     let (from, to) = (range.start, range.end);
     let count = cx.size(&(offsets.shape[0].clone() - Dim::from(1)));
-    let bound = |i: Val| e.cast(offsets.load(cx, cx.scale(i, &offsets.strides[0])), Elem::I64);
+    let bound = |i: Val| bound(cx, offsets, i);
     // Sequences that end before the range, and those that begin before its end.
     let zero = e.i64(0);
     let range = e.for_loop(zero, count, 1, &[zero, zero], |i, found| {

@@ -145,6 +145,13 @@ impl<'c> Block<'c> {
         });
     }
 
+    /// Clears a row of the chunk, as [`Block::add`] takes it.
+    pub(super) fn clear_other(&self, pair: usize, row: Val) {
+        let e = &self.cx.e;
+        let (to, width) = (self.other_row(pair, row), self.pairs[pair].width);
+        e.for_each(e.i64(0), e.i64(vectors(width)), GROUP, |i| e.store_at(e.zero(VECTOR), to, i));
+    }
+
     /// Clears the sums of so many rows.
     pub(super) fn clear(&self, pair: usize, rows: Val) {
         let e = &self.cx.e;

@@ -110,7 +110,7 @@ impl Shape {
     /// Input channels of a block of k.
     fn channels(&self) -> i64 {
         let most = if self.transposed { K_BLOCK } else { (K_BLOCK / self.taps).max(1) };
-        most.min(self.inputs)
+        most.min(self.inputs).max(1)
     }
 
     /// Lines of a panel.

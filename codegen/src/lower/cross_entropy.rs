@@ -96,6 +96,16 @@ impl Lower for CrossEntropy {
     }
 }
 
+/// What makes gradients of sixteen logits.
+struct Logits {
+    lse: Val,
+    dloss: Val,
+    /// Which are those of targets.
+    hit: Val,
+    /// Which belong to tokens whose targets are not ignored.
+    counts: Val,
+}
+
 /// Emission state.
 struct Head<'c> {
     cx: &'c Cx<'c>,
@@ -235,6 +245,7 @@ impl Head<'_> {
         self.walk(side, count, |chunk| {
             if side == 1 {
                 self.take_stats(chunk.first, chunk.count);
+                self.hide_ignored(chunk);
             }
             e.for_each(e.i64(0), count, 1, |row| match side {
                 0 => self.by_vocabulary(row, e.add(first, row), chunk),
@@ -265,40 +276,56 @@ impl Head<'_> {
         });
     }
 
+    /// Zero for the rows of a chunk's tokens whose targets are ignored: whatever is in them.
+    fn hide_ignored(&self, chunk: Chunk) {
+        let e = &self.cx.e;
+        e.for_each(e.i64(0), chunk.count, 1, |i| {
+            let (_, counts) = self.target(e.add(chunk.first, i));
+            let ignored = e.xor(counts, e.int(counts.ty(), 1));
+            e.if_then(ignored, || self.block.clear_other(0, i));
+        });
+    }
+
     /// Gradients of a token's logits.
     fn by_vocabulary(&self, row: Val, token: Val, chunk: Chunk) {
         let e = &self.cx.e;
         let stat = |i: usize| e.splat(e.load_at(SCALAR, self.stats[i], row), LANES);
         let (lse, dloss) = (stat(0), stat(1));
         let int = |v: Val| e.splat(e.cast(v, Elem::I32), LANES);
-        let target = int(e.sub(self.target(token).0, chunk.first));
+        let (target, counts) = self.target(token);
+        let (target, counts) = (int(e.sub(target, chunk.first)), e.splat(counts, LANES));
         let lanes = e.iota(Ty::Vector(Elem::I32, LANES));
         self.each_group(row, chunk, |slot| {
-            (lse, dloss, e.cmp(Cmp::Eq, e.add(lanes, int(slot)), target))
+            let hit = e.cmp(Cmp::Eq, e.add(lanes, int(slot)), target);
+            Logits { lse, dloss, hit, counts }
         });
     }
 
     /// Gradients of the logits of one row of w.
     fn by_tokens(&self, row: Val, own: Val, chunk: Chunk) {
         let e = &self.cx.e;
-        let own = e.splat(e.cast(own, Elem::I32), LANES);
+        let int = |v: Val| e.splat(e.cast(v, Elem::I32), LANES);
+        let (own, rows) = (int(own), int(self.cx.size(&self.sides[1].shape[0])));
         self.each_group(row, chunk, |slot| {
             let [lse, dloss] = [0, 1].map(|i| e.load_at(VECTOR, self.stats[i], slot));
             let targets = e.load_at(Ty::Vector(Elem::I32, LANES), self.stats[2], slot);
-            (lse, dloss, e.cmp(Cmp::Eq, targets, own))
+            let below = e.cmp(Cmp::Lt, targets, rows);
+            let counts = e.and(below, e.cmp(Cmp::Ge, targets, e.zero(targets.ty())));
+            Logits { lse, dloss, hit: e.cmp(Cmp::Eq, targets, own), counts }
         });
     }
 
-    /// From logits to gradients, given `lse`, `dloss` and which are targets.
-    fn each_group(&self, row: Val, chunk: Chunk, of: impl FnOnce(Val) -> (Val, Val, Val)) {
+    /// From logits to gradients.
+    fn each_group(&self, row: Val, chunk: Chunk, of: impl FnOnce(Val) -> Logits) {
         let e = &self.cx.e;
         let line = self.line(row);
         e.for_each(e.i64(0), e.div_ceil_const(chunk.count, GROUP), 1, |group| {
             let slot = e.mul_const(group, GROUP);
-            let (lse, dloss, hit) = of(slot);
+            let Logits { lse, dloss, hit, counts } = of(slot);
             let weight = math::exp(e, e.sub(e.load_at(VECTOR, line, slot), lse));
             let rest = e.select(hit, e.sub(weight, e.float(VECTOR, 1.0)), weight);
-            e.store_at(e.mul(rest, dloss), line, slot);
+            let gradient = e.mul(rest, dloss);
+            e.store_at(e.select(counts, gradient, e.zero(VECTOR)), line, slot);
         });
     }
 }

@@ -143,8 +143,9 @@ impl<'s> Cx<'s> {
     /// This call's part of `0..count`, tiles of `per_tile`.
     pub(super) fn share(&self, count: &Dim, per_tile: i64) -> (Val, Val) {
         let e = &self.e;
+        let begin = e.mul_const(e.tile_begin(), per_tile);
         let end = e.min(e.mul_const(e.tile_end(), per_tile), self.size(count));
-        (e.mul_const(e.tile_begin(), per_tile), end)
+        (begin, e.max(begin, end))
     }
 
     /// `for i in 0..count`, sixteen at a time and the rest one by one: `body(i, lanes)`.

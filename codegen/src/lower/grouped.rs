@@ -1,51 +1,19 @@
 //! `grouped_linear` and `grouped_gated_linear`: rows sorted by expert, by
 //! [`crate::kernels::matmul`].
 
-use ir::{DType, Dim, KernelSpec, Target};
+use ir::{DType, Dim, KernelSpec};
 
 use super::{
-    Emitted, Lower, LowerError,
-    cx::refuse,
-    linear::{activation, emit_product, rows},
+    linear::{activation, rows},
     view::memory_elem,
 };
-use crate::{
-    kernels::matmul::{Groups, Matmul},
-    schedule::Tuning,
-};
-
-/// The family.
-pub(super) struct Grouped;
+use crate::kernels::matmul::{Groups, Matmul};
 
 /// Panels of a tile: experts are narrow, and threads many.
 const PANELS_PER_TILE: u64 = 2;
 
-impl Lower for Grouped {
-    fn ops(&self) -> &'static [&'static str] {
-        &["grouped_linear", "grouped_gated_linear"]
-    }
-
-    fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
-        product(spec).map(|_| ())
-    }
-
-    fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError> {
-        self.emit_tuned(spec, target, Tuning::builtin())
-    }
-
-    fn emit_tuned(
-        &self,
-        spec: &KernelSpec,
-        target: &Target,
-        tuning: &Tuning,
-    ) -> Result<Emitted, LowerError> {
-        let product = product(spec).map_err(|reason| refuse(spec, reason))?;
-        emit_product(spec, product, target, tuning)
-    }
-}
-
 /// The product and its number of rows.
-fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
+pub(super) fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
     let operand = |i: usize| spec.operands.get(i).and_then(Option::as_ref);
     let (Some(x), Some(w), Some(offsets)) = (operand(0), operand(1), operand(2)) else {
         return Err("takes x, packed weights and offsets".into());

@@ -1,5 +1,5 @@
-//! `linear`, `gated_linear` and `quantized_linear`: products with packed weights, by
-//! [`crate::kernels::matmul`].
+//! `linear`, `gated_linear`, `quantized_linear` and those of groups: products with packed weights,
+//! by [`crate::kernels::matmul`].
 
 mod cuda;
 
@@ -8,7 +8,7 @@ use ir::{Dim, KernelSpec, Layout, PANEL, Target};
 use super::{
     Emitted, Lower, LowerError,
     cx::{named, refuse},
-    gemm,
+    gemm, grouped,
     space::flatten,
     view::{memory_elem, strides},
 };
@@ -19,19 +19,32 @@ use crate::{
     schedule::Tuning,
 };
 
-/// The family.
-pub(super) struct Linear;
+/// The families of products with packed weights.
+pub(super) struct Linear {
+    ops: &'static [&'static str],
+    /// The product that a specification is, and its number of rows.
+    product: fn(&KernelSpec) -> Result<(Matmul, Dim), String>,
+}
+
+impl Linear {
+    /// Products with one weight.
+    pub(super) const ONE: Linear =
+        Linear { ops: &["linear", "gated_linear", "quantized_linear"], product };
+    /// Products with the weights of several experts.
+    pub(super) const GROUPED: Linear =
+        Linear { ops: &["grouped_linear", "grouped_gated_linear"], product: grouped::product };
+}
 
 /// Panels of a tile, at most: enough to keep its sums in registers while weights stream.
 const PANELS_PER_TILE: u64 = 4;
 
 impl Lower for Linear {
     fn ops(&self) -> &'static [&'static str] {
-        &["linear", "gated_linear", "quantized_linear"]
+        self.ops
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
-        product(spec).map(|_| ())
+        (self.product)(spec).map(|_| ())
     }
 
     fn emit(&self, spec: &KernelSpec, target: &Target) -> Result<Emitted, LowerError> {
@@ -44,18 +57,21 @@ impl Lower for Linear {
         target: &Target,
         tuning: &Tuning,
     ) -> Result<Emitted, LowerError> {
-        let product = product(spec).map_err(|reason| refuse(spec, reason))?;
+        let product = (self.product)(spec).map_err(|reason| refuse(spec, reason))?;
         emit_product(spec, product, target, tuning)
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        if spec.op.starts_with("grouped") {
+            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
+        }
         let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
         gemm::kernels(spec, &product, target)
     }
 }
 
 /// The kernel of a product with so many rows.
-pub(super) fn emit_product(
+fn emit_product(
     spec: &KernelSpec,
     (mut product, rows): (Matmul, Dim),
     target: &Target,

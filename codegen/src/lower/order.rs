@@ -245,7 +245,7 @@ impl Row<'_> {
                 || {
                     pool.sort(held[0]);
                     // What comes later has to be better than the last that counts.
-                    let last = pool.key(e.add_const(count, -1));
+                    let last = pool.key(e.max(e.add_const(count, -1), e.i64(0)));
                     let limit = e.add_const(e.max(last, e.int(ty, least + 1)), -1);
                     vec![count, limit]
                 },

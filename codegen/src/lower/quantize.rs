@@ -76,8 +76,7 @@ fn write_block(cx: &Cx<'_>, to: &View, block: Val, bits: usize, load: impl Fn(i6
     let most = x.iter().map(|x| e.abs(*x)).reduce(|a, b| maximum(e, a, b)).expect("two halves");
     let most = lanes_max(e, most);
     let limit = e.f32(f32::from(quant_row_limit(bits)));
-    let some = e.cmp(Cmp::Gt, most, e.f32(0.0));
-    let inverse = e.select(some, e.div(limit, most), e.f32(0.0));
+    let inverse = inverse(e, limit, most);
     let to = to.at(cx, e.mul_const(block, quant_row_bytes(bits) as i64));
     e.store(e.div(most, limit), to.base);
     let mut sum = e.zero(Ty::Vector(Elem::I32, LANES));
@@ -96,6 +95,13 @@ fn write_block(cx: &Cx<'_>, to: &View, block: Val, bits: usize, load: impl Fn(i6
     if bits == 4 {
         e.store(e.reduce_add(sum), e.at_const(to.base, Elem::I8, 4));
     }
+}
+
+/// `limit / most`; zero where that is not finite: of zeros, NaN, and numbers that are too small for
+/// their scale.
+pub(super) fn inverse(e: &Emitter, limit: Val, most: Val) -> Val {
+    let inverse = e.div(limit, most);
+    e.select(e.cmp(Cmp::Lt, inverse, e.f32(f32::INFINITY)), inverse, e.f32(0.0))
 }
 
 /// The largest lane; NaN if any is.

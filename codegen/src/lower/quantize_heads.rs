@@ -6,7 +6,7 @@ use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, LANES, refuse},
     elementwise::maximum,
-    quantize::lanes_max,
+    quantize::{inverse, lanes_max},
     space::Space,
 };
 use crate::emit::{Cmp, Elem, Emitter, Val};
@@ -53,8 +53,7 @@ impl Lower for QuantizeHeads {
                 lanes_max(e, most[0])
             };
             let most = maximum(e, most(0, whole, LANES), most(whole, size, 1));
-            let some = e.cmp(Cmp::Gt, most, e.f32(0.0));
-            let inverse = e.select(some, e.div(e.f32(127.0), most), e.f32(0.0));
+            let inverse = inverse(e, e.f32(127.0), most);
             scales.store(&cx, e.div(most, e.f32(127.0)), row);
             cx.strips(e.i64(0), e.i64(size), |i, lanes| {
                 let v = e.round_even(e.mul(load(i, lanes), e.splat(inverse, lanes)));

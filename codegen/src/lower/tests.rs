@@ -2,10 +2,12 @@
 //! sizes and the bitwise promises.
 
 mod attention;
+mod bitwise;
 mod layouts;
 mod moe;
 mod numbers;
 mod order;
+mod prompt;
 mod run;
 mod samples;
 mod training;

@@ -44,18 +44,23 @@ impl Drop for Folder {
     }
 }
 
+/// Types of elements, by their numbers in files.
+pub(crate) const NUMBERS: [(i32, DType); 10] = [
+    (1, DType::F32),
+    (2, DType::U8),
+    (3, DType::I8),
+    (5, DType::I16),
+    (6, DType::I32),
+    (7, DType::I64),
+    (9, DType::Bool),
+    (10, DType::F16),
+    (11, DType::F64),
+    (16, DType::Bf16),
+];
+
 pub(crate) fn number(dtype: DType) -> i32 {
-    match dtype {
-        DType::F32 => 1,
-        DType::U8 => 2,
-        DType::I8 => 3,
-        DType::I32 => 6,
-        DType::I64 => 7,
-        DType::Bool => 9,
-        DType::F16 => 10,
-        DType::F64 => 11,
-        other => panic!("no number for {other}"),
-    }
+    let found = NUMBERS.iter().find(|(_, of)| *of == dtype);
+    found.unwrap_or_else(|| panic!("no number for {dtype}")).0
 }
 
 /// A stored tensor.

@@ -53,6 +53,9 @@ fn an_output_shape_decides_what_is_taken_off() {
     assert_eq!(conv(&same), [1.0, 1.0, 3.0, 2.0, 5.0, 3.0]);
     let more = [two(), ("output_padding", A::Ints(&[1]))];
     assert_eq!(conv(&more), [1.0, 1.0, 3.0, 2.0, 5.0, 3.0, 3.0, 0.0]);
+    // As much as is missing is added behind.
+    let longer = [two(), ("output_shape", A::Ints(&[8]))];
+    assert_eq!(conv(&longer), conv(&more));
 }
 
 #[test]

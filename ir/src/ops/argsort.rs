@@ -1,9 +1,8 @@
 //! `argsort`.
 
-use super::order::{AXIS, DESCENDING, indices, mixed, places};
+use super::order::{AXIS, DESCENDING, flops, in_order, sample};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
-    op::{normalize_axis, one},
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::one,
 };
 
 /// Indices that put the elements along an axis in order: stable, NaN above every number, zeros of
@@ -26,27 +25,17 @@ impl OpDef for Argsort {
         Ok(vec![Fact::of(cx.ty(0).with_dtype(DType::I64))])
     }
     fn body(&self) -> Body {
-        Body::Primitive(|cx, args| {
-            let x = args[0].as_ref().expect("operand");
-            let axis = normalize_axis(cx.attrs.int("axis"), x.rank()).expect("inferred");
-            let shape = cx.shape(0);
-            let places = places(x, axis, shape[axis], cx.attrs.bool("descending"));
-            vec![indices(x, axis, &shape, &places)]
-        })
+        Body::Primitive(|cx, args| in_order(cx, args)[1..].to_vec())
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
-        args[0].as_ref().map_or(Dim::from(0), |x| x.elements() * Dim::from(16))
+        flops(args)
     }
     fn samples(&self) -> Vec<Sample> {
-        let make = |dtype: DType, shape: &[usize], axis: i64, descending: bool| Sample {
-            attrs: Attrs::none().with("axis", axis).with("descending", descending),
-            args: vec![Some(mixed(dtype, shape))],
-        };
         vec![
-            make(DType::F32, &[3, 67], -1, true),
-            make(DType::Bf16, &[2, 41, 3], 1, false),
-            make(DType::I64, &[5, 19], 0, false),
-            make(DType::U8, &[2, 37], 1, true),
+            sample(DType::F32, &[3, 67], -1, true),
+            sample(DType::Bf16, &[2, 41, 3], 1, false),
+            sample(DType::I64, &[5, 19], 0, false),
+            sample(DType::U8, &[2, 37], 1, true),
         ]
     }
 }

@@ -14,6 +14,7 @@ use crate::{
 /// Dao 2023, arXiv:2307.08691, algorithm 2: of a score s with weight `p = exp(s - lse)`, `dv` adds
 /// `p·dy`, and q and k get `ds = p·(dy·v - dy·y)`, times the slope `1 - (s/c)²` of a cap c and the
 /// scale. Sums have one order whatever the number of threads. There is no bias.
+/// Tokens in no sequence get zeros.
 /// # Shapes
 /// `q: [T, Hq, D]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`, `y: [T, Hq, Dv]`, `lse: [T, Hq]` f32,
 /// `dy: [T, Hq, Dv]`, `cu_seqlens: [S+1]` i32 → `dq`, `dk`, `dv` as q, k, v.

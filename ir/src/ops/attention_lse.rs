@@ -129,8 +129,11 @@ pub(super) struct Packed {
     queries: Vec<f64>,
     keys: Vec<f64>,
     values: Vec<f64>,
-    /// Segment of every token.
+    /// Segment of every token: the first sequence is number one; what lies before it and behind the
+    /// last one is in none.
     segment: Vec<usize>,
+    /// Number of sequences.
+    sequences: usize,
     heads: usize,
     pub(super) kv_heads: usize,
     pub(super) d: usize,
@@ -150,6 +153,7 @@ impl Packed {
             keys: k.to_f64s(),
             values: v.to_f64s(),
             segment: (0..tokens).map(segment).collect(),
+            sequences: cu.len().saturating_sub(1),
             heads,
             kv_heads,
             d,
@@ -174,15 +178,18 @@ impl Packed {
         &self.values[self.kv_row(row, j) * self.dv..][..self.dv]
     }
 
-    /// Tokens that a row sees, and their scores.
+    /// Tokens that a row sees, and their scores: none, where it is in no sequence.
     pub(super) fn scores<'a>(
         &'a self,
         attrs: &'a Attrs,
         row: usize,
     ) -> impl Iterator<Item = (usize, f64)> + 'a {
         let token = row / self.heads;
+        let own = self.segment[token];
         let seen = move |j: &usize| {
-            self.segment[*j] == self.segment[token] && visible(attrs, token as i64, *j)
+            self.segment[*j] == own
+                && (1..=self.sequences).contains(&own)
+                && visible(attrs, token as i64, *j)
         };
         (0..self.segment.len()).filter(seen).map(move |j| {
             let dot = self.query(row).iter().zip(self.key(row, j)).map(|(a, b)| a * b).sum();

@@ -2,12 +2,11 @@
 
 use super::{
     max_pool::samples,
-    window::{DILATIONS, PADS, STRIDES, Window, each_place, flat, infer_pool},
+    window::{CEIL, DILATIONS, PADS, STRIDES, Window, infer_pool, pool, pool_flops},
 };
 use crate::{
-    Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
     op::{AttrKind, defaulted, one, required},
-    tensor::for_each_index,
 };
 
 /// The mean of each window over the axes behind batch and channels.
@@ -26,7 +25,7 @@ static SIGNATURE: Signature = Signature {
         STRIDES,
         PADS,
         DILATIONS,
-        defaulted("ceil", AttrKind::Bool, || false.into()),
+        CEIL,
         defaulted("include_pad", AttrKind::Bool, || false.into()),
     ],
 };
@@ -43,33 +42,25 @@ impl OpDef for AveragePool {
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, args| {
-            let x = args[0].as_ref().expect("operand");
+            let x = args[0].as_ref().expect("operand").shape();
             let windows = Window::all(cx.attrs, cx.attrs.ints("kernel")).expect("inferred");
-            let (shape, values) = (x.shape(), x.to_f64s());
-            let mut y = Vec::new();
-            for_each_index(&cx.shape(0), |at| {
-                let (mut sum, mut count) = (0.0, 0.0);
-                each_place(&windows, &at[2..], &shape[2..], |_, place| {
-                    let place = at[..2].iter().chain(place).copied();
-                    sum += values[flat(shape, place)];
-                    count += 1.0;
-                });
+            pool(cx, args, |at, values| {
+                let mut count = values.len() as f64;
                 if cx.attrs.bool("include_pad") {
                     count = 1.0;
-                    for ((w, o), n) in windows.iter().zip(&at[2..]).zip(&shape[2..]) {
+                    for ((w, o), n) in windows.iter().zip(at).zip(&x[2..]) {
                         let end = *n as i64 + w.pads[1];
                         let start = *o as i64 * w.stride - w.pads[0];
                         let inside = (0..w.kernel).filter(|k| start + k * w.dilation < end);
                         count *= inside.count() as f64;
                     }
                 }
-                y.push(sum / count);
-            });
-            vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+                values.iter().fold(0.0, |sum, v| sum + v) / count
+            })
         })
     }
     fn flops(&self, attrs: &Attrs, _: &[Option<TensorType>], results: &[TensorType]) -> Dim {
-        results[0].elements() * Dim::from(attrs.ints("kernel").iter().product::<i64>())
+        pool_flops(attrs, results)
     }
     fn samples(&self) -> Vec<Sample> {
         let padded = samples().into_iter().map(|mut sample| {

@@ -1,9 +1,11 @@
 //! `lion_step`.
 
-use super::update::{decay, in_f32, infer_update, samples, times};
+use super::update::{
+    ONE_STATE, ONE_STATE_IN_PLACE, WEIGHT_DECAY, decay, in_f32, infer_update, samples, times,
+};
 use crate::{
-    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
-    op::{AttrKind, defaulted, one, required},
+    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    op::{AttrKind, required},
 };
 
 /// One step of Lion, in place. With `g = grad · grad_scale`:
@@ -15,12 +17,8 @@ use crate::{
 pub(super) struct LionStep;
 
 static SIGNATURE: Signature = Signature {
-    operands: &[one("param"), one("grad"), one("m"), one("lr"), one("grad_scale")],
-    attrs: &[
-        required("beta1", AttrKind::Float),
-        required("beta2", AttrKind::Float),
-        defaulted("weight_decay", AttrKind::Float, || Attr::from(0.0)),
-    ],
+    operands: ONE_STATE,
+    attrs: &[required("beta1", AttrKind::Float), required("beta2", AttrKind::Float), WEIGHT_DECAY],
 };
 
 impl OpDef for LionStep {
@@ -31,7 +29,7 @@ impl OpDef for LionStep {
         &SIGNATURE
     }
     fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (1, 2)]
+        ONE_STATE_IN_PLACE
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         infer_update(cx, 1)

@@ -1,10 +1,9 @@
 //! `max_pool`.
 
-use super::window::{DILATIONS, PADS, STRIDES, Window, each_place, flat, infer_pool, sample};
+use super::window::{CEIL, DILATIONS, PADS, STRIDES, infer_pool, pool, pool_flops, sample};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::{AttrKind, defaulted, one, required},
-    tensor::for_each_index,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    op::{AttrKind, one, required},
 };
 
 /// The largest element of each window over the axes behind batch and channels; NaN if any is.
@@ -17,13 +16,7 @@ pub(super) struct MaxPool;
 
 static SIGNATURE: Signature = Signature {
     operands: &[one("x")],
-    attrs: &[
-        required("kernel", AttrKind::Ints),
-        STRIDES,
-        PADS,
-        DILATIONS,
-        defaulted("ceil", AttrKind::Bool, || false.into()),
-    ],
+    attrs: &[required("kernel", AttrKind::Ints), STRIDES, PADS, DILATIONS, CEIL],
 };
 
 impl OpDef for MaxPool {
@@ -38,24 +31,17 @@ impl OpDef for MaxPool {
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, args| {
-            let x = args[0].as_ref().expect("operand");
-            let windows = Window::all(cx.attrs, cx.attrs.ints("kernel")).expect("inferred");
-            let (shape, values) = (x.shape(), x.to_f64s());
-            let mut y = Vec::new();
-            for_each_index(&cx.shape(0), |at| {
-                let mut most = f64::NEG_INFINITY;
-                each_place(&windows, &at[2..], &shape[2..], |_, place| {
-                    let place = at[..2].iter().chain(place).copied();
-                    let value = values[flat(shape, place)];
-                    most = if most.is_nan() || value.is_nan() { f64::NAN } else { most.max(value) };
-                });
-                y.push(most);
-            });
-            vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+            pool(cx, args, |_, values| {
+                let larger = |most: f64, value: f64| match most.is_nan() || value.is_nan() {
+                    true => f64::NAN,
+                    false => most.max(value),
+                };
+                values.iter().copied().fold(f64::NEG_INFINITY, larger)
+            })
         })
     }
     fn flops(&self, attrs: &Attrs, _: &[Option<TensorType>], results: &[TensorType]) -> Dim {
-        results[0].elements() * Dim::from(attrs.ints("kernel").iter().product::<i64>())
+        pool_flops(attrs, results)
     }
     fn samples(&self) -> Vec<Sample> {
         samples()

@@ -4,8 +4,8 @@ use std::cmp::Ordering;
 
 use super::elementwise::spread;
 use crate::{
-    DType, Tensor,
-    op::{AttrKind, AttrSpec, defaulted},
+    Attrs, DType, Dim, EvalCx, Sample, Tensor, TensorType,
+    op::{AttrKind, AttrSpec, defaulted, normalize_axis},
 };
 
 /// Places of the first `k` elements in order along `axis`, counted in the operand's elements in
@@ -55,6 +55,26 @@ impl Ranks {
             }
         }
     }
+}
+
+/// The elements of the first operand in order along `axis`, all of them, and their indices.
+pub(super) fn in_order(cx: &EvalCx<'_>, args: &[Option<Tensor>]) -> [Tensor; 2] {
+    let x = args[0].as_ref().expect("operand");
+    let axis = normalize_axis(cx.attrs.int("axis"), x.rank()).expect("inferred");
+    let shape = cx.shape(0);
+    let places = places(x, axis, shape[axis], cx.attrs.bool("descending"));
+    [values(x, &shape, &places), indices(x, axis, &shape, &places)]
+}
+
+/// What orders of a row cost, about.
+pub(super) fn flops(args: &[Option<TensorType>]) -> Dim {
+    args[0].as_ref().map_or(Dim::from(0), |x| x.elements() * Dim::from(16))
+}
+
+/// Orders of such a tensor.
+pub(super) fn sample(dtype: DType, shape: &[usize], axis: i64, descending: bool) -> Sample {
+    let attrs = Attrs::none().with("axis", axis).with("descending", descending);
+    Sample { attrs, args: vec![Some(mixed(dtype, shape))] }
 }
 
 /// The elements at these places.

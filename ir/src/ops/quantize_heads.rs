@@ -3,13 +3,14 @@
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
+    op::one, ops::quantize_rows::inverse,
 };
 
 /// Symmetric integers along the last axis, and their scale.
 ///
 /// `scale = max|x| / 127` and `q = round(x · 127 / max|x|)`, to nearest even, all in f32; zeros
-/// have the scale zero. The scale stays f32: 4 bytes beside the 64 or 128 of a head, and no value
+/// have the scale zero, and what is too small for `127 / max|x|` to be finite becomes zeros. The
+/// scale stays f32: 4 bytes beside the 64 or 128 of a head, and no value
 /// is too small or too large for it, as it might be for f16. A row that holds a NaN or an infinity
 /// has a scale that is not finite.
 ///
@@ -53,7 +54,7 @@ impl OpDef for QuantizeHeads {
             for row in x.chunks(width) {
                 let larger = |m: f32, v: &f32| if m.is_nan() || v.abs() <= m { m } else { v.abs() };
                 let most = row.iter().fold(0.0f32, larger);
-                let inverse = if most > 0.0 { 127.0 / most } else { 0.0 };
+                let inverse = inverse(127.0, most);
                 #[allow(clippy::cast_possible_truncation, reason = "at most 127; NaN becomes 0")]
                 let quantized = |v: &f32| (v * inverse).round_ties_even() as i8;
                 q.extend(row.iter().map(quantized).map(i64::from));

@@ -11,7 +11,7 @@ use crate::{
 ///
 /// `scale = max|x| / Q` and `q = round(x · Q / max|x|)`, to nearest even, all in f32. The last
 /// block of a row is filled with zeros. A block that holds a NaN or an infinity has a scale that
-/// is not finite.
+/// is not finite; what is too small for `Q / max|x|` to be finite becomes zeros.
 ///
 /// - `weight_bits = 4`: Q = 127. A block is `scale: f32`, `sum: i32` of its integers, `q: i8 × 32`.
 /// - `weight_bits = 8`: Q = 4095, the largest with which a block's sum of products is below 2²⁴, so
@@ -85,11 +85,18 @@ impl OpDef for QuantizeRows {
     }
 }
 
+/// `limit / most`; zero where that is not finite: of zeros, NaN, and numbers that are too small for
+/// their scale.
+pub(super) fn inverse(limit: f32, most: f32) -> f32 {
+    let inverse = limit / most;
+    if inverse < f32::INFINITY { inverse } else { 0.0 }
+}
+
 fn push_block(block: &[f32], bits: usize, out: &mut Vec<u8>) {
     let limit = f32::from(quant_row_limit(bits));
     let larger = |m: f32, v: &f32| if m.is_nan() || v.abs() <= m { m } else { v.abs() };
     let most = block.iter().fold(0.0f32, larger);
-    let inverse = if most > 0.0 { limit / most } else { 0.0 };
+    let inverse = inverse(limit, most);
     #[allow(clippy::cast_possible_truncation, reason = "within the limit; NaN becomes 0")]
     let quantized = |v: f32| (v * inverse).round_ties_even() as i16;
     let mut values = [0i16; QUANT_BLOCK];

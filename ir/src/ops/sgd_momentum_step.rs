@@ -1,9 +1,11 @@
 //! `sgd_momentum_step`.
 
-use super::update::{decay, in_f32, infer_update, samples, times};
+use super::update::{
+    ONE_STATE, ONE_STATE_IN_PLACE, WEIGHT_DECAY, decay, in_f32, infer_update, samples, times,
+};
 use crate::{
     Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
-    op::{AttrKind, defaulted, one, required},
+    op::{AttrKind, defaulted, required},
 };
 
 /// One step of gradient descent with momentum μ, in place. With `g = grad · grad_scale`:
@@ -16,11 +18,11 @@ use crate::{
 pub(super) struct SgdMomentumStep;
 
 static SIGNATURE: Signature = Signature {
-    operands: &[one("param"), one("grad"), one("m"), one("lr"), one("grad_scale")],
+    operands: ONE_STATE,
     attrs: &[
         required("momentum", AttrKind::Float),
         defaulted("nesterov", AttrKind::Bool, || Attr::Bool(false)),
-        defaulted("weight_decay", AttrKind::Float, || Attr::from(0.0)),
+        WEIGHT_DECAY,
     ],
 };
 
@@ -32,7 +34,7 @@ impl OpDef for SgdMomentumStep {
         &SIGNATURE
     }
     fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (1, 2)]
+        ONE_STATE_IN_PLACE
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         infer_update(cx, 1)

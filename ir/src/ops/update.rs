@@ -1,7 +1,10 @@
 //! What the updates of parameters have in common: types, and arithmetic in f32.
 
 use super::elementwise::spread;
-use crate::{Attrs, Builder, DType, Fact, InferCx, OpError, Sample, Tensor, Value};
+use crate::{
+    Attr, Attrs, Builder, DType, Fact, InferCx, OpError, Operand, Sample, Tensor, Value,
+    op::{AttrKind, AttrSpec, defaulted, one},
+};
 
 /// Checks a parameter, its gradient, `states` states of its shape and then the scalars; the results
 /// are the parameter and the states.
@@ -27,6 +30,17 @@ pub(super) fn infer_update(cx: &InferCx<'_>, states: usize) -> Result<Vec<Fact>,
     let kept = std::iter::once(0).chain(2..2 + states);
     Ok(kept.map(|i| Fact::of(cx.ty(i).clone())).collect())
 }
+
+/// Operands of an update with one state.
+pub(super) static ONE_STATE: &[Operand] =
+    &[one("param"), one("grad"), one("m"), one("lr"), one("grad_scale")];
+
+/// What it writes in place.
+pub(super) static ONE_STATE_IN_PLACE: &[(usize, usize)] = &[(0, 0), (1, 2)];
+
+/// Whether weights decay, and how much.
+pub(super) const WEIGHT_DECAY: AttrSpec =
+    defaulted("weight_decay", AttrKind::Float, || Attr::from(0.0));
 
 /// The expansion of an update: every operand in f32, every result rounded to its own type.
 pub(super) fn in_f32(

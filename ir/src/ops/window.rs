@@ -3,8 +3,9 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, DType, Dim, InferCx, OpError, Tensor, TensorType,
+    Attr, Attrs, DType, Dim, EvalCx, InferCx, OpError, Tensor, TensorType,
     op::{AttrKind, AttrSpec, defaulted},
+    tensor::for_each_index,
 };
 
 /// How windows lie along one axis: element `k` of window `o` is element
@@ -29,6 +30,9 @@ const LIMIT: i64 = 1 << 24;
 pub(super) const STRIDES: AttrSpec = by_axis("strides");
 pub(super) const DILATIONS: AttrSpec = by_axis("dilations");
 pub(super) const PADS: AttrSpec = by_axis("pads");
+
+/// Whether a last window counts that reaches beyond the padding.
+pub(super) const CEIL: AttrSpec = defaulted("ceil", AttrKind::Bool, || Attr::Bool(false));
 
 /// Integers by axis; none stand for the default of each.
 pub(super) const fn by_axis(name: &'static str) -> AttrSpec {
@@ -147,6 +151,32 @@ pub(super) fn infer_pool(cx: &InferCx<'_>) -> Result<TensorType, OpError> {
     Ok(TensorType::new(x.dtype, shape))
 }
 
+/// A pooling: of each window's elements that are not padding, in row-major order, and its place
+/// behind batch and channel, `value(place, elements)`.
+pub(super) fn pool(
+    cx: &EvalCx<'_>,
+    args: &[Option<Tensor>],
+    value: impl Fn(&[usize], &[f64]) -> f64,
+) -> Vec<Tensor> {
+    let x = args[0].as_ref().expect("operand");
+    let windows = Window::all(cx.attrs, cx.attrs.ints("kernel")).expect("inferred");
+    let (shape, all) = (x.shape(), x.to_f64s());
+    let mut y = Vec::new();
+    for_each_index(&cx.shape(0), |at| {
+        let mut elements = Vec::new();
+        each_place(&windows, &at[2..], &shape[2..], |_, place| {
+            elements.push(all[flat(shape, at[..2].iter().chain(place).copied())]);
+        });
+        y.push(value(&at[2..], &elements));
+    });
+    vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), y)]
+}
+
+/// An operation for each element of each window.
+pub(super) fn pool_flops(attrs: &Attrs, results: &[TensorType]) -> Dim {
+    results[0].elements() * Dim::from(attrs.ints("kernel").iter().product::<i64>())
+}
+
 /// Calls `f(window, place)` with the index of the window at `at` and the place in `x` for every
 /// element of it that is not padding, in row-major order; both without batch and channel.
 pub(super) fn each_place(
@@ -157,7 +187,7 @@ pub(super) fn each_place(
 ) {
     let kernel: Vec<usize> =
         windows.iter().map(|w| usize::try_from(w.kernel).unwrap_or(0)).collect();
-    crate::tensor::for_each_index(&kernel, |tap| {
+    for_each_index(&kernel, |tap| {
         let axes = windows.iter().zip(at).zip(tap).zip(extents);
         let place: Option<Vec<usize>> = axes.map(|(((w, o), k), n)| w.place(*o, *k, *n)).collect();
         if let Some(place) = place {

@@ -16,9 +16,11 @@ fn attend(b: &mut Builder<'_>, x: Value, cu: Value) -> Value {
 
 type Build = fn(&mut Builder<'_>, Value, Value) -> Value;
 
-/// Pages an entry that does something to `x [T, 8]`, calls a layer that does something and
-/// attends, and returns what is wrong.
-fn problems(in_entry: Build, in_layer: Build) -> String {
+const KEEP: Build = |_, x, _| x;
+
+/// A decoder on `x [T, 8]`: an entry that does something and calls a layer so many times, which
+/// does something and attends.
+fn decoder(in_entry: Build, in_layer: Build, layers: usize) -> Module {
     let mut m = Module::new("m");
     m.symbol("T", 1, 64);
     m.symbol("S", 1, 8);
@@ -42,11 +44,16 @@ fn problems(in_entry: Build, in_layer: Build) -> String {
     b.param("positions", TensorType::new(DType::I32, [t()])).unwrap();
     let cu = b.param("cu_seqlens", cu_ty).unwrap();
     let x = in_entry(&mut b, x, cu);
-    let y = b.call("layer", &[x, cu]).unwrap()[0];
+    let y = (0..layers).fold(x, |y, _| b.call("layer", &[y, cu]).unwrap()[0]);
     b.output("y", y);
     let forward = b.finish();
     m.add(forward);
-    page(&mut m, DType::F32).err().unwrap_or_default()
+    m
+}
+
+/// What is wrong with paging a decoder of one layer.
+fn problems(in_entry: Build, in_layer: Build) -> String {
+    page(&mut decoder(in_entry, in_layer, 1), DType::F32).err().unwrap_or_default()
 }
 
 /// Pages `forward` for memories of a type, and checks what came of it.
@@ -56,32 +63,6 @@ fn page(m: &mut Module, dtype: DType) -> Result<Vec<State>, String> {
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     ir::verify(m).unwrap();
     Ok(states)
-}
-
-/// Two layers of one attention each.
-fn decoder() -> Module {
-    let mut m = Module::new("m");
-    m.symbol("T", 1, 64);
-    m.symbol("S", 1, 8);
-    let x_ty = TensorType::new(DType::F32, [t(), 8.into()]);
-    let cu_ty = TensorType::new(DType::I32, [Dim::symbol("S") + 1.into()]);
-    let mut b = m.builder("layer");
-    let x = b.param("x", x_ty.clone()).unwrap();
-    let cu = b.param("cu_seqlens", cu_ty.clone()).unwrap();
-    let y = attend(&mut b, x, cu);
-    b.output("y", y);
-    let layer = b.finish();
-    m.add(layer);
-    let mut b = m.builder("forward");
-    let x = b.param("x", x_ty).unwrap();
-    b.param("positions", TensorType::new(DType::I32, [t()])).unwrap();
-    let cu = b.param("cu_seqlens", cu_ty).unwrap();
-    let y = b.call("layer", &[x, cu]).unwrap()[0];
-    let y = b.call("layer", &[y, cu]).unwrap()[0];
-    b.output("y", y);
-    let forward = b.finish();
-    m.add(forward);
-    m
 }
 
 const F32: &str = "
@@ -109,7 +90,7 @@ const INT8: &str = "
 #[test]
 fn keys_and_values_are_rounded_and_read_from_memory_alone() {
     let paged = |dtype: DType| {
-        let mut m = decoder();
+        let mut m = decoder(KEEP, KEEP, 2);
         let states = page(&mut m, dtype).unwrap();
         let names = states.iter().map(|s| s.param.to_string()).collect::<Vec<_>>().join(" ");
         (m.functions["layer.paged"].to_string(), names)
@@ -136,7 +117,7 @@ fn keys_and_values_are_rounded_and_read_from_memory_alone() {
     assert_eq!(paged(DType::F16).1, "k_cache.0 v_cache.0 k_cache.1 v_cache.1");
     let scales = "k_scales.0 v_scales.0";
     assert!(paged(DType::I8).1.starts_with(&format!("k_cache.0 v_cache.0 {scales} k_cache.1")));
-    let why = page(&mut decoder(), DType::F8E4M3).unwrap_err();
+    let why = page(&mut decoder(KEEP, KEEP, 2), DType::F8E4M3).unwrap_err();
     assert!(why.contains("keys and values are f32, bf16, f16 or i8, not f8e4m3"), "{why}");
 }
 
@@ -152,30 +133,28 @@ fn what_keeps_positions_apart_is_paged() {
 
 #[test]
 fn attention_outside_of_a_layer_and_calls_within_one_are_refused() {
-    let plain: Build = |_, x, _| x;
     let nested: Build = |b, x, _| b.call("inner", &[x]).unwrap()[0];
-    let why = problems(attend, plain);
+    let why = problems(attend, KEEP);
     assert!(why.contains("attention stands in the entry, not in a layer"), "{why}");
-    let why = problems(plain, nested);
+    let why = problems(KEEP, nested);
     assert!(why.contains("function `layer`: call is a call within a layer"), "{why}");
 }
 
 #[test]
 fn operators_that_may_mix_positions_are_refused() {
-    let plain: Build = |_, x, _| x;
     // Neither of these is known to keep rows apart.
     let elements: Build = |b, x, _| {
         let at = b.cast(x, DType::I64).unwrap();
         b.op1("gather_elements", Attrs::none().with("axis", 0i64), &[x, at]).unwrap()
     };
-    let why = problems(plain, elements);
+    let why = problems(KEEP, elements);
     assert!(why.contains("gather_elements is not known to keep positions apart"), "{why}");
     let numbered: Build = |b, x, _| {
         let shape = Attrs::none().with("shape", vec![t(), 1.into()]).with("axis", 0i64);
         let at = b.op1("iota", shape.with("dtype", DType::F32), &[]).unwrap();
         b.add(x, at).unwrap()
     };
-    assert!(problems(numbered, plain).contains("iota numbers or counts the tokens"));
+    assert!(problems(numbered, KEEP).contains("iota numbers or counts the tokens"));
     let normed: Build = |b, x, _| {
         let column = b.slice(x, 1, 0i64, 1i64).unwrap();
         let column = b.reshape(column, vec![t()]).unwrap();
@@ -183,6 +162,6 @@ fn operators_that_may_mix_positions_are_refused() {
         let column = b.reshape(column, vec![t(), 1.into()]).unwrap();
         b.add(x, column).unwrap()
     };
-    let why = problems(plain, normed);
+    let why = problems(KEEP, normed);
     assert!(why.contains("l2_normalize mixes positions"), "{why}");
 }

@@ -8,17 +8,19 @@
 //! Both are the same computation with the sides of the scores exchanged. Weights come from the
 //! logarithms of the forward sums, so nothing is rescaled on the way. Chunks are aligned to the
 //! start of their sequence, and every sum is one chain of fused multiply-adds over what a row sees,
-//! in its order; what it does not see adds zero at most. So values depend neither on how tiles are
-//! shared among threads nor on what else is in a tile.
+//! in its order, and nothing else. So values depend neither on how tiles are shared among threads
+//! nor on what else is in a tile.
 
 mod scores;
+
+use std::ops::Range;
 
 use ir::{Dim, KernelSpec, Target};
 
 use self::scores::{Role, Scores};
-use super::{Piece, Sizes, i32s, paged::after_window, pieces, required, sizes};
+use super::{Piece, Sizes, bound, i32s, paged::after_window, pieces, required, sizes};
 use crate::{
-    emit::{Cmp, Val},
+    emit::{Cmp, Elem, Ty, Val},
     lower::{
         Emitted, Lower, LowerError,
         block::{Block, CHUNK, Chunk},
@@ -82,14 +84,24 @@ impl Lower for AttentionGrad {
                 e.cmp(Cmp::Lt, index, of_queries),
                 || {
                     let range = range(index, tokens_of_queries);
-                    pieces(&cx, &offsets, head, range, |piece| {
+                    pieces(&cx, &offsets, head, range.clone(), |piece| {
                         e.if_then(some(&piece), || grad.queries(&piece));
+                    });
+                    outside(&cx, &offsets, &range, |token| {
+                        let first = e.mul_const(head, sizes.group);
+                        e.for_each(e.i64(0), e.i64(sizes.group), 1, |i| {
+                            grad.clear(&grad.dq, token, e.add(first, i));
+                        });
                     });
                 },
                 || {
                     let range = range(e.sub(index, of_queries), ROWS);
-                    pieces(&cx, &offsets, head, range, |piece| {
+                    pieces(&cx, &offsets, head, range.clone(), |piece| {
                         e.if_then(some(&piece), || grad.keys(&piece));
+                    });
+                    outside(&cx, &offsets, &range, |token| {
+                        grad.clear(&grad.dk, token, head);
+                        grad.clear(&grad.dv, token, head);
                     });
                 },
             );
@@ -97,6 +109,15 @@ impl Lower for AttentionGrad {
         let scratch = grad.scores.block.scratch_bytes();
         Ok(cx.finish(tiles, scratch))
     }
+}
+
+/// The tokens of a range that are in no sequence.
+fn outside(cx: &Cx<'_>, offsets: &View, range: &Range<Val>, body: impl Fn(Val)) {
+    let e = &cx.e;
+    let count = cx.size(&(offsets.shape[0].clone() - Dim::from(1)));
+    let [first, last] = [e.i64(0), count].map(|i| bound(cx, offsets, i));
+    e.for_each(range.start, e.min(range.end, first), 1, &body);
+    e.for_each(e.max(range.start, last), range.end, 1, &body);
 }
 
 /// Operands and results.
@@ -120,6 +141,15 @@ impl Grad<'_> {
     fn row(&self, view: &View, token: Val, head: Val) -> View {
         let offset = self.cx.scale(token, &view.strides[0]);
         view.at(self.cx, self.cx.offset(offset, head, &view.strides[1]))
+    }
+
+    /// Zero for a token and head.
+    fn clear(&self, view: &View, token: Val, head: Val) {
+        let (cx, e, row) = (self.cx, &self.cx.e, self.row(view, token, head));
+        let step = &row.strides[2];
+        cx.strips(e.i64(0), cx.size(&row.shape[2]), |i, lanes| {
+            row.store_strip(cx, e.zero(Ty::of(Elem::F32, lanes)), cx.scale(i, step), step);
+        });
     }
 
     fn causal(&self) -> bool {

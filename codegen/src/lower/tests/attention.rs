@@ -1,10 +1,11 @@
 //! Attention: the oracle on lengths that cross every border, and the promise of equal bits.
 
-use std::sync::Arc;
+use ir::{Attrs, DType, Env, KernelSpec, Target, Tensor};
 
-use ir::{Attrs, DType, Dim, Env, KernelSpec, Layout, Target, Tensor, TensorType};
-
-use super::run::{Case, Runner, assert_close, noise, type_of};
+use super::{
+    prompt::{Heads, Prompt, env, symbolic},
+    run::{Case, Runner, assert_close, noise, type_of},
+};
 use crate::lower::lowering;
 
 const HEADS: usize = 6;
@@ -13,178 +14,14 @@ const KEY: usize = 40;
 const VALUE: usize = 28;
 const BLOCK: usize = 32;
 
-/// Memories, scales of integers, and the blocks of each sequence.
-struct Cache {
-    k: Tensor,
-    v: Tensor,
-    scales: Vec<Tensor>,
-    tables: Vec<Vec<i64>>,
-}
-
-/// Sequences of queries, keys and values.
-struct Prompt {
-    lengths: Vec<usize>,
-    q: Tensor,
-    k: Tensor,
-    v: Tensor,
-}
-
-impl Prompt {
-    fn new(lengths: &[usize]) -> Prompt {
-        let tokens = lengths.iter().sum();
-        Prompt {
-            lengths: lengths.to_vec(),
-            q: noise(DType::F32, &[tokens, HEADS, KEY], 1),
-            k: noise(DType::F32, &[tokens, KV_HEADS, KEY], 2),
-            v: noise(DType::F32, &[tokens, KV_HEADS, VALUE], 3),
-        }
-    }
-
-    fn offsets(lengths: impl Iterator<Item = usize>) -> Tensor {
-        let mut sum = 0;
-        let ends = lengths.map(|n| {
-            sum += n as i64;
-            sum
-        });
-        let all: Vec<i64> = [0].into_iter().chain(ends).collect();
-        Tensor::from_i64s(DType::I32, &[all.len()], all)
-    }
-
-    fn packed(&self, attrs: &Attrs) -> Case {
-        let offsets = Prompt::offsets(self.lengths.iter().copied());
-        Case::new("attention", attrs.clone(), &[&self.q, &self.k, &self.v, &offsets])
-    }
-
-    /// The first token of sequence `s`.
-    fn start(&self, s: usize) -> usize {
-        self.lengths[..s].iter().sum()
-    }
-
-    /// Keys and values of all sequences in blocks that are in no order; other slots hold `other`.
-    fn paged(&self, dtype: DType, other: f64) -> Cache {
-        let blocks: usize = self.lengths.iter().map(|n| n.div_ceil(BLOCK)).sum();
-        assert!(!blocks.is_multiple_of(7), "the blocks are permuted");
-        let mut next = 0;
-        let tables = self.lengths.iter().map(|length| {
-            let table = next..next + length.div_ceil(BLOCK);
-            next = table.end;
-            table.map(|b| (b * 7 % blocks) as i64).collect()
-        });
-        let tables: Vec<Vec<i64>> = tables.collect();
-        let slots: Vec<usize> = self.slots(&tables).collect();
-        // Rows [T, KV_HEADS, width] by slot: [NB, KV_HEADS, BLOCK, width].
-        let place = |rows: &Tensor, dtype: DType, width: usize| {
-            let shape = [blocks, KV_HEADS, BLOCK, width];
-            let mut all = vec![other; shape.iter().product()];
-            for (row, values) in rows.to_f64s().chunks(width).enumerate() {
-                let (slot, head) = (slots[row / KV_HEADS], row % KV_HEADS);
-                let at = (slot / BLOCK * KV_HEADS + head) * BLOCK + slot % BLOCK;
-                all[at * width..][..width].copy_from_slice(values);
-            }
-            Tensor::from_f64s(dtype, &shape, all)
-        };
-        let memory = |rows: &Tensor, width: usize| {
-            if dtype != DType::I8 {
-                return (place(rows, dtype, width), None);
-            }
-            let quantized = Case::new("quantize_heads", Attrs::none(), &[rows]).expected().1;
-            let scales = place(&quantized[1], DType::F32, 1).reshape(&[blocks, KV_HEADS, BLOCK]);
-            (place(&quantized[0], dtype, width), Some(scales))
-        };
-        let ((k, k_scales), (v, v_scales)) = (memory(&self.k, KEY), memory(&self.v, VALUE));
-        let scales = [k_scales, v_scales].into_iter().flatten().collect();
-        Cache { k: k.transpose(&[0, 1, 3, 2]), v, scales, tables }
-    }
-
-    /// Where each token's keys and values are.
-    fn slots(&self, tables: &[Vec<i64>]) -> impl Iterator<Item = usize> {
-        let of = |(table, length): (&Vec<i64>, &usize)| {
-            let slot = |i: usize| usize::try_from(table[i / BLOCK]).unwrap() * BLOCK + i % BLOCK;
-            (0..*length).map(slot).collect::<Vec<_>>()
-        };
-        tables.iter().zip(&self.lengths).flat_map(of)
-    }
-
-    /// Paged attention of some tokens of some sequences: (sequence, first, end).
-    fn call(&self, attrs: &Attrs, cache: &Cache, parts: &[(usize, usize, usize)]) -> Case {
-        let width = cache.tables.iter().map(Vec::len).max().unwrap();
-        // Entries beyond a sequence's blocks are never read.
-        let tables = parts.iter().flat_map(|(s, _, _)| {
-            let table = cache.tables[*s].iter().copied();
-            table.chain(std::iter::repeat(i64::from(i32::MAX))).take(width).collect::<Vec<_>>()
-        });
-        let tables = Tensor::from_i64s(DType::I32, &[parts.len(), width], tables);
-        let offsets = Prompt::offsets(parts.iter().map(|(_, a, b)| b - a));
-        let positions: Vec<i64> =
-            parts.iter().flat_map(|(_, a, b)| (*a as i64)..(*b as i64)).collect();
-        let q: Vec<f64> = parts
-            .iter()
-            .flat_map(|(s, a, b)| self.q.slice(0, self.start(*s) + a, b - a, 1).to_f64s())
-            .collect();
-        let tokens = positions.len();
-        let q = Tensor::from_f64s(DType::F32, &[tokens, HEADS, KEY], q);
-        let positions = Tensor::from_i64s(DType::I32, &[tokens], positions);
-        let args = [&q, &cache.k, &cache.v, &tables, &offsets, &positions].into_iter();
-        let args: Vec<&Tensor> = args.chain(&cache.scales).collect();
-        Case::new("paged_attention", attrs.clone(), &args)
-    }
-
-    /// Rows of a result on all tokens that belong to parts.
-    fn rows(&self, all: &Tensor, parts: &[(usize, usize, usize)]) -> Vec<u8> {
-        let rows = |(s, a, b): &(usize, usize, usize)| {
-            all.slice(0, self.start(*s) + a, b - a, 1).to_bytes()
-        };
-        parts.iter().flat_map(rows).collect()
-    }
-}
-
-/// The same specification for any number of tokens, sequences and blocks.
-fn symbolic(mut spec: KernelSpec) -> KernelSpec {
-    let paged = spec.op == "paged_attention";
-    let dim = |name: &str| name.parse::<Dim>().unwrap();
-    let names: &[&[(usize, &str)]] = if paged {
-        &[
-            &[(0, "T")],
-            &[(0, "NB")],
-            &[(0, "NB")],
-            &[(0, "S"), (1, "MB")],
-            &[(0, "S + 1")],
-            &[(0, "T")],
-            &[(0, "NB")],
-            &[(0, "NB")],
-        ]
-    } else {
-        &[&[(0, "T")], &[(0, "T")], &[(0, "T")], &[(0, "S + 1")]]
-    };
-    for (operand, names) in spec.operands.iter_mut().zip(names) {
-        let mut ty: TensorType = operand.as_ref().unwrap().ty.clone();
-        for (axis, name) in *names {
-            ty.shape[*axis] = dim(name);
-        }
-        *operand = Some(Layout::contiguous(&ty));
-    }
-    let mut ty = spec.results[0].ty.clone();
-    ty.shape[0] = dim("T");
-    spec.results[0] = Layout::contiguous(&ty);
-    spec
-}
-
-fn env(case: &Case) -> Env {
-    let shape = |i: usize| case.args[i].as_ref().unwrap().shape().to_vec();
-    let mut env = Env::from([(Arc::from("T"), shape(0)[0] as i64)]);
-    if case.op == "paged_attention" {
-        env.insert("NB".into(), shape(1)[0] as i64);
-        env.insert("S".into(), shape(3)[0] as i64);
-        env.insert("MB".into(), shape(3)[1] as i64);
-    } else {
-        env.insert("S".into(), shape(3)[0] as i64 - 1);
-    }
-    env
+fn sequences(lengths: &[usize]) -> Prompt {
+    let heads = Heads { heads: HEADS, kv_heads: KV_HEADS, key: KEY, value: VALUE, block: BLOCK };
+    Prompt::new(heads, lengths, 1)
 }
 
 #[test]
 fn a_token_has_the_same_bits_in_every_batch_chunk_and_split() {
-    let prompt = Prompt::new(&[70, 1, 150, 64]);
+    let prompt = sequences(&[70, 1, 150, 64]);
     let plain = Attrs::none().with("scale", 0.3).with("mask", "causal");
     let window = plain.clone().with("window", 50i64).with("softcap", 3.0);
     let cache = prompt.paged(DType::F32, 0.5);
@@ -223,7 +60,7 @@ const MEMORIES: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::I8];
 
 #[test]
 fn stale_slots_do_not_show() {
-    let prompt = Prompt::new(&[40, 17]);
+    let prompt = sequences(&[40, 17]);
     let attrs = Attrs::none().with("scale", 0.3);
     let call = [(0, 39, 40), (1, 10, 17)];
     let cases = MEMORIES.map(|dtype| {
@@ -256,7 +93,7 @@ fn narrow_memories_agree_with_the_oracle_in_every_cut() {
         if lengths.iter().map(|n| n.div_ceil(BLOCK)).sum::<usize>().is_multiple_of(7) {
             lengths[0] += BLOCK;
         }
-        let prompt = Prompt::new(&lengths);
+        let prompt = sequences(&lengths);
         let whole: Vec<_> = (0..3).map(|s| (s, 0, lengths[s])).collect();
         let cases = MEMORIES.map(|dtype| prompt.call(&attrs, &prompt.paged(dtype, 1.0), &whole));
         let (specs, wanted): (Vec<_>, Vec<_>) = cases.iter().map(Case::expected).unzip();
@@ -283,7 +120,7 @@ fn narrow_memories_agree_with_the_oracle_in_every_cut() {
 
 #[test]
 fn integers_and_their_scales_are_written_to_their_slots() {
-    let prompt = Prompt::new(&[45, 20]);
+    let prompt = sequences(&[45, 20]);
     let cache = prompt.paged(DType::I8, 3.0);
     let slots: Vec<i64> = prompt.slots(&cache.tables).map(|s| s as i64).collect();
     let slots = Tensor::from_i64s(DType::I32, &[65], slots);
@@ -323,7 +160,7 @@ fn every_mask_agrees_with_the_oracle() {
     let mut specs: Vec<KernelSpec> = Vec::new();
     let mut runs = Vec::new();
     for (i, lengths) in [&[5, 0, 100, 16][..], &[1], &[129, 63]].into_iter().enumerate() {
-        let prompt = Prompt::new(lengths);
+        let prompt = sequences(lengths);
         for (kernel, window) in [(0, 0i64), (1, 20)] {
             let attrs = Attrs::none().with("scale", 0.3).with("window", window);
             let case = prompt.packed(&attrs);
@@ -364,7 +201,7 @@ fn every_mask_agrees_with_the_oracle() {
 
 #[test]
 fn values_that_a_row_does_not_see_do_not_show() {
-    let prompt = Prompt::new(&[70, 150]);
+    let prompt = sequences(&[70, 150]);
     let attrs = Attrs::none().with("scale", 0.3).with("mask", "causal").with("window", 50i64);
     let whole = [(0, 0, 70), (1, 0, 150)];
     let (spec, _) = prompt.packed(&attrs).expected();
@@ -384,7 +221,7 @@ fn values_that_a_row_does_not_see_do_not_show() {
         let mut v = prompt.v.to_f64s();
         v[bad * KV_HEADS * VALUE..][..KV_HEADS * VALUE].fill(value);
         let v = Tensor::from_f64s(DType::F32, prompt.v.shape(), v);
-        let broken = Prompt { v, lengths: prompt.lengths.clone(), ..Prompt::new(&[70, 150]) };
+        let broken = Prompt { v, lengths: prompt.lengths.clone(), ..sequences(&[70, 150]) };
         for paged in [false, true] {
             let [good, bad_rows] = [&prompt, &broken].map(|p| run(p, paged));
             for row in 0..220 {
@@ -401,7 +238,7 @@ fn values_that_a_row_does_not_see_do_not_show() {
 
 #[test]
 fn indices_never_lead_out_of_the_memory() {
-    let prompt = Prompt::new(&[40, 17]);
+    let prompt = sequences(&[40, 17]);
     let attrs = Attrs::none().with("scale", 0.3);
     let cache = prompt.paged(DType::F32, 0.0);
     let good = prompt.call(&attrs, &cache, &[(0, 30, 40), (1, 10, 17)]);
@@ -439,7 +276,7 @@ fn indices_never_lead_out_of_the_memory() {
 
 #[test]
 fn gpus_refuse_memories_of_integers() {
-    let prompt = Prompt::new(&[40]);
+    let prompt = sequences(&[40]);
     let cache = prompt.paged(DType::I8, 0.0);
     let attend = prompt.call(&Attrs::none().with("scale", 0.3), &cache, &[(0, 0, 40)]);
     let slots = Tensor::from_i64s(DType::I32, &[1], [0]);

@@ -106,3 +106,23 @@ fn the_mean_of_no_integers_is_zero() {
         assert_eq!(runner.run(0, &[Some(x)], &env, 1), want);
     }
 }
+
+#[test]
+fn numbers_that_are_too_small_for_a_scale_become_zeros() {
+    let mut values = vec![0.0; 4 * 64];
+    for (i, least) in [1e-38, 3e-37, 1e-45, 1e-30].into_iter().enumerate() {
+        values[64 * i..][..64].fill(-least / 2.0);
+        values[64 * i + 5] = least;
+        values[64 * i + 40] = least;
+    }
+    let x = Tensor::from_f64s(DType::F32, &[4, 64], values);
+    let mut cases = vec![Case::new("quantize_heads", Attrs::none(), &[&x])];
+    for bits in [4i64, 8] {
+        let attrs = Attrs::none().with("weight_bits", bits);
+        cases.push(Case::new("quantize_rows", attrs, &[&x]));
+    }
+    let integers = cases[0].expected().1.remove(0);
+    assert!(integers.slice(0, 0, 3, 1).to_i64s().iter().all(|q| *q == 0));
+    assert!(integers.slice(0, 3, 1, 1).to_i64s().contains(&127));
+    check(&cases);
+}

@@ -1,12 +1,12 @@
 //! Compiles a specification, runs it on tensors in the layouts it asks for, and evaluates the same
 //! with the interpreter.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
 use indexmap::IndexMap;
 use ir::{
-    Attrs, DType, Dim, Env, Interpreter, KernelSpec, Layout, Module, OpRef, Precision, Symbols,
-    Target, Tensor, TensorType, Value,
+    Attrs, DType, Dim, Env, Graph, Interpreter, KernelSpec, Layout, Module, OpRef, Precision,
+    Symbols, Target, Tensor, TensorType, Value,
 };
 
 use crate::{
@@ -32,31 +32,33 @@ impl Case {
         Case { op, attrs, args: args.iter().map(|t| Some((*t).clone())).collect() }
     }
 
-    /// The interpreter's results, in f64.
+    /// The specification, in dense layouts, and the interpreter's results, in f64.
     pub(super) fn expected(&self) -> (KernelSpec, Vec<Tensor>) {
         let module = Module::new("test");
+        let (spec, graph) = self.graph(&module);
+        let inputs: Vec<Tensor> = self.args.iter().flatten().cloned().collect();
+        let weights = IndexMap::<Arc<str>, Tensor>::new();
+        let oracle = Interpreter::new(&module, &weights, Precision::F64);
+        (spec, oracle.eval(&graph, &inputs, &Env::new()).unwrap())
+    }
+
+    /// The specification alone.
+    pub(super) fn spec(&self) -> KernelSpec {
+        self.graph(&Module::new("test")).0
+    }
+
+    fn graph(&self, module: &Module) -> (KernelSpec, Graph) {
         let mut b = module.builder("f");
-        let mut inputs = Vec::new();
-        let args: Vec<Option<Value>> = self
-            .args
-            .iter()
-            .enumerate()
-            .map(|(i, arg)| {
-                let arg = arg.as_ref()?;
-                inputs.push(arg.clone());
-                Some(b.param(&i.to_string(), type_of(arg)).unwrap())
-            })
-            .collect();
+        let param = |(i, arg): (usize, &Option<Tensor>)| {
+            Some(b.param(&i.to_string(), type_of(arg.as_ref()?)).unwrap())
+        };
+        let args: Vec<Option<Value>> = self.args.iter().enumerate().map(param).collect();
         let results = b.op(self.op, self.attrs.clone(), &args).unwrap();
         let attrs = b.graph().node(results[0].node).attrs.clone();
         let types: Vec<TensorType> = results.iter().map(|v| b.ty(*v).clone()).collect();
         for (i, v) in results.iter().enumerate() {
             b.output(&i.to_string(), *v);
         }
-        let graph = b.finish();
-        let weights = IndexMap::<Arc<str>, Tensor>::new();
-        let oracle = Interpreter::new(&module, &weights, Precision::F64);
-        let values = oracle.eval(&graph, &inputs, &Env::new()).unwrap();
         let layout = |t: &Tensor| Layout::contiguous(&type_of(t));
         let spec = KernelSpec {
             op: OpRef::named(self.op).0.name(),
@@ -66,7 +68,7 @@ impl Case {
             body: None,
             symbols: Arc::new(Symbols::default()),
         };
-        (spec, values)
+        (spec, b.finish())
     }
 }
 
@@ -83,7 +85,11 @@ impl Runner {
     }
 
     pub(super) fn on(target: Target, specs: Vec<KernelSpec>) -> Runner {
-        let compiled = Codegen::new(target).compile(&specs, &|_, _| {});
+        Runner::by(&Codegen::new(target), specs)
+    }
+
+    pub(super) fn by(codegen: &Codegen, specs: Vec<KernelSpec>) -> Runner {
+        let compiled = codegen.compile(&specs, &|_, _| {});
         let compiled = compiled.unwrap_or_else(|errors| panic!("{errors:#?}"));
         let symbols = compiled.kernels.iter().map(|k| (k.symbol.clone(), k.code_offset)).collect();
         let loaded = Loaded::new(&compiled.image, &symbols);
@@ -97,6 +103,19 @@ impl Runner {
         args: &[Option<Tensor>],
         env: &Env,
         parts: i64,
+    ) -> Vec<Tensor> {
+        self.run_shared(index, args, env, |tiles| {
+            vec![(0..parts).map(|p| tiles * p / parts..tiles * (p + 1) / parts).collect()]
+        })
+    }
+
+    /// Runs kernel `index`; `share` says by thread which of its tiles each takes, in order.
+    pub(super) fn run_shared(
+        &self,
+        index: usize,
+        args: &[Option<Tensor>],
+        env: &Env,
+        share: impl FnOnce(i64) -> Vec<Vec<Range<i64>>>,
     ) -> Vec<Tensor> {
         let (spec, kernel) = (&self.specs[index], &self.kernels[index]);
         let mut buffers: Vec<Buffer> = Vec::new();
@@ -113,14 +132,26 @@ impl Runner {
                 None => Buffer::new(layout, env),
             });
         }
-        let addresses: Vec<*mut u8> = buffers.iter_mut().map(Buffer::address).collect();
+        let addresses: Vec<usize> =
+            buffers.iter_mut().map(|b| b.address().expose_provenance()).collect();
         let dims: Vec<i64> = kernel.dims.iter().map(|d| d.eval(env).unwrap()).collect();
         let tiles = kernel.tiles.eval(env).unwrap();
-        let mut scratch = Scratch::new(kernel.scratch_bytes);
-        for part in 0..parts {
-            let range = tiles * part / parts..tiles * (part + 1) / parts;
-            self.loaded.call(&kernel.symbol, &addresses, &dims, &mut scratch, range);
-        }
+        let work = |ranges: Vec<Range<i64>>| {
+            let at = |a: &usize| std::ptr::with_exposed_provenance_mut(*a);
+            let addresses: Vec<*mut u8> = addresses.iter().map(at).collect();
+            let mut scratch = Scratch::new(kernel.scratch_bytes);
+            for range in ranges {
+                self.loaded.call(&kernel.symbol, &addresses, &dims, &mut scratch, range);
+            }
+        };
+        let mut shares = share(tiles);
+        let first = shares.pop().unwrap_or_default();
+        std::thread::scope(|scope| {
+            for ranges in shares {
+                scope.spawn(|| work(ranges));
+            }
+            work(first);
+        });
         let first = spec.operands.len();
         let results = spec.results.iter().zip(&buffers[first..]);
         results.map(|(layout, buffer)| buffer.tensor(layout, env)).collect()

@@ -262,6 +262,84 @@ fn the_head_and_its_loss_agree_with_the_oracle() {
     bench.check(2e-5);
 }
 
+/// Memory that padding leaves as it is may hold anything.
+#[test]
+fn ignored_tokens_add_nothing_whatever_is_in_them() {
+    let mut bench = Bench::default();
+    let (tokens, width, rows) = (140, 37, 70);
+    let mut x = noise(DType::F32, &[tokens, width], 1).to_f64s();
+    for (token, value) in [(3, f64::NAN), (100, f64::INFINITY)] {
+        x[token * width..][..width].fill(value);
+    }
+    let x = Tensor::from_f64s(DType::F32, &[tokens, width], x);
+    let w = noise(DType::F32, &[rows, width], 2);
+    let targets = (0..tokens as i64).map(|t| match t {
+        3 => -1,
+        100 => 70,
+        _ => t % 70,
+    });
+    let targets = Tensor::from_i64s(DType::I32, &[tokens], targets);
+    let mut lse = vec![4.0; tokens];
+    (lse[3], lse[100]) = (f64::NAN, f64::NAN);
+    let lse = Tensor::from_f64s(DType::F32, &[tokens], lse);
+    let dloss = noise(DType::F32, &[tokens], 3);
+    let args = [&x, &w, &targets, &lse, &dloss];
+    bench.add("ignored", Case::new("linear_cross_entropy_grad", Attrs::none(), &args));
+    bench.check(2e-5);
+}
+
+#[test]
+fn what_a_token_does_not_see_is_not_in_its_gradient() {
+    let mut bench = Bench::default();
+    let heads =
+        Heads { lengths: &[150], heads: 6, kv_heads: 2, key: 17, value: 20, dtype: DType::F32 };
+    let operands = heads.operands();
+    let y = noise(DType::F32, operands[3].shape(), 7);
+    let lse = Tensor::from_f64s(DType::F32, &[150, 6], vec![5.0; 150 * 6]);
+    // Of each operand one token is no number.
+    for (bad, token) in [(0, 69), (1, 70), (2, 64), (3, 5)] {
+        for attrs in [masks()[1].clone(), masks()[2].clone()] {
+            let mut operands = operands.clone();
+            let mut values = operands[bad].to_f64s();
+            let width = values.len() / 150;
+            values[token * width..][..width].fill(f64::NAN);
+            operands[bad] = Tensor::from_f64s(DType::F32, operands[bad].shape(), values);
+            let [q, k, v, dy, offsets] = &operands;
+            let case = Case::new("attention_grad", attrs, &[q, k, v, &y, &lse, dy, offsets]);
+            let finite = |t: &Tensor| t.to_f64s().iter().filter(|x| x.is_finite()).count();
+            assert!(case.expected().1.iter().all(|t| finite(t) > 0));
+            bench.add(&format!("operand {bad}"), case);
+        }
+    }
+    bench.check(1e-4);
+}
+
+#[test]
+fn tokens_in_no_sequence_have_no_gradient() {
+    let mut bench = Bench::default();
+    for (bounds, group) in [(&[0, 30, 30, 110][..], 1), (&[7, 20], 3), (&[0], 2)] {
+        let heads = Heads {
+            lengths: &[150],
+            heads: 2 * group,
+            kv_heads: 2,
+            key: 17,
+            value: 20,
+            dtype: DType::F32,
+        };
+        let [q, k, v, dy, _] = heads.operands();
+        let offsets = Tensor::from_i64s(DType::I32, &[bounds.len()], bounds.iter().copied());
+        let y = noise(DType::F32, dy.shape(), 7);
+        let lse = noise(DType::F32, &dy.shape()[..2], 8);
+        let args = [&q, &k, &v, &y, &lse, &dy, &offsets];
+        let case = Case::new("attention_grad", masks()[1].clone(), &args);
+        let want = case.expected().1;
+        assert!(want.iter().all(|d| d.slice(0, 110, 40, 1).to_f64s().iter().all(|x| *x == 0.0)));
+        bench.add(&format!("{bounds:?}"), case);
+    }
+    // The weights of random logarithms are not below one.
+    bench.check(1e-3);
+}
+
 #[test]
 fn kernels_of_training_take_any_number_of_tokens() {
     let attrs = masks()[1].clone();

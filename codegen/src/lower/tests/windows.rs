@@ -7,7 +7,7 @@ use ir::{Attrs, Bounds, DType, Dim, Env, Layout, Symbols, Tensor};
 use super::run::{Case, Runner, assert_close, noise, strided, type_of};
 
 /// Numbers below a limit, as if drawn at random.
-struct Draw(u64);
+pub(super) struct Draw(pub(super) u64);
 
 impl Draw {
     fn below(&mut self, limit: usize) -> usize {
@@ -30,7 +30,7 @@ fn size(value: i64) -> usize {
 
 const DTYPES: [DType; 3] = [DType::F32, DType::Bf16, DType::F16];
 
-fn conv(draw: &mut Draw, transposed: bool) -> Case {
+pub(super) fn conv(draw: &mut Draw, transposed: bool) -> Case {
     let axes = draw.from(1, 3);
     let group = [1, 1, 2, 3][draw.below(4)];
     let (inputs, outputs) = (draw.from(1, 9), [1, 2, 7, 13, 101][draw.below(5)]);
@@ -69,7 +69,7 @@ fn conv(draw: &mut Draw, transposed: bool) -> Case {
     Case { op, attrs, args: args.to_vec() }
 }
 
-fn pool(draw: &mut Draw) -> Case {
+pub(super) fn pool(draw: &mut Draw) -> Case {
     let axes = draw.from(1, 3);
     let kernel = draw.ints(axes, 1, 4);
     let dilations = draw.ints(axes, 1, 3);

@@ -132,7 +132,7 @@ pub(super) fn conv_transpose(cx: &mut Cx<'_, '_>) -> Results {
     let mut windows = Windows::read(cx, weight_kernel(cx, args[1])?)?;
     let n = windows.kernel.len();
     let space = space(cx, args[0], n)?;
-    let more = cx.attrs.ints("output_padding")?.map_or_else(|| vec![0; n], <[i64]>::to_vec);
+    let mut more = cx.attrs.ints("output_padding")?.map_or_else(|| vec![0; n], <[i64]>::to_vec);
     let wanted = cx.attrs.ints("output_shape")?;
     if more.len() != n || wanted.is_some_and(|w| w.len() != n) {
         return Err(OpError::new(format!("output_padding and output_shape have {n} entries")));
@@ -151,13 +151,10 @@ pub(super) fn conv_transpose(cx: &mut Cx<'_, '_>) -> Results {
             (None, Some(_)) => windows.extent(axis) - windows.strides[axis] + more[axis],
             (None, None) => continue,
         };
-        if total < 0 {
-            return Err(OpError::new(format!(
-                "axis {axis} would need {total} elements of padding"
-            )));
-        }
+        // What it has too little is added behind it.
+        more[axis] += (-total).max(0);
         let same = windows.same.unwrap_or(Same::Lower);
-        windows.pad(axis, same.split(total));
+        windows.pad(axis, same.split(total.max(0)));
     }
     let attrs = windows.attrs().with("group", cx.attrs.int_or("group", 1)?);
     Ok(vec![cx.op("conv_transpose", attrs.with("output_padding", more), &args)?])

@@ -101,16 +101,49 @@ impl<'c> Scores<'c> {
                 e.for_each(begin, e.div_ceil_const(to, GROUP), 1, |group| {
                     self.weigh(role, tile, &seen, group);
                 });
-                let add = |pair: usize, factors: Val| {
-                    let factors = lines(factors);
-                    block.columns(pair, |column| {
-                        block.add(pair, &factors, tile, (from, to), column);
-                    });
+                // Where every row sees the other side, all at once; before and behind, each row the
+                // part that it sees: zero times what it does not see might be no number.
+                let first = seen.iter().fold(from, |first, seen| e.max(first, seen.0));
+                let end = seen.iter().fold(to, |end, seen| e.min(end, seen.1));
+                let all = (first, e.max(first, end));
+                let own = |row: Val| {
+                    let (first, end) = limits(row);
+                    let first = e.max(e.sub(first, chunk.first), from);
+                    (first, e.min(e.sub(end, chunk.first), to))
+                };
+                let before = |row: Val| {
+                    let (first, end) = own(row);
+                    (first, e.min(end, all.0))
+                };
+                let behind = |row: Val| {
+                    let (first, end) = own(row);
+                    (e.max(first, all.1), end)
+                };
+                let add = |pair: usize, base: Val| {
+                    let factors = lines(base);
+                    self.rows(pair, base, tile, &before);
+                    block.columns(pair, |column| block.add(pair, &factors, tile, all, column));
+                    self.rows(pair, base, tile, &behind);
                 };
                 add(0, self.gradients);
                 if role == Role::Keys {
                     add(1, self.weights);
                 }
+            });
+        });
+    }
+
+    /// Adds a range of the other side to each row of a register tile.
+    fn rows(&self, pair: usize, factors: Val, tile: &[Val], range: &dyn Fn(Val) -> (Val, Val)) {
+        let (block, e) = (&self.block, &self.block.cx.e);
+        // A short tile repeats its last row, which is to be added once.
+        let count = e.add_const(e.sub(tile[tile.len() - 1], tile[0]), 1);
+        e.for_each(e.i64(0), count, 1, |r| {
+            let row = e.add(tile[0], r);
+            let factors = e.at(factors, Elem::F32, e.mul_const(r, CHUNK));
+            let range = range(row);
+            e.if_then(e.cmp(Cmp::Lt, range.0, range.1), || {
+                block.columns(pair, |column| block.add(pair, &[factors], &[row], range, column));
             });
         });
     }
