@@ -74,6 +74,16 @@ fn few_rows() {
     }
 }
 
+/// Parts of k longer than the ring: an even number of groups, an odd one, and unequal ones.
+#[test]
+fn rings_turn() {
+    for bits in [4, 8] {
+        check("even parts", &linear(2, 3072, 16, bits, DType::Bf16, "none"), 4);
+        check("odd parts", &linear(1, 2816, 16, bits, DType::F16, "none"), 4);
+        check("unequal parts", &linear(3, 2888, 16, bits, DType::F32, "none"), 4);
+    }
+}
+
 #[test]
 fn many_rows() {
     use DType::{Bf16, F16, F32};

@@ -9,6 +9,10 @@ pub(super) const WORD: Ty = Ty::Scalar(Elem::I32);
 /// Bytes of scales before a group's integers.
 pub(super) const SCALES: i64 = 64;
 
+/// Tables of `a & b | c` and of `a & b ^ c`.
+const AND_OR: u8 = 0xea;
+const AND_XOR: u8 = 0x6a;
+
 /// A lane's part of the integers of a group, and of its scales.
 #[derive(Clone, Copy)]
 pub(super) struct Lane<'a> {
@@ -68,10 +72,10 @@ impl<'a> Lanes<'a> {
         [0, 4, 8, 12].map(|shift| {
             let moved = if shift == 0 { word } else { self.e.shr(word, shift) };
             if half {
-                let raised = self.merge(moved, 0x000f_000f, 0x6400_6400);
+                let raised = self.logic(AND_OR, moved, 0x000f_000f, 0x6400_6400);
                 self.sub_f16(raised, 0x6408_6408)
             } else {
-                let raised = self.merge(moved, 0x000f_000f, 0x4300_4300);
+                let raised = self.logic(AND_OR, moved, 0x000f_000f, 0x4300_4300);
                 self.fma_bf16(raised, 0x3f80_3f80, self.word(0xc308_c308))
             }
         })
@@ -86,11 +90,11 @@ impl<'a> Lanes<'a> {
         [0, 8].map(|shift| {
             let moved = if shift == 0 { word } else { e.shr(word, shift) };
             if half {
-                let raised = e.xor(e.and(moved, self.word(0x00ff_00ff)), self.word(0x6480_6480));
+                let raised = self.logic(AND_XOR, moved, 0x00ff_00ff, 0x6480_6480);
                 self.sub_f16(raised, 0x6480_6480)
             } else {
-                let raised = self.merge(moved, 0x007f_007f, 0x4300_4300);
-                let less = self.merge(moved, 0x0080_0080, 0x4300_4300);
+                let raised = self.logic(AND_OR, moved, 0x007f_007f, 0x4300_4300);
+                let less = self.logic(AND_OR, moved, 0x0080_0080, 0x4300_4300);
                 self.fma_bf16(less, 0xbf80_bf80, raised)
             }
         })
@@ -100,9 +104,11 @@ impl<'a> Lanes<'a> {
         self.e.i32(bits.cast_signed().into())
     }
 
-    /// `word & mask | bits`, one instruction.
-    fn merge(&self, word: Val, mask: u32, bits: u32) -> Val {
-        self.e.or(self.e.and(word, self.word(mask)), self.word(bits))
+    /// A table's function of three words, as one instruction: of `and` and `or` with constants the
+    /// assembler makes two.
+    fn logic(&self, table: u8, a: Val, b: u32, c: u32) -> Val {
+        let text = format!("lop3.b32 $0, $1, $2, $3, {table};");
+        self.e.ptx_pure(&text, &[WORD], &[a, self.word(b), self.word(c)])[0]
     }
 
     fn sub_f16(&self, a: Val, b: u32) -> Val {
