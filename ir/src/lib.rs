@@ -45,8 +45,8 @@ pub use op::{
     Operand, Sample, Signature, normalize_axis,
 };
 pub use ops::{
-    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, Window, quant_bits, quant_row_bytes, quant_row_limit,
-    quant_weight_bytes,
+    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, QUANT_GROUP, Window, quant_bits, quant_lane_bits,
+    quant_lane_bytes, quant_row_bytes, quant_row_limit, quant_weight_bytes,
 };
 pub use program::{
     Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Place, Port, Program, Region,

@@ -5,6 +5,8 @@
 //! take the bits that are asked for; products of the entry itself, a language model's head above
 //! all, take 8, since each of their errors reaches the output directly.
 //!
+//! GPUs multiply what activations are with weights in lanes: there the weights alone are quantised.
+//!
 //! Embeddings, norms and attention stay as they are.
 
 use std::{
@@ -12,18 +14,21 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Attr, Attrs, Builder, DType, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Value};
+use ir::{
+    Attr, Attrs, Builder, DType, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Target, Value,
+};
 
 use crate::{PassError, weight_only::weight_only, weight_params};
 
 /// Bits of a product in an entry.
 const ENTRY_BITS: i64 = 8;
 
-/// Rewrites every function; `bits` is 4 or 8.
+/// Rewrites every function for a target; `bits` is 4 or 8.
 ///
 /// # Errors
 /// Where a rebuilt graph does not type: an internal error.
-pub fn quantize(module: &mut Module, bits: i64) -> Result<(), PassError> {
+pub fn quantize(module: &mut Module, bits: i64, target: &Target) -> Result<(), PassError> {
+    let rows_too = target.cuda.is_none();
     let weights = weight_params(module);
     let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
     for name in names {
@@ -32,18 +37,26 @@ pub fn quantize(module: &mut Module, bits: i64) -> Result<(), PassError> {
         let params: BTreeSet<NodeId> =
             params.filter(|p| weights[&name].contains(graph.param_name(*p))).collect();
         let bits = if module.entries.contains(&name) { ENTRY_BITS } else { bits };
-        let graph = quantize_function(module, graph, &weight_only(graph, &params), bits)
+        let how = How { bits, rows_too };
+        let graph = quantize_function(module, graph, &weight_only(graph, &params), how)
             .map_err(|e| PassError::new(&name, e))?;
         module.add(graph);
     }
     Ok(())
 }
 
+/// Bits of weights, and whether activations are quantised too.
+#[derive(Clone, Copy)]
+struct How {
+    bits: i64,
+    rows_too: bool,
+}
+
 fn quantize_function(
     module: &Module,
     graph: &Graph,
     weights: &BTreeSet<NodeId>,
-    bits: i64,
+    How { bits, rows_too }: How,
 ) -> Result<Graph, OpError> {
     let mut b = Builder::new(module, &graph.name);
     let mut map: BTreeMap<Value, Value> = BTreeMap::new();
@@ -59,17 +72,20 @@ fn quantize_function(
         }
         b.at(&node.loc);
         let inputs: Vec<_> = node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
-        let results = match product(graph, node, weights) {
+        let results = match product(graph, node, weights, rows_too) {
             Some([x, w]) => {
                 let x = match rows.get(&x) {
                     Some(x) => *x,
+                    None if !rows_too => map[&x],
                     None => {
                         let attrs = Attrs::none().with("weight_bits", bits);
                         b.op1("quantize_rows", attrs, &[map[&x]])?
                     }
                 };
                 rows.insert(node.inputs()[0].expect("a product has x"), x);
-                let w = b.op1("quantize_weight", Attrs::none().with("bits", bits), &[map[&w]])?;
+                let layout = if rows_too { "steps" } else { "lanes" };
+                let attrs = Attrs::none().with("bits", bits).with("layout", layout);
+                let w = b.op1("quantize_weight", attrs, &[map[&w]])?;
                 let attrs = Attrs::none()
                     .with("n", node.attrs.int("n"))
                     .with("act", node.attrs.str("act"))
@@ -90,15 +106,22 @@ fn quantize_function(
     Ok(b.finish())
 }
 
-/// Operands of a product that can be quantised: f32 rows, and a weight of a block at least.
-fn product(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>) -> Option<[Value; 2]> {
+/// Operands of a product that can be quantised: rows, in f32 where they are quantised too, and a
+/// weight of a block at least.
+fn product(
+    graph: &Graph,
+    node: &Node,
+    weights: &BTreeSet<NodeId>,
+    rows_too: bool,
+) -> Option<[Value; 2]> {
     if !matches!(node.op.name(), "linear" | "gated_linear") {
         return None;
     }
     let [Some(x), Some(w), ..] = node.inputs() else { return None };
     let k = graph.ty(*x).shape.last()?.as_const()?;
-    let float = matches!(graph.ty(*w).dtype, DType::F32 | DType::Bf16 | DType::F16);
-    let fits = float && graph.ty(*x).dtype == DType::F32 && k >= QUANT_BLOCK as i64;
+    let float = |v: Value| matches!(graph.ty(v).dtype, DType::F32 | DType::Bf16 | DType::F16);
+    let rows = if rows_too { graph.ty(*x).dtype == DType::F32 } else { float(*x) };
+    let fits = rows && float(*w) && k >= QUANT_BLOCK as i64;
     (fits && weights.contains(&w.node)).then_some([*x, *w])
 }
 
@@ -106,8 +129,8 @@ fn product(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>) -> Option<[Va
 mod tests {
     use super::*;
 
-    #[test]
-    fn products_of_one_x_share_its_rows_and_heads_keep_eight_bits() {
+    /// A layer with two products of one x, and a head.
+    fn model() -> Module {
         let mut module = Module::new("m");
         module.symbol("T", 1, 64);
         let f32s = |shape: &[&str]| {
@@ -141,14 +164,22 @@ mod tests {
         let main = b.finish();
         module.add(main);
         module.entries.push("main".into());
+        module
+    }
 
-        quantize(&mut module, 4).unwrap();
+    /// The nodes of a function that apply an operator.
+    fn ops(module: &Module, name: &str, op: &str) -> Vec<Node> {
+        let graph = &module.functions[name];
+        let nodes = graph.topo().into_iter().map(|id| graph.node(id).clone());
+        nodes.filter(|n| n.op.name() == op).collect()
+    }
+
+    #[test]
+    fn products_of_one_x_share_its_rows_and_heads_keep_eight_bits() {
+        let mut module = model();
+        quantize(&mut module, 4, &Target::x86_64_v3()).unwrap();
         ir::verify(&module).unwrap();
-        let ops = |name: &str, op: &str| {
-            let graph = &module.functions[name];
-            let nodes = graph.topo().into_iter().map(|id| graph.node(id).clone());
-            nodes.filter(|n| n.op.name() == op).collect::<Vec<_>>()
-        };
+        let ops = |name: &str, op: &str| ops(&module, name, op);
         assert_eq!(ops("layer", "quantize_rows").len(), 1);
         assert_eq!(ops("layer", "quantize_rows")[0].attrs.int("weight_bits"), 4);
         assert_eq!(ops("main", "quantize_rows")[0].attrs.int("weight_bits"), 8);
@@ -156,5 +187,17 @@ mod tests {
         assert_eq!(ops("layer", "quantize_weight")[0].attrs.int("bits"), 4);
         assert_eq!(ops("main", "quantize_weight")[0].attrs.int("bits"), 8);
         assert!(ops("layer", "linear").is_empty() && ops("main", "linear").is_empty());
+    }
+
+    #[test]
+    fn gpus_keep_activations() {
+        let mut module = model();
+        quantize(&mut module, 4, &Target::sm_80()).unwrap();
+        ir::verify(&module).unwrap();
+        let ops = |name: &str, op: &str| ops(&module, name, op);
+        assert!(ops("layer", "quantize_rows").is_empty() && ops("layer", "linear").is_empty());
+        assert_eq!(ops("layer", "quantized_linear").len(), 2);
+        assert_eq!(ops("main", "quantized_linear").len(), 1);
+        assert_eq!(ops("layer", "quantize_weight")[0].attrs.str("layout"), "lanes");
     }
 }

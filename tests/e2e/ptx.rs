@@ -8,3 +8,4 @@ mod device;
 mod families;
 mod map;
 mod products;
+mod quantized;

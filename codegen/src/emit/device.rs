@@ -25,6 +25,8 @@ pub enum Param {
 /// What a kernel for a GPU has besides its body.
 pub(super) struct Device {
     threads: u32,
+    /// Blocks that a multiprocessor has registers for, at least.
+    blocks: u32,
     params: RefCell<Vec<(Param, Val)>>,
 }
 
@@ -44,7 +46,7 @@ impl Emitter {
     #[must_use]
     pub fn cuda(symbol: &str, threads: u32) -> Self {
         let mut e = Self::new(symbol);
-        e.device = Some(Device { threads, params: RefCell::default() });
+        e.device = Some(Device { threads, blocks: 1, params: RefCell::default() });
         e.state = RefCell::new(State {
             next_id: 0,
             depth: 2,
@@ -53,6 +55,16 @@ impl Emitter {
             constant_ids: FxHashMap::default(),
         });
         e
+    }
+
+    /// The same kernel with so few registers that a multiprocessor holds so many blocks.
+    ///
+    /// # Panics
+    /// If the kernel is not for a GPU.
+    #[must_use]
+    pub fn with_blocks(mut self, blocks: u32) -> Self {
+        self.device.as_mut().expect("a kernel for a GPU").blocks = blocks;
+        self
     }
 
     /// Whether the kernel is for a GPU.
@@ -112,10 +124,11 @@ impl Emitter {
         format!(
             "module {{\n  llvm.mlir.global external @smem() {{addr_space = 3 : i32, alignment = \
              1024 : i64}} : !llvm.array<0 x i8>\n  llvm.func @{symbol}({params}) attributes \
-             {{nvvm.kernel, nvvm.minctasm = 1 : i32, nvvm.reqntid = array<i32: {threads}, 1, 1>}} \
+             {{nvvm.kernel, nvvm.minctasm = {blocks} : i32, nvvm.reqntid = array<i32: {threads}, 1, 1>}} \
              {{\n{constants}{body}    llvm.return\n  }}\n}}\n",
             symbol = self.symbol,
             params = join(params),
+            blocks = device.blocks,
             threads = device.threads,
             constants = state.constants,
             body = state.body,

@@ -9,8 +9,10 @@
 //!
 //! - [`sm80`]: `cp.async`, `ldmatrix`, `mma.sync`.
 //! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`.
+//! - [`quantized`]: weights of 8 or 4 bits, for both; its sums have an order of their own.
 
 mod epilogue;
+pub mod quantized;
 pub mod sm80;
 pub mod sm90a;
 
@@ -60,8 +62,11 @@ pub struct Gemm {
     pub a: Matrix,
     /// Number of the weight's operand.
     pub w: u32,
-    /// Its element, bf16 or f16.
+    /// Its element, bf16 or f16; of a quantised one, what its integers become.
     pub w_elem: Elem,
+    /// The weight is in lanes, as [`quantized`] reads it, with integers of so many bits; its form
+    /// is panels.
+    pub bits: Option<u32>,
     /// Its layout.
     pub form: Form,
     /// Panels of two weights alternate; `y = act(a · first) · (a · second)`.

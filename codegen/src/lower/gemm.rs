@@ -9,7 +9,7 @@ use super::{
 use crate::{
     cuda::{CudaKernel, CudaParam},
     emit::Param,
-    kernels::gemm::{Draft, Gemm, sm80, sm90a},
+    kernels::gemm::{Draft, Gemm, quantized, sm80, sm90a},
 };
 
 /// The kernels for a product, those for fewer rows first.
@@ -21,6 +21,7 @@ pub(super) fn kernels(
     let gpu = target.cuda.ok_or_else(|| refuse(spec, format!("{target} is no GPU")))?;
     gemm.check().map_err(|reason| refuse(spec, reason))?;
     let drafts = match gpu.arch {
+        _ if gemm.bits.is_some() => quantized::variants(UNNAMED, gemm, gpu.multiprocessors),
         CudaArch::Sm80 => sm80::variants(UNNAMED, gemm, gpu.multiprocessors),
         CudaArch::Sm90a => sm90a::variants(UNNAMED, gemm, gpu.multiprocessors),
     };

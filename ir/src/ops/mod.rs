@@ -11,7 +11,7 @@ mod window;
 pub use norm_grad::NORM_GRAD_ROWS;
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, quant_row_bytes, quant_row_limit};
-pub use quantize_weight::quant_weight_bytes;
+pub use quantize_weight::{QUANT_GROUP, quant_lane_bits, quant_lane_bytes, quant_weight_bytes};
 pub use quantized_linear::quant_bits;
 pub use window::Window;
 

@@ -2,15 +2,21 @@
 
 #![allow(unsafe_code, reason = "calls code for a processor that was asked")]
 
+mod lanes;
+
 use std::borrow::Cow;
 
 use half::{bf16, f16};
 
 use super::{QUANT_BLOCK, elementwise::spread, pack::PANEL};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::{AttrKind, one, required},
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType,
+    op::{AttrKind, defaulted, one, required},
 };
+
+pub use lanes::{QUANT_GROUP, quant_lane_bits, quant_lane_bytes};
+pub(super) use lanes::blocks as lane_blocks;
 
 /// Each column in blocks of 32 along K, every block with one f16 scale.
 ///
@@ -19,15 +25,24 @@ use crate::{
 /// low half of a byte is columns 0..8 and the high half columns 8..16 of the step, `q + 8` each. K
 /// is filled up with zeros.
 ///
+/// With `layout = "lanes"` the same numbers lie in groups of two blocks, in the order in which the
+/// lanes of a GPU's warp read them (see `lanes`).
+///
 /// - 8 bits: `scale = max|w| / 127`, integers -127..127: 8.5 bits a weight.
 /// - 4 bits: integers -8..7; of scales near `-max / 8` the one, refitted by least squares, that
 ///   loses least: 4.5 bits a weight.
 /// # Shapes
-/// `w: [P, K, 16]` → `u8 [P, ceil(K / 32), 32 + 64 · bits]`.
+/// `w: [P, K, 16]` → `u8 [P, ceil(K / 32), 32 + 64 · bits]`, or in lanes
+/// `u8 [P, ceil(K / 64), 64 + 128 · bits]`.
 pub(super) struct QuantizeWeight;
 
-static SIGNATURE: Signature =
-    Signature { operands: &[one("w")], attrs: &[required("bits", AttrKind::Int)] };
+static SIGNATURE: Signature = Signature {
+    operands: &[one("w")],
+    attrs: &[
+        required("bits", AttrKind::Int),
+        defaulted("layout", AttrKind::Str, || Attr::from("steps")),
+    ],
+};
 
 /// k of a step: as many as meet activations in a 32-bit lane, of 16 or of 8 bits.
 const STEP_8: usize = 2;
@@ -58,8 +73,13 @@ impl OpDef for QuantizeWeight {
         if !matches!(w.dtype, DType::F32 | DType::Bf16 | DType::F16) {
             return Err(OpError::new(format!("takes f32, bf16 or f16, got {w}")));
         }
-        let bytes = quant_weight_bytes(if bits == 8 { 8 } else { 4 });
-        let shape = [panels.clone(), k.ceil_div(QUANT_BLOCK as i64), Dim::from(bytes)];
+        let bits = if bits == 8 { 8 } else { 4 };
+        let (span, bytes) = match cx.attrs.str("layout") {
+            "steps" => (QUANT_BLOCK, quant_weight_bytes(bits)),
+            "lanes" => (QUANT_GROUP, quant_lane_bytes(bits)),
+            _ => return Err(OpError::attr("layout", "must be `steps` or `lanes`")),
+        };
+        let shape = [panels.clone(), k.ceil_div(span as i64), Dim::from(bytes)];
         Ok(vec![Fact::of(TensorType::new(DType::U8, shape))])
     }
     fn body(&self) -> Body {
@@ -68,7 +88,9 @@ impl OpDef for QuantizeWeight {
             let bits = if cx.attrs.int("bits") == 8 { 8 } else { 4 };
             let [_, k, _] = *w.shape() else { unreachable!("inferred") };
             let bytes = w.as_bytes().map_or_else(|| w.to_bytes().into(), Cow::Borrowed);
-            let mut out = vec![0; cx.shape(0).iter().product()];
+            let blocks = k.div_ceil(QUANT_BLOCK);
+            let panel_bytes = blocks * quant_weight_bytes(bits);
+            let mut out = vec![0; w.shape()[0] * panel_bytes];
             match w.dtype() {
                 DType::Bf16 => quantize::<2>(
                     &bytes,
@@ -86,15 +108,24 @@ impl OpDef for QuantizeWeight {
                 }
                 _ => quantize::<4>(&bytes, k, bits, f32::from_le_bytes, &mut out),
             }
+            if cx.attrs.str("layout") == "lanes" {
+                out = lanes::arrange(&out, panel_bytes, bits);
+            }
             vec![Tensor::from_bytes(DType::U8, &cx.shape(0), out)]
         })
     }
     fn samples(&self) -> Vec<Sample> {
-        let sample = |dtype, k: usize, bits: i64| Sample {
-            attrs: Attrs::none().with("bits", bits),
+        let sample = |dtype, k: usize, bits: i64, layout: &str| Sample {
+            attrs: Attrs::none().with("bits", bits).with("layout", layout),
             args: vec![Some(spread(dtype, &[2, k, PANEL], -0.7, 0.5))],
         };
-        vec![sample(DType::F32, 64, 8), sample(DType::Bf16, 37, 4), sample(DType::F16, 5, 8)]
+        vec![
+            sample(DType::F32, 64, 8, "steps"),
+            sample(DType::Bf16, 37, 4, "steps"),
+            sample(DType::F16, 5, 8, "steps"),
+            sample(DType::Bf16, 70, 4, "lanes"),
+            sample(DType::F32, 96, 8, "lanes"),
+        ]
     }
 }
 

@@ -1,8 +1,8 @@
-//! `quantized_linear`: product of quantised activations with a quantised weight.
+//! `quantized_linear`: product of activations, quantised or not, with a quantised weight.
 
 use super::{
-    QUANT_BLOCK, elementwise::spread, linear::activation, pack::PANEL, quant_row_bytes,
-    quant_weight_bytes, quantize_rows, quantize_weight,
+    QUANT_BLOCK, QUANT_GROUP, elementwise::spread, linear::activation, pack::PANEL,
+    quant_lane_bits, quant_row_bytes, quant_weight_bytes, quantize_rows, quantize_weight,
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
@@ -15,10 +15,14 @@ use crate::{
 /// Within a block of 32 the products are summed as integers, exactly; blocks are then added in
 /// order, `sum = fma(integers, w_scale · x_scale, sum)` in f32. So a result depends neither on the
 /// number of rows nor on the instructions that a machine has.
+///
+/// Of floating-point activations, which meet weights in lanes, a block's products with the integers
+/// are summed as the machine sums, then scaled: `sum = fma(block, w_scale, sum)`.
 /// # Shapes
 /// `x: u8 [.., ceil(K / 32), 40 or 68]` from `quantize_rows` for the bits of the weight,
 /// `w: u8 [P, ceil(K / 32), 32 + 64 · bits]` from `quantize_weight` with `P = ceil(n / 16)`, twice
-/// as many when gated, `bias: [n]`, `residual: [.., n]` → f32 `[.., n]`.
+/// as many when gated, `bias: [n]`, `residual: [.., n]` → f32 `[.., n]`. Or floats `x: [.., K]`,
+/// `w: u8 [P, ceil(K / 64), 64 + 128 · bits]`, and the others and the result of the dtype of `x`.
 pub(super) struct QuantizedLinear;
 
 static SIGNATURE: Signature = Signature {
@@ -43,19 +47,10 @@ impl OpDef for QuantizedLinear {
         &SIGNATURE
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
-        let (x, w) = (cx.ty(0), cx.ty(1));
         if activation(cx.attrs.str("act")).is_none() {
             return Err(OpError::attr("act", "is not an activation that an epilogue computes"));
         }
-        let ([lead @ .., k, row], [panels, k2, bytes]) = (&*x.shape, &*w.shape) else {
-            return Err(OpError::new(format!("takes quantised rows and weights, got {x} and {w}")));
-        };
-        let of_bytes = x.dtype == DType::U8 && w.dtype == DType::U8;
-        let fits = quant_bits(bytes).is_some_and(|bits| *row == Dim::from(quant_row_bytes(bits)));
-        if !of_bytes || !fits {
-            return Err(OpError::new(format!("takes quantised rows and weights, got {x} and {w}")));
-        }
-        cx.same("blocks", k, k2)?;
+        let (lead, panels, dtype) = operands(cx)?;
         let n = cx.attrs.int("n");
         if n <= 0 {
             return Err(OpError::attr("n", "must be positive"));
@@ -63,12 +58,12 @@ impl OpDef for QuantizedLinear {
         let gated = cx.attrs.bool("gated");
         let need = Dim::from(n).ceil_div(PANEL as i64) * Dim::from(if gated { 2i64 } else { 1 });
         cx.same("panels", panels, &need)?;
-        let ty = TensorType::new(DType::F32, lead.iter().cloned().chain([Dim::from(n)]));
+        let ty = TensorType::new(dtype, lead.iter().cloned().chain([Dim::from(n)]));
         let optional = |i: usize| cx.args.get(i).copied().flatten();
         if let Some(bias) = optional(2)
-            && bias.ty != TensorType::new(DType::F32, [Dim::from(n)])
+            && bias.ty != TensorType::new(dtype, [Dim::from(n)])
         {
-            return Err(OpError::new(format!("bias is {}, not f32[{n}]", bias.ty)));
+            return Err(OpError::new(format!("bias is {}, not {dtype}[{n}]", bias.ty)));
         }
         if let Some(residual) = optional(3)
             && residual.ty.equal(&ty, cx.symbols) != Some(true)
@@ -89,7 +84,7 @@ impl OpDef for QuantizedLinear {
             let (bias, residual) = (optional(2), optional(3));
             let act = activation(cx.attrs.str("act")).expect("inferred");
             let halves = if gated { 2 } else { 1 };
-            let products = product(x, w);
+            let products = if x.dtype() == DType::U8 { product(x, w) } else { floats(x, w) };
             let width = w.shape()[0] * PANEL;
             let rows = products.len() / width.max(1);
             let at = |r: usize, c: usize, half: usize| {
@@ -107,9 +102,11 @@ impl OpDef for QuantizedLinear {
         })
     }
     fn flops(&self, attrs: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
-        let blocks = args[1].as_ref().and_then(|w| w.shape.get(1).cloned()).unwrap_or_default();
+        let spans = args[1].as_ref().and_then(|w| w.shape.get(1).cloned()).unwrap_or_default();
+        let integers = args[0].as_ref().is_none_or(|x| x.dtype == DType::U8);
+        let span = if integers { QUANT_BLOCK } else { QUANT_GROUP };
         let halves = if attrs.bool("gated") { 2i64 } else { 1 };
-        results[0].elements() * blocks * Dim::from(2 * QUANT_BLOCK as i64 * halves)
+        results[0].elements() * spans * Dim::from(2 * span as i64 * halves)
     }
     fn samples(&self) -> Vec<Sample> {
         let mut samples = Vec::new();
@@ -122,7 +119,7 @@ impl OpDef for QuantizedLinear {
                 let weight_bits = Attrs::none().with("weight_bits", bits as i64);
                 let row_bytes = quant_row_bytes(bits);
                 let x = run("quantize_rows", &weight_bits, x, &[rows, blocks, row_bytes]);
-                let bits_attr = Attrs::none().with("bits", bits as i64);
+                let bits_attr = Attrs::none().with("bits", bits as i64).with("layout", "steps");
                 let bytes = quant_weight_bytes(bits);
                 let w = run("quantize_weight", &bits_attr, w, &[panels, blocks, bytes]);
                 let attrs = Attrs::none().with("n", 37i64).with("gated", Attr::Bool(gated));
@@ -137,6 +134,53 @@ impl OpDef for QuantizedLinear {
         }
         samples
     }
+}
+
+/// Leading axes of the result, panels, and the result's type.
+fn operands<'a>(cx: &'a InferCx<'_>) -> Result<(&'a [Dim], &'a Dim, DType), OpError> {
+    let (x, w) = (cx.ty(0), cx.ty(1));
+    let wrong =
+        || OpError::new(format!("takes rows and the quantised weight for them, got {x} and {w}"));
+    let [panels, spans, bytes] = &*w.shape else { return Err(wrong()) };
+    if w.dtype != DType::U8 {
+        return Err(wrong());
+    }
+    match (x.dtype, &*x.shape) {
+        (DType::U8, [lead @ .., blocks, row]) => {
+            let bits = quant_bits(bytes).filter(|bits| *row == Dim::from(quant_row_bytes(*bits)));
+            bits.ok_or_else(wrong)?;
+            cx.same("blocks", blocks, spans)?;
+            Ok((lead, panels, DType::F32))
+        }
+        (DType::F32 | DType::Bf16 | DType::F16, [lead @ .., k]) => {
+            quant_lane_bits(bytes).ok_or_else(wrong)?;
+            cx.same("groups", &k.ceil_div(QUANT_GROUP as i64), spans)?;
+            Ok((lead, panels, x.dtype))
+        }
+        _ => Err(wrong()),
+    }
+}
+
+/// Every column of every panel of a weight in lanes, `[rows, P · 16]`.
+fn floats(x: &Tensor, w: &Tensor) -> Vec<f64> {
+    let [panels, groups, bytes] = *w.shape() else { unreachable!("inferred") };
+    let bits = quant_lane_bits(&Dim::from(bytes)).expect("inferred");
+    let k = x.shape().last().copied().unwrap_or(0).max(1);
+    let w = quantize_weight::lane_blocks(&w.to_bytes(), bits);
+    let mut out = Vec::new();
+    for row in x.to_f64s().chunks(k) {
+        for panel in 0..panels {
+            for c in 0..PANEL {
+                let blocks = row.chunks(QUANT_BLOCK).zip(&w[panel * 2 * groups..]);
+                let terms = blocks.map(|(x, (scales, w))| {
+                    let dot: f64 = x.iter().zip(w).map(|(x, w)| x * f64::from(w[c])).sum();
+                    dot * f64::from(scales[c].to_f32())
+                });
+                out.push(terms.sum::<f64>());
+            }
+        }
+    }
+    out
 }
 
 /// Every column of every panel, `[rows, P · 16]`.
@@ -170,4 +214,63 @@ fn run(op: &str, attrs: &Attrs, x: Tensor, shape: &[usize]) -> Tensor {
     let env = crate::Env::new();
     let cx = crate::EvalCx { attrs, results: &results, env: &env };
     body(&cx, &[Some(x)]).remove(0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Module;
+
+    /// A product of sixteen columns with `weight_bits` in this layout.
+    fn layout(bits: i64, layout: &str, k: usize) -> Result<TensorType, OpError> {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let x = b.param("x", TensorType::new(DType::Bf16, [3, k]))?;
+        let w = b.param("w", TensorType::new(DType::F32, [1, k, PANEL]))?;
+        let attrs = Attrs::none().with("bits", bits).with("layout", layout);
+        let w = b.op1("quantize_weight", attrs, &[w])?;
+        let y = b.op1("quantized_linear", Attrs::none().with("n", 16i64), &[x, w])?;
+        Ok(b.ty(y).clone())
+    }
+
+    #[test]
+    fn floats_take_weights_in_lanes_alone() {
+        for (bits, k) in [(4, 70), (8, 96)] {
+            let ty = layout(bits, "lanes", k).unwrap();
+            assert_eq!(ty, TensorType::new(DType::Bf16, [3usize, 16]));
+            assert!(layout(bits, "steps", k).is_err());
+        }
+    }
+
+    #[test]
+    fn both_layouts_give_the_same_products() {
+        for bits in [4, 8] {
+            let (k, blocks) = (70, 3);
+            let w = spread(DType::F32, &[2, k, PANEL], -0.5, 0.4);
+            let quantized = |layout: &str, spans: usize, bytes: usize| {
+                let attrs = Attrs::none().with("bits", bits as i64).with("layout", layout);
+                run("quantize_weight", &attrs, w.clone(), &[2, spans, bytes])
+            };
+            let steps = quantized("steps", blocks, quant_weight_bytes(bits));
+            let lanes = quantized("lanes", 2, 2 * quant_weight_bytes(bits));
+            let x = spread(DType::F32, &[3, k], -1.0, 1.5);
+            let rows = x.to_f64s();
+            let weights = quantize_weight::blocks(&steps.to_bytes(), bits);
+            let want: Vec<f64> = (0..3 * 2 * PANEL)
+                .map(|i| {
+                    let (row, panel, c) = (i / (2 * PANEL), i / PANEL % 2, i % PANEL);
+                    let block = |b: usize| {
+                        let (scales, q) = &weights[panel * blocks + b];
+                        let ks = b * QUANT_BLOCK..k.min((b + 1) * QUANT_BLOCK);
+                        let dot: f64 = ks
+                            .map(|j| rows[row * k + j] * f64::from(q[j % QUANT_BLOCK][c]))
+                            .sum();
+                        dot * f64::from(scales[c].to_f32())
+                    };
+                    (0..blocks).map(block).sum()
+                })
+                .collect();
+            assert_eq!(floats(&x, &lanes), want);
+        }
+    }
 }

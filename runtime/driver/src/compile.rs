@@ -134,6 +134,7 @@ pub(crate) fn after_passes<R>(
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
     cx.quantize = options.quantize;
+    cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;

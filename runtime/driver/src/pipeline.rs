@@ -2,7 +2,7 @@
 
 use std::{io::Write as _, sync::Arc};
 
-use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols};
+use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
 use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
 
 use crate::Quantization;
@@ -13,6 +13,7 @@ pub(crate) struct Context<'a> {
     pub(crate) kind: ModelKind,
     pub(crate) max_seq_len: u64,
     pub(crate) quantize: Option<Quantization>,
+    pub(crate) target: Target,
     pub(crate) kv_dtype: DType,
     pub(crate) report: Report,
     pub(crate) states: Vec<State>,
@@ -116,7 +117,9 @@ fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError
 
 fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     match cx.quantize {
-        Some(quantization) => passes::quantize(module, quantization.bits()).map_err(|e| vec![e]),
+        Some(quantization) => {
+            passes::quantize(module, quantization.bits(), &cx.target).map_err(|e| vec![e])
+        }
         None => Ok(()),
     }
 }
@@ -206,6 +209,7 @@ impl<'a> Context<'a> {
             kind,
             max_seq_len,
             quantize: None,
+            target: Target::x86_64_v3(),
             kv_dtype: DType::F32,
             report: Report::default(),
             states: Vec::new(),

@@ -109,6 +109,33 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
     ]
 }
 
+/// Products with weights of 8 and 4 bits, of the same model.
+fn quantized() -> Vec<(&'static str, KernelSpec)> {
+    use DType::{Bf16, F16, F32};
+    let product = |x: DType, bits: usize, n: i64, gated: bool, fused: bool| {
+        let bytes = ir::quant_lane_bytes(bits).to_string();
+        let panels = (n / if gated { 8 } else { 16 }).to_string();
+        let y = layout(x, &["T", &n.to_string()]);
+        let mut operands =
+            vec![layout(x, &["T", "4096"]), layout(DType::U8, &[&panels, "64", &bytes])];
+        if fused {
+            operands.extend([layout(x, &[&n.to_string()]), y.clone()]);
+        }
+        let act = if gated || fused { "silu" } else { "none" };
+        let attrs = Attrs::none().with("n", n).with("act", act).with("gated", Attr::Bool(gated));
+        spec("quantized_linear", attrs, &operands, &[y])
+    };
+    vec![
+        ("q4-bf16", product(Bf16, 4, 4096, false, false)),
+        ("q4-f32", product(F32, 4, 4096, false, true)),
+        ("q8-f16", product(F16, 8, 14336, false, true)),
+        ("q8-f32", product(F32, 8, 4096, false, false)),
+        ("q4-gated-f16", product(F16, 4, 14336, true, false)),
+        ("q8-gated-bf16", product(Bf16, 8, 14336, true, false)),
+        ("q8-gated-f32", product(F32, 8, 14336, true, false)),
+    ]
+}
+
 fn others() -> Vec<(&'static str, KernelSpec)> {
     use DType::{Bf16, F32, I32};
     let x = |dtype| layout(dtype, &["T", "4096"]);
@@ -248,6 +275,24 @@ fn products_use_tensor_cores() {
                     assert!(sass.contains("UTMALDG"), "{name}-{i}: no bulk tensor copies");
                 }
                 assert_eq!(sass.contains("USETMAXREG"), wgmma && kernel.block == 384, "{name}-{i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn quantized_products_use_tensor_cores_and_wide_copies() {
+    let Some(folder) = programs() else { return };
+    for target in targets() {
+        for (name, spec) in quantized() {
+            let kernels = kernels(&spec, &target);
+            assert_eq!(kernels.len(), 4, "{name}: eight rows, sixteen, 64, any");
+            for (i, kernel) in kernels.iter().enumerate() {
+                let sass = clean(&folder, &format!("{name}-{i}"), kernel, &target);
+                let has = |what: &str| sass.lines().any(|line| line.contains(what));
+                assert!(has("HMMA.16816.F32"), "{name}-{i}");
+                assert!(has("LDGSTS.E.BYPASS.128"), "{name}-{i}: weights in sixteen bytes");
+                assert!(i > 1 || has("LDG.E.128"), "{name}-{i}: rows in sixteen bytes");
             }
         }
     }

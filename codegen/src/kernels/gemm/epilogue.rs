@@ -34,11 +34,7 @@ impl Epilogue<'_> {
     /// Writes a strip where its row is one of y.
     pub(super) fn store(&self, strip: &Strip<'_>) {
         let e = self.e;
-        e.if_then(e.cmp(Cmp::Lt, strip.row, self.rows), || {
-            let row = e.cast(strip.row, Elem::I64);
-            let place = |m: &Matrix| e.at(e.arg(m.arg), m.elem, e.mul_const(row, m.stride));
-            let y = place(&self.spec.y);
-            let residual = self.spec.residual.as_ref().map(place);
+        self.row(strip.row, |y, residual| {
             if self.spec.gated {
                 self.gated(strip, y, residual);
             } else {
@@ -47,6 +43,28 @@ impl Epilogue<'_> {
                     self.pair(column, *sums, None, y, residual);
                 }
             }
+        });
+    }
+
+    /// Writes what a lane has of a row: two neighbours of every panel, those of y at `column` and
+    /// sixteen columns on.
+    pub(super) fn store_panels(&self, row: Val, column: Val, sums: &[[Val; 2]]) {
+        self.row(row, |y, residual| {
+            let panels = if self.spec.gated { 2 } else { 1 };
+            for (j, sums) in (0..).zip(sums.chunks(panels)) {
+                let column = self.e.add_const(column, PANEL * j);
+                self.pair(column, sums[0], sums.get(1).copied(), y, residual);
+            }
+        });
+    }
+
+    /// Calls `body` with the addresses of a row of y and of the residual, if there is such a row.
+    fn row(&self, row: Val, body: impl FnOnce(Val, Option<Val>)) {
+        let e = self.e;
+        e.if_then(e.cmp(Cmp::Lt, row, self.rows), || {
+            let row = e.cast(row, Elem::I64);
+            let place = |m: &Matrix| e.at(e.arg(m.arg), m.elem, e.mul_const(row, m.stride));
+            body(place(&self.spec.y), self.spec.residual.as_ref().map(place));
         });
     }
 

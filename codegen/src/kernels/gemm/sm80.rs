@@ -13,7 +13,7 @@ use super::{
     epilogue::{Epilogue, Strip},
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
-use copy::Dense;
+pub(super) use copy::{Copier, Dense};
 
 /// A block's share of the product, and how its warps divide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,12 +1,13 @@
-//! `linear` and `gated_linear` on GPUs, by [`crate::kernels::gemm`].
+//! `linear`, `gated_linear` and `quantized_linear` on GPUs, by [`crate::kernels::gemm`].
 //!
 //! Activations may be f32, bf16 or f16; f32 is rounded to the weight's type on the way into the
-//! product. The packed weight is read as it is.
+//! product, to bf16 where the weight is of integers. The packed weight is read as it is.
 
-use ir::{KernelSpec, Layout};
+use ir::{DType, KernelSpec, Layout};
 
 use super::{activation, rows};
 use crate::{
+    emit::Elem,
     kernels::gemm::{Form, Gemm, Matrix},
     lower::view::memory_elem,
 };
@@ -26,6 +27,14 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     if !w.is_contiguous() {
         return Err("the packed weight must be contiguous".into());
     }
+    let (w_elem, bits) = if spec.op == "quantized_linear" {
+        let bits = w.ty.shape.last().and_then(ir::quant_lane_bits);
+        let bits = bits.ok_or_else(|| format!("{w}: GPUs take quantised weights in lanes"))?;
+        let half = if x.ty.dtype == DType::F16 { Elem::F16 } else { Elem::Bf16 };
+        (half, Some(if bits == 8 { 8 } else { 4 }))
+    } else {
+        (memory_elem(w.ty.dtype), None)
+    };
     let (count, a) = matrix(0, x, k)?;
     let y_arg = u32::try_from(spec.operands.len()).map_err(|_| "too many operands")?;
     let bias = match operand(2) {
@@ -38,9 +47,10 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         k,
         a,
         w: 1,
-        w_elem: memory_elem(w.ty.dtype),
+        w_elem,
+        bits,
         form: Form::Panels,
-        gated: spec.op == "gated_linear",
+        gated: spec.op == "gated_linear" || (bits.is_some() && spec.attrs.bool("gated")),
         activation: activation(spec.attrs.str("act"))?,
         bias,
         residual: operand(3).map(|r| matrix(3, r, n)).transpose()?.map(|(_, r)| r),

@@ -45,6 +45,7 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         a: left,
         w: 1,
         w_elem: memory_elem(b.ty.dtype),
+        bits: None,
         form,
         gated: false,
         activation: Activation::None,

@@ -5,19 +5,26 @@ use super::{
     super::{Matrix, PANEL},
     Gen,
 };
-use crate::emit::{Cmp, Elem, Ty, Val};
+use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
 
 /// A piece of a matrix of dense rows.
-pub(super) struct Dense {
-    pub(super) matrix: Matrix,
+pub(in super::super) struct Dense {
+    pub(in super::super) matrix: Matrix,
     /// First row and column, i32.
-    pub(super) first: [Val; 2],
+    pub(in super::super) first: [Val; 2],
     /// Rows and columns of the matrix, i32.
-    pub(super) limits: [Val; 2],
+    pub(in super::super) limits: [Val; 2],
     /// Whether every column of every piece is one of the matrix.
-    pub(super) columns_whole: bool,
+    pub(in super::super) columns_whole: bool,
     /// Rows and columns of the piece.
-    pub(super) extent: [i64; 2],
+    pub(in super::super) extent: [i64; 2],
+}
+
+/// The threads that copy together.
+pub(in super::super) struct Copier<'a> {
+    pub(in super::super) e: &'a Emitter,
+    pub(in super::super) thread: Val,
+    pub(in super::super) threads: i64,
 }
 
 /// Where unit `unit` of row `row` lies: rows of `units` sixteen-byte units, permuted.
@@ -40,35 +47,40 @@ pub(super) fn turn(gen_: &Gen<'_>, row: Val, units: i64, elem: Elem) -> Val {
     }
 }
 
-impl Gen<'_> {
-    /// Calls `body(unit)` for this thread's share of `0..count`.
-    fn share(&self, count: i64, body: impl Fn(Val)) {
-        let (e, threads) = (self.e, i64::from(self.tile.threads()));
+impl Copier<'_> {
+    /// Calls `body(first, first + thread)` for the thread's share of `0..count`.
+    pub(in super::super) fn share(&self, count: i64, body: impl Fn(i64, Val)) {
+        let (e, threads) = (self.e, self.threads);
         for first in (0..count).step_by(usize::try_from(threads).expect("few threads")) {
             let unit = e.add_const(self.thread, first);
             if first + threads <= count {
-                body(unit);
+                body(first, unit);
             } else {
-                e.if_then(e.cmp(Cmp::Lt, unit, e.i32(count)), || body(unit));
+                e.if_then(e.cmp(Cmp::Lt, unit, e.i32(count)), || body(first, unit));
             }
         }
     }
 
-    /// Copies a piece to shared memory at `to`.
-    pub(super) fn copy(&self, piece: &Dense, to: Val) {
+    /// Copies a piece to shared memory at `to`, where unit u of row r goes to `place(r, u)`.
+    pub(in super::super) fn dense(&self, piece: &Dense, to: Val, place: impl Fn(Val, Val) -> Val) {
         let e = self.e;
         let (elem, stride) = (piece.matrix.elem, piece.matrix.stride);
         let bytes = elem.bytes().cast_signed();
         let each = 16 / bytes;
         let units = piece.extent[1] / each;
         let base = e.arg(piece.matrix.arg);
-        self.share(piece.extent[0] * units, |unit| {
-            let row = e.div_unsigned(unit, e.i32(units));
-            let unit = e.rem_unsigned(unit, e.i32(units));
-            let to = e.add(to, place(self, row, unit, units, elem));
+        // The thread's first row; its others are as many rows below as is known here.
+        let own = e.div_unsigned(self.thread, e.i32(units));
+        let start = e.mul_const(e.cast(e.add(piece.first[0], own), Elem::I64), stride);
+        let unit = e.rem_unsigned(self.thread, e.i32(units));
+        assert_eq!(self.threads % units, 0, "threads of whole rows");
+        self.share(piece.extent[0] * units, |first, _| {
+            let below = first / units;
+            let row = e.add_const(own, below);
+            let to = e.add(to, place(row, unit));
             let row = e.add(piece.first[0], row);
             let column = e.add(piece.first[1], e.mul_const(unit, each));
-            let start = e.mul_const(e.cast(row, Elem::I64), stride);
+            let start = e.add_const(start, below * stride);
             let from = e.at(base, elem, e.add(start, e.cast(column, Elem::I64)));
             let inside = e.cmp(Cmp::Lt, row, piece.limits[0]);
             // Elements from the column on, at most `each` and none in a row outside.
@@ -115,6 +127,19 @@ impl Gen<'_> {
         operands.extend((0..4).map(word));
         e.ptx("st.shared.v4.b32 [$0], {$1, $2, $3, $4};", &operands);
     }
+}
+
+impl Gen<'_> {
+    fn copier(&self) -> Copier<'_> {
+        Copier { e: self.e, thread: self.thread, threads: self.tile.threads().into() }
+    }
+
+    /// Copies a piece to shared memory at `to`.
+    pub(super) fn copy(&self, piece: &Dense, to: Val) {
+        let elem = piece.matrix.elem;
+        let units = piece.extent[1] * elem.bytes().cast_signed() / 16;
+        self.copier().dense(piece, to, |row, unit| place(self, row, unit, units, elem));
+    }
 
     /// Copies rows `k..` of the tile's panels: a unit is half a row of a panel.
     pub(super) fn copy_panels(&self, k: Val, to: Val) {
@@ -122,7 +147,7 @@ impl Gen<'_> {
         let panels = self.tile.n / PANEL;
         let first = e.div_unsigned(self.origin[1], e.i32(PANEL));
         let base = e.arg(spec.w);
-        self.share(panels * self.tile.k * 2, |unit| {
+        self.copier().share(panels * self.tile.k * 2, |_, unit| {
             let (line, half) = (e.shr(unit, 1), e.and(unit, e.i32(1)));
             let to = e.add(to, place(self, line, half, 2, spec.w_elem));
             let panel = e.add(first, e.div_unsigned(line, e.i32(self.tile.k)));

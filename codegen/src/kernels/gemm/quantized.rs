@@ -1,0 +1,53 @@
+//! Products with weights of 8 or 4 bits, dequantised in registers, for `sm_80` and later.
+//!
+//! As in Marlin (Frantar et al. 2024, arXiv:2408.11743) activations stay bf16 or f16 and weights
+//! lie in memory as lanes need them. Here the weight is the left operand of `mma.m16n8k16`, sixteen
+//! columns of it at once, and eight rows of activations are the right one, so that few rows waste
+//! little. The integers are exact in bf16 and f16; what a block of 32 gives is scaled in f32, which
+//! is exact to rounding where a scaled weight would be rounded to eight bits.
+//!
+//! An output is `fma(block, scale, sum)` over the blocks of a quarter of the groups of k, in order;
+//! the quarters are then added in order. A block is two products of sixteen, the first from zero.
+//! Every kernel here keeps to that, so that an output's bits depend neither on the number of rows
+//! nor on the tile, as those of unquantised weights, on the same architecture.
+//!
+//! - `decode`: at most eight or sixteen rows; each warp of a block reads a quarter of k.
+//! - `tiles`: any number of rows; a ring of `cp.async` stages, as in [`super::sm80`].
+//!
+//! `sm_90a` uses the same kernels, not `wgmma`.
+
+mod decode;
+mod lanes;
+mod tiles;
+
+use ir::QUANT_GROUP;
+
+use super::{Draft, Gemm};
+use decode::Decode;
+pub use tiles::Tile;
+
+/// k of a group.
+const GROUP: i64 = QUANT_GROUP as i64;
+/// Parts of k that are summed by themselves.
+const PARTS: i64 = 4;
+
+/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
+#[must_use]
+pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
+    let decode = [8, 16].into_iter().filter(|_| Decode::can_load(spec));
+    let mut drafts: Vec<Draft> = decode.map(|rows| decode::emit(symbol, spec, rows)).collect();
+    let few = spec.columns() / Tile::MEDIUM.n < i64::from(multiprocessors);
+    let medium = if few && !spec.gated { Tile::NARROW } else { Tile::MEDIUM };
+    drafts.extend([medium, Tile::LARGE].map(|tile| tiles::emit(symbol, spec, tile)));
+    drafts
+}
+
+/// Groups of a column.
+const fn groups(spec: &Gemm) -> i64 {
+    (spec.k + GROUP - 1) / GROUP
+}
+
+/// Groups of a part but the last, which may have less, as may the parts before it.
+const fn part_groups(spec: &Gemm) -> i64 {
+    (groups(spec) + PARTS - 1) / PARTS
+}
