@@ -15,8 +15,8 @@ use crate::{
     op::{AttrKind, defaulted, one, required},
 };
 
-pub use lanes::{QUANT_GROUP, quant_lane_bits, quant_lane_bytes};
 pub(super) use lanes::blocks as lane_blocks;
+pub use lanes::{QUANT_GROUP, quant_lane_bits, quant_lane_bytes};
 
 /// Each column in blocks of 32 along K, every block with one f16 scale.
 ///
