@@ -262,9 +262,8 @@ mod tests {
                     let block = |b: usize| {
                         let (scales, q) = &weights[panel * blocks + b];
                         let ks = b * QUANT_BLOCK..k.min((b + 1) * QUANT_BLOCK);
-                        let dot: f64 = ks
-                            .map(|j| rows[row * k + j] * f64::from(q[j % QUANT_BLOCK][c]))
-                            .sum();
+                        let dot: f64 =
+                            ks.map(|j| rows[row * k + j] * f64::from(q[j % QUANT_BLOCK][c])).sum();
                         dot * f64::from(scales[c].to_f32())
                     };
                     (0..blocks).map(block).sum()
