@@ -24,23 +24,30 @@
 //! seed, sequence and position: so answers do not depend on load.
 
 mod batch;
-mod block_pool;
+mod block_manager;
 mod decoder;
 mod detokenizer;
 mod embedder;
+mod engine;
 mod error;
-pub mod generate;
 mod philox;
+mod prefix_cache;
 mod sampler;
-mod score;
+mod scheduler;
+mod sequence;
 mod session;
 #[cfg(test)]
 mod testing;
 mod verdict;
 
 pub use batch::{Batch, Limits, Logits, StepModel};
-pub use block_pool::{BlockPool, BlockTable, OutOfBlocks};
+pub use block_manager::{BlockCopy, BlockManager, BlockTable, Found, Opened, OutOfBlocks};
+pub use engine::{
+    BlockUse, Engine, EngineOptions, Event, EventStream, GenerateParams, Histogram, NewToken,
+    PromptDone, Reply, Request, Stats, SubmitError, TokenLogprob,
+};
 pub use error::ServeError;
-pub use generate::Finish;
 pub use sampler::{Sampler, SamplingParams};
-pub use session::{GenerateParams, Generation, Session, SessionOptions, TokenEvent};
+pub use scheduler::{Budget, MAX_OVERTAKEN, Part, Plan, Scheduler};
+pub use sequence::{Finish, Sequence, SequenceId};
+pub use session::{Generation, Session, SessionOptions, TokenEvent};
