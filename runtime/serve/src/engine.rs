@@ -14,6 +14,7 @@ mod worker;
 
 use std::{
     num::NonZeroUsize,
+    path::Path,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
@@ -158,11 +159,19 @@ pub(crate) struct Identity {
 type Work = Box<dyn FnOnce(&Receiver<Command>, &Board) -> Result<(), ServeError> + Send>;
 
 impl Engine {
-    /// Opens a model, reserves its memory and starts its thread.
+    /// Opens an artifact, reserves its memory and starts its thread.
     ///
     /// # Errors
     /// [`ServeError`], which says what to do.
-    pub fn start(artifact: Arc<Artifact>, options: EngineOptions) -> Result<Engine, ServeError> {
+    pub fn open(path: &Path, options: &EngineOptions) -> Result<Engine, ServeError> {
+        Engine::start(Arc::new(Artifact::open(path)?), options)
+    }
+
+    /// As [`open`](Self::open), for an artifact that is open.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open).
+    pub fn start(artifact: Arc<Artifact>, options: &EngineOptions) -> Result<Engine, ServeError> {
         let device = Device::cpu(options.threads)?;
         let threads = device.pool().threads();
         let verdict = Verdict::begin(&artifact, threads);
@@ -179,7 +188,7 @@ impl Engine {
                 let mut decoder = Decoder::load(&model, max_seq_len, blocks, verdict)?;
                 decoder.executable().set_trace(trace);
                 let (memory, _) = decoder.memory()?;
-                Engine::of_model(decoder, Identity { info, bundle, memory }, &options)
+                Engine::of_model(decoder, Identity { info, bundle, memory }, options)
             }
             ModelKind::Encoder => {
                 let mut embedder = Embedder::load(&model, max_seq_len, verdict)?;

@@ -239,7 +239,9 @@ fn a_cancelled_request_gives_everything_back() {
     let mut bench = Bench::new(Mock::new(|_| ()), |_| (), true);
     let mut many = seeded(&[1; 20], 30, 1);
     (many.n, many.params.ignore_eos) = (3, true);
-    let (first, second) = (bench.add(many).unwrap(), bench.add(request(&[2; 20], 3)).unwrap());
+    let mut other = request(&[2; 20], 3);
+    other.params.ignore_eos = true;
+    let (first, second) = (bench.add(many).unwrap(), bench.add(other).unwrap());
     for _ in 0..5 {
         bench.step();
     }
