@@ -64,7 +64,7 @@ pub use engine::{
     PromptDone, Reply, Request, Stats, SubmitError, TokenLogprob,
 };
 pub use error::ServeError;
-pub use sampler::{Sampler, SamplingParams};
+pub use sampler::{Draw, Sampler, SamplingParams, rank, top_logprobs};
 pub use scheduler::{Budget, MAX_OVERTAKEN, Part, Plan, Scheduler};
 pub use sequence::{Finish, Sequence, SequenceId};
 pub use session::{Generation, Session, SessionOptions, TokenEvent};

@@ -367,8 +367,20 @@ fn draw(
     let is_early = output.len() < stopping.min_tokens;
     let banned: Vec<u32> = if is_early { stopping.end_ids().collect() } else { vec![] };
     let draw = Draw { logits: logits.row(row), prompt, output, banned: &banned, mask: None };
-    let token = sampler.sample(&draw).ok_or_else(|| ServeError::logits(position - 1))?;
+    let token = sampler.sample(draw).ok_or_else(|| no_token(logits.row(row), position - 1))?;
     token_logprob(logits, row, token, *top_logprobs, position)
+}
+
+/// Why no token can be drawn after a position: the logits or the request.
+fn no_token(logits: &[f32], position: usize) -> ServeError {
+    let is_broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    if logits.iter().any(is_broken) || logits.iter().all(|l| *l == f32::NEG_INFINITY) {
+        return ServeError::logits(position);
+    }
+    let reason = format!(
+        "leave no token to go on with after position {position}; allow more tokens or forbid fewer"
+    );
+    ServeError::request("sampling parameters", reason)
 }
 
 fn token_logprob(

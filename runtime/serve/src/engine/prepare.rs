@@ -118,6 +118,7 @@ pub(crate) fn prepare(
         }
     }
     let sampler = Sampler::new(params.sampling.clone(), 0)?;
+    sampler.params().check_vocabulary(limits.vocab_size)?;
     let stopping = Stopping {
         max_tokens,
         min_tokens,
