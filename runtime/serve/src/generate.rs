@@ -6,7 +6,7 @@
 
 use std::ops::ControlFlow;
 
-use crate::{Batch, BlockPool, BlockTable, Limits, Sampler, ServeError, StepModel};
+use crate::{Batch, BlockPool, BlockTable, Draw, Limits, Sampler, ServeError, StepModel};
 
 /// Why a sequence ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -66,8 +66,8 @@ impl Sequence {
     /// A sequence with room in the pool for all its tokens.
     ///
     /// # Errors
-    /// [`ServeError::Request`] for an empty prompt, ids out of the vocabulary, more tokens than the
-    /// model or the pool takes.
+    /// [`ServeError::Request`] for an empty prompt, ids out of the vocabulary in prompt or sampling
+    /// parameters, more tokens than the model or the pool takes.
     pub fn new(
         prompt: &[u32],
         sampler: Sampler,
@@ -76,6 +76,7 @@ impl Sequence {
         pool: &mut BlockPool,
     ) -> Result<Sequence, ServeError> {
         check_tokens(prompt, limits)?;
+        sampler.params().check_vocabulary(limits.vocab_size)?;
         let Stopping { max_tokens, min_tokens, end_ids } = stopping;
         let total = prompt.len().saturating_add(max_tokens);
         if total > limits.max_seq_len {
@@ -130,6 +131,13 @@ impl Sequence {
         self.pending() > 0 && self.computed < self.prompt_len
     }
 
+    fn draw(&mut self, logits: &[f32]) -> Option<u32> {
+        let Sequence { sampler, tokens, prompt_len, min_tokens, end_ids, .. } = self;
+        let (prompt, output) = tokens.split_at(*prompt_len);
+        let banned: &[u32] = if output.len() < *min_tokens { end_ids } else { &[] };
+        sampler.sample(Draw { logits, prompt, output, banned, mask: None })
+    }
+
     fn push(&mut self, token: u32, logprob: f32) {
         self.tokens.push(token);
         self.logprobs.push(logprob);
@@ -146,7 +154,8 @@ impl Sequence {
 /// `on_token` sees every new token and may end its sequence for a reason of its own.
 ///
 /// # Errors
-/// What the model reports, and [`ServeError::NotFinite`].
+/// What the model reports, [`ServeError::NotFinite`], and [`ServeError::Request`] where the sampling
+/// parameters forbid every token.
 pub fn advance<M: StepModel>(
     model: &mut M,
     sequences: &mut [Sequence],
@@ -187,12 +196,9 @@ pub fn advance<M: StepModel>(
         if sequence.pending() > 0 {
             continue;
         }
-        let Sequence { sampler, tokens, end_ids, .. } = sequence;
-        let position = tokens.len();
-        let is_early = sequence.logprobs.len() < sequence.min_tokens;
-        let banned: &[u32] = if is_early { end_ids } else { &[] };
-        let token = sampler.sample(logits.row(row), tokens, banned);
-        let token = token.ok_or_else(|| ServeError::logits(position - 1))?;
+        let position = sequence.tokens.len();
+        let token = sequence.draw(logits.row(row));
+        let token = token.ok_or_else(|| no_token(logits.row(row), position - 1))?;
         let logprob = logits.logprob(row, token);
         if !logprob.is_finite() {
             return Err(ServeError::logits(position - 1));
@@ -207,6 +213,18 @@ pub fn advance<M: StepModel>(
         }
     }
     Ok(true)
+}
+
+/// Why no token can be drawn after a position: the logits or the request.
+fn no_token(logits: &[f32], position: usize) -> ServeError {
+    let is_broken = |logit: &f32| logit.is_nan() || *logit == f32::INFINITY;
+    if logits.iter().any(is_broken) || logits.iter().all(|l| *l == f32::NEG_INFINITY) {
+        return ServeError::logits(position);
+    }
+    let reason = format!(
+        "leave no token to go on with after position {position}; allow more tokens or forbid fewer"
+    );
+    ServeError::request("sampling parameters", reason)
 }
 
 /// Checks that there are tokens and that all of them are in the vocabulary.

@@ -42,5 +42,5 @@ pub use batch::{Batch, Limits, Logits, StepModel};
 pub use block_pool::{BlockPool, BlockTable, OutOfBlocks};
 pub use error::ServeError;
 pub use generate::Finish;
-pub use sampler::{Sampler, SamplingParams};
+pub use sampler::{Draw, Sampler, SamplingParams, rank, top_logprobs};
 pub use session::{GenerateParams, Generation, Session, SessionOptions, TokenEvent};

@@ -147,6 +147,47 @@ fn logits_that_are_no_numbers_end_with_an_error() {
 }
 
 #[test]
+fn parameters_that_forbid_every_token_are_refused() {
+    let mut model = Mock::new(|_| ());
+    let mut pool = model.pool();
+    let limits = model.limits().clone();
+    let mut sequence = |params| {
+        let sampler = Sampler::new(params, 0).unwrap();
+        Sequence::new(&[1, 2], sampler, tokens(9), &limits, &mut pool)
+    };
+    let beyond = SamplingParams { bad_words: vec![vec![4, 50]], ..SamplingParams::default() };
+    let error = sequence(beyond).unwrap_err().to_string();
+    assert_eq!(error, "bad_words: has token 50, and the vocabulary has ids below 50");
+    let once = SamplingParams {
+        allowed_token_ids: Some(vec![4]),
+        bad_words: vec![vec![4, 4, 4]],
+        ..SamplingParams::default()
+    };
+    let mut sequences = [sequence(once).unwrap()];
+    let mut batch = Batch::default();
+    let mut step =
+        || advance(&mut model, &mut sequences, &mut batch, |_| Ok(ControlFlow::Continue(())));
+    assert!(step().unwrap() && step().unwrap());
+    let error = step().unwrap_err().to_string();
+    assert!(error.starts_with("sampling parameters: leave no token"), "{error}");
+    assert!(error.contains("after position 3"), "{error}");
+    assert_eq!(sequences[0].new_tokens(), [4, 4]);
+}
+
+#[test]
+fn presence_and_frequency_do_not_count_the_prompt() {
+    let sampling = SamplingParams {
+        presence_penalty: 2.0,
+        frequency_penalty: 2.0,
+        // The stand-in's logits are between 0 and 8.
+        logit_bias: vec![(3, 9.0)],
+        ..SamplingParams::default()
+    };
+    let sequence = run(&mut Mock::new(|_| ()), &[(&[3; 10], sampling, tokens(1))]).remove(0);
+    assert_eq!(sequence.new_tokens(), [3]);
+}
+
+#[test]
 fn prompt_and_output_count_for_the_repetition_penalty() {
     let sampling = SamplingParams { repetition_penalty: 1e6, ..SamplingParams::default() };
     let prompt: &[u32] = &[3, 4, 5];
