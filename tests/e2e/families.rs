@@ -32,6 +32,12 @@ struct Greedy {
     logprobs: Vec<f32>,
 }
 
+impl Expect {
+    pub(crate) fn max_seq_len(&self) -> usize {
+        usize::try_from(self.max_seq_len).unwrap()
+    }
+}
+
 pub(crate) fn expect(case: &Path) -> Expect {
     let text = std::fs::read_to_string(case.join("expect.json")).unwrap();
     serde_json::from_str(&text).unwrap_or_else(|e| panic!("{}: {e}", case.display()))

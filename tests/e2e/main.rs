@@ -7,6 +7,7 @@
 
 mod artifacts;
 mod bitwise;
+mod engine;
 mod families;
 mod fuzz;
 mod kv_types;

@@ -48,6 +48,20 @@ impl States {
         self.0.iter().map(|(_, arena)| arena.resident_bytes()).sum()
     }
 
+    /// Copies one of the `parts` equal parts of every state over another: blocks of key/value
+    /// memory, which are the states' first axis.
+    ///
+    /// # Panics
+    /// If a part is out of range.
+    pub fn copy_part(&mut self, parts: u64, from: u32, to: u32) {
+        for (_, arena) in &mut self.0 {
+            let memory = arena.as_mut_slice();
+            let bytes = memory.len() / usize::try_from(parts.max(1)).unwrap_or(usize::MAX);
+            let start = from as usize * bytes;
+            memory.copy_within(start..start + bytes, to as usize * bytes);
+        }
+    }
+
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Arena> {
         self.0.iter_mut().find(|(n, _)| **n == *name).map(|(_, arena)| arena)
     }

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{BlockTable, ServeError};
+use crate::{BlockCopy, BlockTable, ServeError};
 
 /// What a compiled model takes at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -62,6 +62,19 @@ pub trait StepModel {
     /// # Errors
     /// Whatever running the model reports.
     fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError>;
+
+    /// Copies the keys and values of a block.
+    ///
+    /// # Errors
+    /// Whatever the memory reports.
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError>;
+}
+
+impl Limits {
+    /// Positions of key/value memory in all.
+    pub fn positions(&self) -> usize {
+        self.blocks as usize * self.block_size
+    }
 }
 
 impl Batch {
@@ -125,6 +138,11 @@ impl<'a> Logits<'a> {
         &self.logits[row * self.vocab_size..][..self.vocab_size]
     }
 
+    /// The logarithm of a row's sum of exponentials.
+    pub fn logsumexp(&self, row: usize) -> f32 {
+        self.logsumexp[row]
+    }
+
     /// The logarithm of a token's probability.
     pub fn logprob(&self, row: usize, token: u32) -> f32 {
         self.row(row)[token as usize] - self.logsumexp[row]
@@ -139,7 +157,7 @@ fn int(size: usize) -> i32 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::BlockPool;
+    use crate::BlockManager;
 
     #[test]
     fn parts_are_packed_one_after_another() {
@@ -153,11 +171,11 @@ mod tests {
             blocks: 6,
             table_len: 3,
         };
-        let mut pool = BlockPool::new(6, 4);
-        let (mut a, mut b) = (pool.table(), pool.table());
-        pool.grow(&mut a, 3).unwrap();
-        pool.grow(&mut b, 5).unwrap();
-        pool.grow(&mut a, 6).unwrap();
+        let mut pool = BlockManager::new(6, 4, false);
+        let (mut a, mut b) = (pool.table(None), pool.table(None));
+        pool.grow(&mut a, 0, 3).unwrap();
+        pool.grow(&mut b, 0, 5).unwrap();
+        pool.grow(&mut a, 3, 6).unwrap();
         let mut batch = Batch::default();
         batch.push(&limits, &[7, 8, 9], 3, &a, 2..3);
         batch.push(&limits, &[5], 4, &b, 0..1);

@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use exec::{Executable, Memory, Model, States};
+use exec::{Executable, Memory, Model, States, memory_limit_bytes};
 use ir::{Bounds, Dim, Port, Program};
 
-use crate::{Batch, Limits, Logits, ServeError, StepModel, verdict::Verdict};
+use crate::{Batch, BlockCopy, Limits, Logits, ServeError, StepModel, verdict::Verdict};
 
 /// The entry point.
 pub(crate) const ENTRY: &str = "step";
@@ -44,11 +44,11 @@ struct Axis {
 }
 
 impl Decoder {
-    /// Loads the entry with memory for `sequences` sequences of `max_seq_len` tokens.
+    /// Loads the entry for sequences of at most `max_seq_len` tokens with memory of so many blocks.
     pub(crate) fn load(
         model: &Arc<Model>,
         max_seq_len: usize,
-        sequences: usize,
+        blocks: usize,
         verdict: Verdict,
     ) -> Result<Decoder, ServeError> {
         let manifest = model.artifact().manifest();
@@ -62,21 +62,18 @@ impl Decoder {
         for name in ["logits", "logsumexp"] {
             port(&program.outputs, name)?;
         }
-        let keys = program.states.iter().find(|state| state.name.starts_with("k_cache"));
-        let keys = keys.ok_or_else(|| unexpected("it has no state `k_cache`"))?;
+        let keys = keys(program)?;
         let block_size = constant(keys, 3)?;
         let table_len = constant(input("block_tables")?, 1)?;
-        let per_sequence = max_seq_len.div_ceil(block_size).max(1);
-        let blocks = per_sequence.saturating_mul(sequences);
         let bound = match dim(keys, 0)?.as_symbol() {
             Some(symbol) => vec![(symbol, i64::try_from(blocks).unwrap_or(i64::MAX))],
             None => vec![],
         };
         // Slots are 32-bit numbers.
         let slots = blocks.saturating_mul(block_size);
-        if per_sequence > table_len || i32::try_from(slots).is_err() {
+        if max_seq_len.div_ceil(block_size) > table_len || i32::try_from(slots).is_err() {
             let reason = format!(
-                "{sequences} sequences of {max_seq_len} tokens do not fit into block tables"
+                "sequences of {max_seq_len} tokens in {blocks} blocks do not fit into block tables"
             );
             return Err(ServeError::request("max_seq_len", reason));
         }
@@ -154,6 +151,71 @@ impl StepModel for Decoder {
         let rows = logit_rows.len();
         Ok(Logits::new(&logits[..rows * vocab_size], &logsumexp[..rows], vocab_size))
     }
+
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
+        self.states.copy_part(u64::from(self.limits.blocks), copy.from, copy.to);
+        Ok(())
+    }
+}
+
+/// Blocks that hold `sequences` sequences of `max_seq_len` tokens.
+pub(crate) fn blocks_of(
+    model: &Model,
+    max_seq_len: usize,
+    sequences: usize,
+) -> Result<usize, ServeError> {
+    let program = model.artifact().program(ENTRY)?;
+    let block_size = constant(keys(program)?, 3)?;
+    Ok(max_seq_len.div_ceil(block_size).max(1).saturating_mul(sequences))
+}
+
+/// Blocks of key/value memory that `bytes` hold; by default as many as `sequences` of the longest
+/// sequences take, but no more than the memory that this process may use has room for.
+///
+/// # Errors
+/// [`ServeError::Request`] if there is no room for one block.
+pub(crate) fn blocks_for(
+    model: &Model,
+    max_seq_len: usize,
+    bytes: Option<u64>,
+    sequences: Option<usize>,
+) -> Result<usize, ServeError> {
+    let manifest = model.artifact().manifest();
+    let program = model.artifact().program(ENTRY)?;
+    let threads = model.device().pool().threads();
+    let Some(symbol) = dim(keys(program)?, 0)?.as_symbol() else {
+        return constant(keys(program)?, 0);
+    };
+    let one = Memory::predict(manifest, &[ENTRY], threads, &[(symbol, 1)])?;
+    let least = one.total() - one.state_bytes - one.weight_bytes - one.code_bytes;
+    let rooms = |bytes: u64| usize::try_from(bytes / one.state_bytes.max(1)).unwrap_or(usize::MAX);
+    let most = dim(keys(program)?, 0)?.bounds(&program.symbols).hi;
+    let most = usize::try_from(most).unwrap_or(0);
+    let blocks = match bytes {
+        Some(bytes) => rooms(bytes),
+        None => {
+            let seats = axis(program, port(&program.inputs, "block_tables")?, 0)?.most();
+            let wanted = blocks_of(model, max_seq_len, sequences.unwrap_or(seats))?;
+            // The weights are mapped, but they must stay in memory to be fast.
+            let taken = least + one.weight_bytes;
+            let left = memory_limit_bytes().map(|limit| limit.saturating_sub(taken));
+            wanted.min(left.map_or(usize::MAX, |left| rooms(left / 10 * 9)))
+        }
+    };
+    if blocks == 0 {
+        let reason = format!(
+            "there is no room for a block of key/value memory, which takes {} bytes",
+            one.state_bytes
+        );
+        return Err(ServeError::request("kv_cache", reason));
+    }
+    Ok(blocks.min(most))
+}
+
+/// The first of the key/value memories, which have all the same shape.
+fn keys(program: &Program) -> Result<&Port, ServeError> {
+    let keys = program.states.iter().find(|state| state.name.starts_with("k_cache"));
+    keys.ok_or_else(|| unexpected("it has no state `k_cache`"))
 }
 
 /// The items, in the space for them.

@@ -2,33 +2,38 @@
 
 use text::{DecodeStream, StopMatcher, Tokenizer};
 
-use crate::ServeError;
+use crate::{GenerateParams, ServeError};
 
 /// Turns the new tokens of one sequence into text.
 #[derive(Debug)]
 pub(crate) struct Detokenizer {
     /// `None` for models without a tokenizer, and at the end.
     stream: Option<DecodeStream>,
-    stop: StopMatcher,
+    matcher: StopMatcher,
+    /// Stop strings, if the one found is part of the text.
+    included: Vec<String>,
     /// Tokens to come in which no stop string counts.
     min_tokens: usize,
-    text: String,
 }
 
 impl Detokenizer {
     pub(crate) fn new(
         tokenizer: Option<&Tokenizer>,
         prompt: &[u32],
-        stop: &[String],
-        min_tokens: usize,
+        params: &GenerateParams,
     ) -> Result<Detokenizer, ServeError> {
+        let GenerateParams { stop, min_tokens, include_stop, skip_special_tokens, .. } = params;
         if tokenizer.is_none() && !stop.is_empty() {
             let reason = "needs text, and the model has no tokenizer";
             return Err(ServeError::request("stop", reason));
         }
-        let stream = tokenizer.map(|t| t.stream(true).after(prompt)).transpose()?;
-        let stop = StopMatcher::new(stop)?;
-        Ok(Detokenizer { stream, stop, min_tokens, text: String::new() })
+        let stream = |t: &Tokenizer| t.stream(*skip_special_tokens).after(prompt);
+        Ok(Detokenizer {
+            stream: tokenizer.map(stream).transpose()?,
+            matcher: StopMatcher::new(stop)?,
+            included: if *include_stop { stop.clone() } else { Vec::new() },
+            min_tokens: *min_tokens,
+        })
     }
 
     /// Takes a token, or the end of the sequence; gives the new text and the stop string that ends
@@ -46,24 +51,22 @@ impl Detokenizer {
                     self.min_tokens -= 1;
                     new = piece;
                 } else {
-                    new = self.stop.push(&piece).0;
+                    new = self.matcher.push(&piece).0;
                 }
             }
             (None, Some(_)) => {
                 let rest = self.stream.take().map(DecodeStream::finish).transpose()?.flatten();
-                new = self.stop.push(&rest.unwrap_or_default()).0;
-                if self.stop.found().is_none() {
-                    new += &self.stop.clone().finish();
+                new = self.matcher.push(&rest.unwrap_or_default()).0;
+                if self.matcher.found().is_none() {
+                    new += &self.matcher.clone().finish();
                 }
             }
         }
-        self.text += &new;
-        Ok((new, self.stop.found()))
-    }
-
-    /// All the text.
-    pub(crate) fn into_text(self) -> String {
-        self.text
+        let found = self.matcher.found();
+        if let Some(stop) = found.and_then(|index| self.included.get_mut(index)) {
+            new += &std::mem::take(stop);
+        }
+        Ok((new, found))
     }
 }
 
@@ -86,7 +89,8 @@ mod tests {
         ids: &[u32],
     ) -> (Vec<String>, Option<usize>, String) {
         let stop: Vec<String> = stop.iter().map(|s| (*s).to_owned()).collect();
-        let mut text = Detokenizer::new(Some(&tokenizer()), &[0], &stop, min_tokens).unwrap();
+        let params = GenerateParams { stop, min_tokens, ..GenerateParams::default() };
+        let mut text = Detokenizer::new(Some(&tokenizer()), &[0], &params).unwrap();
         let mut out = Vec::new();
         let mut found = None;
         for token in ids.iter().copied().map(Some).chain([None]) {
@@ -94,7 +98,8 @@ mod tests {
             out.push(piece);
             found = found.or(stop);
         }
-        (out, found, text.into_text())
+        let all = out.concat();
+        (out, found, all)
     }
 
     #[test]
@@ -118,9 +123,11 @@ mod tests {
 
     #[test]
     fn without_a_tokenizer_there_is_no_text_to_stop_at() {
-        let mut none = Detokenizer::new(None, &[0], &[], 0).unwrap();
+        let mut params = GenerateParams::default();
+        let mut none = Detokenizer::new(None, &[0], &params).unwrap();
         assert_eq!(none.push(Some(5)).unwrap(), (String::new(), None));
-        let error = Detokenizer::new(None, &[0], &["x".to_owned()], 0).unwrap_err().to_string();
+        params.stop = vec!["x".to_owned()];
+        let error = Detokenizer::new(None, &[0], &params).unwrap_err().to_string();
         assert_eq!(error, "stop: needs text, and the model has no tokenizer");
     }
 }

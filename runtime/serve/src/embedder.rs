@@ -51,9 +51,7 @@ impl Embedder {
 
     /// One vector per list of tokens. Lists share runs as long as they fit; that changes no bit.
     pub(crate) fn embed(&mut self, lists: &[&[u32]]) -> Result<Vec<Vec<f32>>, ServeError> {
-        for (index, tokens) in lists.iter().enumerate() {
-            self.check(index, tokens)?;
-        }
+        self.check(lists)?;
         let mut vectors = Vec::with_capacity(lists.len());
         for range in packs(lists, self.max_batch_tokens, self.max_sequences) {
             vectors.extend(self.run(&lists[range])?);
@@ -84,7 +82,13 @@ impl Embedder {
         Ok((predicted, Memory::measure(&[&self.exe], &States::none())))
     }
 
-    fn check(&self, index: usize, tokens: &[u32]) -> Result<(), ServeError> {
+    /// Checks that the model takes each of the lists.
+    pub(crate) fn check<L: AsRef<[u32]>>(&self, lists: &[L]) -> Result<(), ServeError> {
+        let mut lists = lists.iter().map(AsRef::as_ref).enumerate();
+        lists.try_for_each(|(index, tokens)| self.check_one(index, tokens))
+    }
+
+    fn check_one(&self, index: usize, tokens: &[u32]) -> Result<(), ServeError> {
         let refuse =
             |reason: String| Err(ServeError::request("text", format!("{index}: {reason}")));
         let (n, most) = (tokens.len(), self.max_seq_len);

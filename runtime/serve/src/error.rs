@@ -50,6 +50,15 @@ pub enum ServeError {
         /// What, as a sentence.
         what: String,
     },
+    /// The engine has ended before the answer.
+    #[error("the engine has ended before it could answer")]
+    Stopped,
+    /// Something that others share broke, and this request with it.
+    #[error("{reason}")]
+    Broken {
+        /// What, as a sentence.
+        reason: String,
+    },
 }
 
 impl ServeError {

@@ -13,12 +13,16 @@ use ir::{ModelInfo, ModelKind, Tensor, artifact::Artifact};
 use text::{ChatRequest, EmbeddingConfig, TextBundle, TextError, Tokenizer};
 
 use crate::{
-    Batch, BlockPool, Limits, Sampler, SamplingParams, ServeError, StepModel,
-    decoder::Decoder,
-    detokenizer::Detokenizer,
+    GenerateParams, Limits, Request, ServeError, StepModel,
+    decoder::{Decoder, blocks_of},
     embedder::Embedder,
-    generate::{Finish, NewToken, Sequence, Stopping, advance},
-    score::score,
+    engine::{
+        Event, NewToken,
+        core::Core,
+        prepare::{Prepared, prepare},
+    },
+    scheduler::Budget,
+    sequence::Finish,
     verdict::Verdict,
 };
 
@@ -33,23 +37,6 @@ pub struct SessionOptions {
     pub sequences: Option<NonZeroUsize>,
     /// Where to record runs and launches.
     pub trace: Option<Trace>,
-}
-
-/// How to generate.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub struct GenerateParams {
-    /// New tokens at most; by default up to the longest sequence.
-    pub max_tokens: Option<usize>,
-    /// New tokens before which the sequence does not end.
-    pub min_tokens: usize,
-    /// How tokens are chosen.
-    pub sampling: SamplingParams,
-    /// Texts that end the sequence and are not part of its text.
-    pub stop: Vec<String>,
-    /// Further tokens that end the sequence.
-    pub stop_token_ids: Vec<u32>,
-    /// Whether to go on after the model's end-of-sequence tokens.
-    pub ignore_eos: bool,
 }
 
 /// A new token, as it is generated.
@@ -84,6 +71,76 @@ pub struct Generation {
     pub last_token: Duration,
 }
 
+impl Generation {
+    fn empty(has_text: bool) -> Generation {
+        Generation {
+            tokens: Vec::new(),
+            logprobs: Vec::new(),
+            text: has_text.then(String::new),
+            finish: Finish::Cancelled,
+            first_token: Duration::ZERO,
+            last_token: Duration::ZERO,
+        }
+    }
+
+    /// Adds a token; `None` if there is none, but only the end.
+    fn push<'a>(
+        &mut self,
+        request: usize,
+        new: &'a NewToken,
+        elapsed: Duration,
+    ) -> Option<TokenEvent<'a>> {
+        self.finish = new.finish.unwrap_or(self.finish);
+        self.text.iter_mut().for_each(|text| *text += &new.text);
+        let token = new.token.as_ref()?;
+        if self.tokens.is_empty() {
+            self.first_token = elapsed;
+        }
+        self.last_token = elapsed;
+        self.tokens.push(token.token);
+        self.logprobs.push(token.logprob);
+        Some(TokenEvent {
+            request,
+            token: token.token,
+            logprob: token.logprob,
+            text: &new.text,
+            finish: new.finish,
+        })
+    }
+}
+
+/// Gathers what becomes of several requests.
+struct Collector<F> {
+    start: Instant,
+    generations: Vec<Generation>,
+    /// Those that the caller wants no more of.
+    cancelled: Vec<usize>,
+    /// The first thing that went wrong.
+    failed: Option<ServeError>,
+    on_token: F,
+}
+
+impl<F: FnMut(TokenEvent<'_>) -> ControlFlow<()>> Collector<F> {
+    fn take(&mut self, request: u64, event: Event) -> ControlFlow<()> {
+        let index = usize::try_from(request).unwrap_or(usize::MAX);
+        match event {
+            Event::Prompt(_) => {}
+            Event::Failed(error) => {
+                self.failed.get_or_insert(error);
+            }
+            Event::Token(new) => {
+                let event = self.generations[index].push(index, &new, self.start.elapsed());
+                if event.is_some_and(|event| (self.on_token)(event).is_break())
+                    && new.finish.is_none()
+                {
+                    self.cancelled.push(index);
+                }
+            }
+        }
+        ControlFlow::Continue(())
+    }
+}
+
 /// An open model.
 #[derive(Debug)]
 pub struct Session {
@@ -95,7 +152,7 @@ pub struct Session {
 
 #[derive(Debug)]
 enum Engine {
-    Decoder(Box<Decoder>),
+    Decoder(Box<Core<Decoder>>),
     Encoder(Box<Embedder>),
     Graph(Box<Executable>, Verdict),
 }
@@ -123,8 +180,10 @@ impl Session {
         let mut engine = match info.kind {
             ModelKind::Decoder => {
                 let sequences = options.sequences.map_or(1, NonZeroUsize::get);
-                let decoder = Decoder::load(&model, max_seq_len, sequences, verdict)?;
-                Engine::Decoder(Box::new(decoder))
+                let blocks = blocks_of(&model, max_seq_len, sequences)?;
+                let decoder = Decoder::load(&model, max_seq_len, blocks, verdict)?;
+                let budget = Budget::of(decoder.limits());
+                Engine::Decoder(Box::new(Core::new(decoder, budget, false)))
             }
             ModelKind::Encoder => {
                 Engine::Encoder(Box::new(Embedder::load(&model, max_seq_len, verdict)?))
@@ -163,7 +222,7 @@ impl Session {
     /// What a language model takes at most; `None` for other models.
     pub fn limits(&self) -> Option<&Limits> {
         match &self.engine {
-            Engine::Decoder(decoder) => Some(decoder.limits()),
+            Engine::Decoder(core) => Some(core.model().limits()),
             _ => None,
         }
     }
@@ -227,72 +286,38 @@ impl Session {
     pub fn generate_batch(
         &mut self,
         requests: &[(&[u32], &GenerateParams)],
-        mut on_token: impl FnMut(TokenEvent<'_>) -> ControlFlow<()>,
+        on_token: impl FnMut(TokenEvent<'_>) -> ControlFlow<()>,
     ) -> Result<Vec<Generation>, ServeError> {
         let start = Instant::now();
+        let mut prepared = Vec::with_capacity(requests.len());
+        for (number, (prompt, params)) in requests.iter().enumerate() {
+            let request = Request::new(prompt.to_vec(), (*params).clone());
+            prepared.push(self.prepare(request, number as u64)?);
+        }
         let has_text = self.tokenizer()?.is_some();
-        let mut texts = Vec::with_capacity(requests.len());
-        let mut stoppings = Vec::with_capacity(requests.len());
-        for (prompt, params) in requests {
-            stoppings.push(self.stopping(prompt.len(), params)?);
-            texts.push(Detokenizer::new(
-                self.tokenizer()?,
-                prompt,
-                &params.stop,
-                params.min_tokens,
-            )?);
+        let generations: Vec<Generation> =
+            requests.iter().map(|_| Generation::empty(has_text)).collect();
+        let core = self.decoder("does not generate text")?;
+        let mut collector =
+            Collector { start, generations, cancelled: vec![], failed: None, on_token };
+        for prepared in prepared {
+            core.add(prepared, &mut |request, event| collector.take(request, event));
         }
-        let decoder = self.decoder("does not generate text")?;
-        let limits = decoder.limits().clone();
-        let mut pool = BlockPool::new(limits.blocks, limits.block_size);
-        let mut sequences = Vec::with_capacity(requests.len());
-        for ((prompt, params), stopping) in requests.iter().zip(stoppings) {
-            let sampler = Sampler::new(params.sampling.clone(), 0)?;
-            sequences.push(Sequence::new(prompt, sampler, stopping, &limits, &mut pool)?);
-        }
-        let mut times = vec![(Duration::ZERO, Duration::ZERO); requests.len()];
-        let mut batch = Batch::default();
-        let mut more = true;
-        while more {
-            more = advance(decoder, &mut sequences, &mut batch, |new| {
-                let (first, last) = &mut times[new.sequence];
-                *last = start.elapsed();
-                *first = if first.is_zero() { *last } else { *first };
-                let detokenizer = &mut texts[new.sequence];
-                let is_end = matches!(new.finish, Some(Finish::EndOfSequence(_)));
-                let (mut text, mut stop) = (String::new(), None);
-                if !is_end {
-                    (text, stop) = detokenizer.push(Some(new.token))?;
-                }
-                if new.finish.is_some() && stop.is_none() {
-                    let (rest, found) = detokenizer.push(None)?;
-                    (text, stop) = (text + &rest, found);
-                }
-                let finish = stop.map(Finish::Stop).or(new.finish);
-                let NewToken { sequence: request, token, logprob, .. } = new;
-                let event = TokenEvent { request, token, logprob, text: &text, finish };
-                Ok(match (on_token(event), finish) {
-                    (_, Some(finish)) => ControlFlow::Break(finish),
-                    (ControlFlow::Break(()), None) => ControlFlow::Break(Finish::Cancelled),
-                    (ControlFlow::Continue(()), None) => ControlFlow::Continue(()),
-                })
-            })?;
-        }
-        let parts = sequences.into_iter().zip(texts).zip(times);
-        type Parts = ((Sequence, Detokenizer), (Duration, Duration));
-        let generation = |((sequence, mut text), (first_token, last_token)): Parts| {
-            // What a cancelled sequence held back is part of its text.
-            text.push(None)?;
-            Ok(Generation {
-                tokens: sequence.new_tokens().to_vec(),
-                logprobs: sequence.logprobs().to_vec(),
-                text: has_text.then(|| text.into_text()),
-                finish: sequence.finish().unwrap_or(Finish::Cancelled),
-                first_token,
-                last_token,
-            })
+        let result = loop {
+            match core.step(&mut |request, event| collector.take(request, event)) {
+                Ok(true) => {}
+                end => break end,
+            }
+            for request in std::mem::take(&mut collector.cancelled) {
+                // What a cancelled sequence held back is part of its text.
+                let rest = core.cancel(request as u64);
+                collector.generations[request].text.iter_mut().for_each(|text| *text += &rest);
+            }
         };
-        parts.map(generation).collect()
+        // Nothing of this call may be left for the next.
+        core.fail_all(|| ServeError::Stopped, &mut |_, _| ControlFlow::Continue(()));
+        result?;
+        collector.failed.map_or(Ok(collector.generations), Err)
     }
 
     /// The log-probability of each token given those before it, `None` for the first.
@@ -301,10 +326,26 @@ impl Session {
     /// [`ServeError::Request`] for no tokens, too many, or ids out of the vocabulary;
     /// [`ServeError::Kind`] if the model is no language model.
     pub fn score(&mut self, tokens: &[u32]) -> Result<Vec<Option<f32>>, ServeError> {
-        let decoder = self.decoder("does not score text")?;
-        let limits = decoder.limits();
-        let mut pool = BlockPool::new(limits.blocks, limits.block_size);
-        score(decoder, &mut pool, tokens)
+        self.decoder("does not score text")?;
+        let params = GenerateParams { max_tokens: Some(0), ..GenerateParams::default() };
+        let request = Request { prompt_logprobs: Some(0), ..Request::new(tokens.to_vec(), params) };
+        let prepared = self.prepare(request, 0)?;
+        let core = self.decoder("does not score text")?;
+        let mut scores = Ok(Vec::new());
+        let mut sink = |_, event: Event| {
+            match event {
+                Event::Prompt(prompt) => {
+                    let logprobs = prompt.logprobs.iter();
+                    scores = Ok(logprobs.map(|l| l.as_ref().map(|l| l.logprob)).collect());
+                }
+                Event::Failed(error) => scores = Err(error),
+                Event::Token(_) => {}
+            }
+            ControlFlow::Continue(())
+        };
+        core.add(prepared, &mut sink);
+        while core.step(&mut sink)? {}
+        scores
     }
 
     /// One vector for each list of tokens.
@@ -376,7 +417,7 @@ impl Session {
     /// None that an open session gives.
     pub fn memory(&self) -> Result<(Memory, Memory), ServeError> {
         match &self.engine {
-            Engine::Decoder(decoder) => decoder.memory(),
+            Engine::Decoder(core) => core.model().memory(),
             Engine::Encoder(embedder) => embedder.memory(),
             Engine::Graph(executable, _) => {
                 let manifest = self.model.artifact().manifest();
@@ -396,25 +437,20 @@ impl Session {
         self.engine.executable().launch_times().collect()
     }
 
-    /// When a sequence ends, by the request and the model's own end-of-sequence tokens.
-    fn stopping(&self, prompt: usize, params: &GenerateParams) -> Result<Stopping, ServeError> {
-        let mut end_ids = params.stop_token_ids.clone();
-        if !params.ignore_eos {
-            end_ids.extend(self.bundle.eos_ids(self.tokenizer()?));
-        }
-        let longest = self.limits().map_or(0, |limits| limits.max_seq_len);
-        let max_tokens = params.max_tokens.unwrap_or(longest.saturating_sub(prompt));
-        Ok(Stopping { max_tokens, min_tokens: params.min_tokens, end_ids })
+    fn prepare(&mut self, request: Request, number: u64) -> Result<Prepared, ServeError> {
+        let limits = self.decoder("does not generate text")?.model().limits().clone();
+        let tokenizer = self.tokenizer()?;
+        prepare(request, number, &limits, tokenizer, &self.bundle.eos_ids(tokenizer))
     }
 
     fn require_tokenizer(&self) -> Result<&Tokenizer, ServeError> {
         Ok(self.tokenizer()?.ok_or_else(TextError::no_tokenizer)?)
     }
 
-    fn decoder(&mut self, reason: &str) -> Result<&mut Decoder, ServeError> {
+    fn decoder(&mut self, reason: &str) -> Result<&mut Core<Decoder>, ServeError> {
         let error = self.kind(reason);
         match &mut self.engine {
-            Engine::Decoder(decoder) => Ok(decoder),
+            Engine::Decoder(core) => Ok(core),
             _ => Err(error),
         }
     }
@@ -436,7 +472,7 @@ impl Session {
 impl Engine {
     fn executable(&mut self) -> &mut Executable {
         match self {
-            Engine::Decoder(decoder) => decoder.executable(),
+            Engine::Decoder(core) => core.model_mut().executable(),
             Engine::Encoder(embedder) => embedder.executable(),
             Engine::Graph(executable, _) => executable,
         }
@@ -444,7 +480,7 @@ impl Engine {
 }
 
 /// The longest sequence: what the model is compiled for, or less if asked.
-fn max_seq_len(info: &ModelInfo, asked: Option<usize>) -> Result<usize, ServeError> {
+pub(crate) fn max_seq_len(info: &ModelInfo, asked: Option<usize>) -> Result<usize, ServeError> {
     let compiled = usize::try_from(info.max_seq_len).unwrap_or(usize::MAX);
     match asked {
         Some(n) if n == 0 || n > compiled => {

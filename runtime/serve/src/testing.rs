@@ -1,7 +1,7 @@
 //! A stand-in for a compiled model: its logits depend on the tokens before, read back from paged
 //! memory, so a wrong slot, position or table shows in the result.
 
-use crate::{Batch, BlockPool, Limits, Logits, ServeError, StepModel};
+use crate::{Batch, BlockCopy, Limits, Logits, ServeError, StepModel};
 
 pub(crate) struct Mock {
     limits: Limits,
@@ -31,10 +31,6 @@ impl Mock {
         let slots = limits.blocks as usize * limits.block_size;
         let memory = vec![-1; slots];
         Mock { limits, memory, logits: vec![], logsumexp: vec![], seven: None, steps: vec![] }
-    }
-
-    pub(crate) fn pool(&self) -> BlockPool {
-        BlockPool::new(self.limits.blocks, self.limits.block_size)
     }
 
     /// Logits after a context: a hash of all its tokens and each candidate.
@@ -82,5 +78,11 @@ impl StepModel for Mock {
             self.logits.extend(logits);
         }
         Ok(Logits::new(&self.logits, &self.logsumexp, self.limits.vocab_size))
+    }
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
+        let size = self.limits.block_size;
+        let from = copy.from as usize * size;
+        self.memory.copy_within(from..from + size, copy.to as usize * size);
+        Ok(())
     }
 }

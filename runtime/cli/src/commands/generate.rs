@@ -118,7 +118,7 @@ fn sampling(defaults: &GenerationDefaults, flags: &Sampling) -> SamplingParams {
 /// The reason in the words of OpenAI's interface.
 fn reason(finish: Finish) -> &'static str {
     match finish {
-        Finish::EndOfSequence(_) | Finish::Stop(_) => "stop",
+        Finish::EndOfSequence(_) | Finish::StopToken(_) | Finish::Stop(_) => "stop",
         Finish::Length => "length",
         Finish::Cancelled => "cancelled",
     }

@@ -1,0 +1,173 @@
+//! The engine on compiled models: an answer depends on nothing but its request.
+
+use std::{num::NonZeroUsize, ops::ControlFlow, path::Path};
+
+use driver::CompileOptions;
+use frontend::ImportOptions;
+use ir::DType;
+use serve::{
+    Engine, EngineOptions, Event, EventStream, Finish, GenerateParams, Request, SamplingParams,
+    Stats,
+};
+
+use crate::{
+    families::{compile_case, expect},
+    support::{compile_to, data, open, options},
+};
+
+/// Tokens with the bits of their probabilities, by sequence, and those of the prompt.
+#[derive(Debug, PartialEq)]
+struct Answer {
+    prompt: Vec<Option<u32>>,
+    tokens: Vec<Vec<(u32, u32)>>,
+    finish: Vec<Option<Finish>>,
+}
+
+/// A generator of test data, the same each time.
+struct Random(u64);
+
+impl Random {
+    fn below(&mut self, n: usize) -> usize {
+        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
+        usize::try_from(self.0 >> 33).unwrap() % n
+    }
+}
+
+/// Requests that begin alike in part, greedy and not, with one sequence and several.
+fn requests(prompts: &[Vec<u32>], longest: usize) -> Vec<Request> {
+    let mut random = Random(7);
+    let mut all = Vec::new();
+    for number in 0..32 {
+        let head = &prompts[random.below(prompts.len())];
+        let tail = &prompts[random.below(prompts.len())];
+        let cut = random.below(head.len() + 1);
+        let mut prompt = [&head[..cut], tail].concat();
+        prompt.truncate(1 + random.below(longest - 24));
+        let sampling = SamplingParams {
+            temperature: random.below(2) as f64,
+            seed: Some(number),
+            ..SamplingParams::default()
+        };
+        let max_tokens = Some(random.below(24));
+        let params =
+            GenerateParams { max_tokens, sampling, ignore_eos: true, ..Default::default() };
+        let n = 1 + random.below(3) * random.below(2);
+        let prompt_logprobs = (random.below(3) == 0).then_some(0);
+        all.push(Request { n, prompt_logprobs, ..Request::new(prompt, params) });
+    }
+    all
+}
+
+fn read(mut stream: EventStream, n: usize) -> Answer {
+    let mut answer = Answer { prompt: vec![], tokens: vec![vec![]; n], finish: vec![None; n] };
+    while let Some(event) = stream.blocking_recv() {
+        match event {
+            Event::Prompt(prompt) => {
+                let bits = |l: serve::TokenLogprob| l.logprob.to_bits();
+                answer.prompt = prompt.logprobs.into_iter().map(|l| l.map(bits)).collect();
+            }
+            Event::Token(new) => {
+                let token = new.token.map(|t| (t.token, t.logprob.to_bits()));
+                answer.tokens[new.sequence].extend(token);
+                answer.finish[new.sequence] = new.finish;
+            }
+            Event::Failed(error) => panic!("{error}"),
+        }
+    }
+    answer
+}
+
+/// All requests at once, `rounds` times in the same engine.
+fn serve(
+    path: &Path,
+    options: &EngineOptions,
+    all: &[Request],
+    rounds: usize,
+) -> (Vec<Answer>, Stats) {
+    let engine = Engine::open(path, options).unwrap();
+    let mut answers = Vec::new();
+    for _ in 0..rounds {
+        let streams: Vec<_> = all.iter().map(|r| engine.submit(r.clone()).unwrap()).collect();
+        answers.extend(streams.into_iter().zip(all).map(|(stream, r)| read(stream, r.n)));
+    }
+    engine.drain();
+    engine.join().unwrap();
+    (answers, engine.stats())
+}
+
+fn check(name: &str, path: &Path, prompts: &[Vec<u32>], longest: usize) {
+    let all = requests(prompts, longest);
+    let one_by_one: Vec<Answer> = {
+        let options = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
+        let engine = Engine::open(path, &options).unwrap();
+        all.iter().map(|r| read(engine.submit(r.clone()).unwrap(), r.n)).collect()
+    };
+    let mut session = open(path, 1);
+    for (request, answer) in all.iter().zip(&one_by_one) {
+        let Request { prompt, params, .. } = request;
+        let alone = session.generate(prompt, params, |_| ControlFlow::Continue(())).unwrap();
+        let bits = alone.logprobs.iter().map(|p| p.to_bits());
+        let tokens: Vec<(u32, u32)> = alone.tokens.iter().copied().zip(bits).collect();
+        assert_eq!(tokens, answer.tokens[0], "{name}: a session");
+    }
+    let at = |n| NonZeroUsize::new(n).unwrap();
+    let engine = Engine::open(path, &EngineOptions::default()).unwrap();
+    let limits = engine.limits().unwrap().clone();
+    let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
+    drop(engine);
+    let tight = 3 * longest.div_ceil(limits.block_size) as u64 * block_bytes / 2;
+    for (what, options, rounds) in [
+        ("cold and warm", EngineOptions::default(), 2),
+        (
+            "one thread, odd chunks, little memory",
+            EngineOptions {
+                threads: Some(at(1)),
+                prefill_chunk: at(7),
+                max_num_batched_tokens: Some(at(13)),
+                kv_cache_bytes: Some(tight),
+                ..EngineOptions::default()
+            },
+            2,
+        ),
+        (
+            "one token at a time",
+            EngineOptions { max_num_batched_tokens: Some(at(1)), ..EngineOptions::default() },
+            1,
+        ),
+    ] {
+        let (answers, stats) = serve(path, &options, &all, rounds);
+        for (index, answer) in answers.iter().enumerate() {
+            let want = &one_by_one[index % all.len()];
+            assert_eq!(answer, want, "{name}: {what}: request {index}");
+        }
+        if rounds == 2 {
+            assert!(stats.prefix_hits > 0, "{name}: {what}: nothing came from the cache");
+        }
+        if options.kv_cache_bytes.is_some() {
+            assert!(stats.preemptions > 0, "{name}: {what}: memory was enough for all");
+        }
+    }
+}
+
+#[test]
+fn answers_depend_neither_on_load_nor_cache_nor_memory() {
+    for case in ["llama-gqa3", "mistral-window64", "qwen2-bf16", "gpt2-gelu-new"] {
+        let (path, expect) = compile_case(case);
+        check(case, &path, &expect.prompts, expect.max_seq_len());
+    }
+}
+
+#[test]
+fn neither_do_they_with_rounded_keys_and_values() {
+    let case = data("families").join("llama-gqa3");
+    let expect = expect(&case);
+    for kv_dtype in [DType::Bf16, DType::I8] {
+        let import = ImportOptions {
+            max_seq_len: Some(expect.max_seq_len() as u64),
+            ..ImportOptions::default()
+        };
+        let options = CompileOptions { kv_dtype, ..options(import) };
+        let (path, _) = compile_to(&format!("engine-{kv_dtype}"), &case, &options);
+        check(&format!("{kv_dtype}"), &path, &expect.prompts, expect.max_seq_len());
+    }
+}
