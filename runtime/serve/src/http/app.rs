@@ -15,7 +15,7 @@ use serde_json::Value;
 use text::{ChatTemplate, TextError, TokenBytes, Tokenizer};
 
 use super::{ServerOptions, auth::Keys, error::ApiError, fields::Fields};
-use crate::{Limits, ServeError, engine::Engine};
+use crate::{ServeError, engine::Engine};
 
 /// A server's state.
 #[derive(Debug)]
@@ -105,9 +105,8 @@ impl App {
 
     /// The longest sequence: what the model takes and its memory holds.
     pub(crate) fn max_seq_len(&self) -> usize {
-        let memory = |limits: &Limits| (limits.blocks as usize).saturating_mul(limits.block_size);
         match self.engine.limits() {
-            Some(limits) => limits.max_seq_len.min(memory(limits)),
+            Some(limits) => limits.max_seq_len.min(limits.positions()),
             None => usize::try_from(self.engine.info().max_seq_len).unwrap_or(usize::MAX),
         }
     }

@@ -70,6 +70,12 @@ const ROUTES: &[Route] = &[
     },
 ];
 
+/// The path of the document that a path of the router is.
+pub(super) fn known(path: &str) -> Option<&'static str> {
+    let path = path.replace("{*id}", "{id}");
+    ROUTES.iter().map(|route| route.path).find(|known| *known == path)
+}
+
 /// Whether a path takes bodies.
 pub(super) fn is_post(path: &str) -> bool {
     ROUTES.iter().any(|route| route.path == path && route.body.is_some())
