@@ -41,7 +41,8 @@ impl TokenBytes {
         let steps = tokenizer.decoder().map(flatten).unwrap_or_default();
         let is_byte_level = matches!(
             steps[..],
-            [DecoderWrapper::ByteLevel(_)] | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)]
+            [DecoderWrapper::ByteLevel(_)]
+                | [DecoderWrapper::ByteLevel(_), DecoderWrapper::Fuse(_)]
         );
         let has_byte_fallback = steps.iter().any(|s| matches!(s, DecoderWrapper::ByteFallback(_)));
         let anchor = (0..ANCHORS).filter(|_| !is_byte_level).find_map(|id| {

@@ -43,7 +43,8 @@ struct Templates {
 impl App {
     pub(crate) fn new(engine: Engine, options: ServerOptions) -> Result<Arc<App>, ServeError> {
         if let Some(index) = options.api_keys.iter().position(|key| key.trim().is_empty()) {
-            let reason = format!("number {} is empty, and would open the server to everybody", index);
+            let reason =
+                format!("number {} is empty, and would open the server to everybody", index);
             return Err(ServeError::request("--api-key", reason));
         }
         let templates = match &options.chat_template {
@@ -166,7 +167,9 @@ impl App {
             ModelKind::Graph => ("a graph", "no route"),
         };
         let name = &info.architecture;
-        Err(ApiError::wrong_kind(format!("the model ({name}) does not {does}: it is {is}, for {route}")))
+        Err(ApiError::wrong_kind(format!(
+            "the model ({name}) does not {does}: it is {is}, for {route}"
+        )))
     }
 
     /// An id that answers have.

@@ -165,8 +165,9 @@ fn operation(route: &Route, app: &App) -> Value {
     }
     if let Some(table) = body {
         let mut schema = object_schema(table, app.vocab_size());
+        let names = app.names().iter().map(|name| json!(name)).chain([Value::Null]);
         schema["properties"]["model"] = json!({
-            "enum": app.names().iter().map(|name| json!(name)).chain([Value::Null]).collect::<Value>(),
+            "enum": names.collect::<Value>(),
             "description": "A name that `/v1/models` lists; by default the first.",
         });
         let content = json!({"application/json": {"schema": schema}});
