@@ -1,7 +1,7 @@
 //! HTTP: an engine behind OpenAI's protocol, with vLLM's extensions.
 //!
 //! [`serve`] answers until it is told to end; requests that it has accepted by then are finished.
-//! What requests may say is in tables of [fields], one file a route, from which the OpenAPI
+//! What requests may say is in tables of fields, one file a route, from which the OpenAPI
 //! document follows. Nothing here computes: a route turns JSON into the engine's requests, and
 //! events into JSON. Wherever a client goes away, the request's future is dropped, and the
 //! engine's stream of events with it, which ends the request.
