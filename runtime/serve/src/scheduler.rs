@@ -229,7 +229,10 @@ impl<T> Scheduler<T> {
         victim.close(&mut self.blocks);
         plan.preempted += 1;
         if let Some(index) = plan.parts.iter().position(|p| p.id == victim.id) {
-            room.give_back(&plan.parts.remove(index));
+            // Its tokens stay spent: they may have been of another kind than what comes now.
+            let part = plan.parts.remove(index);
+            room.sequences += 1;
+            room.rows += part.rows.len();
         }
         self.waiting.push(victim);
     }
@@ -336,12 +339,6 @@ impl Room {
         self.tokens -= part.count;
         self.sequences -= 1;
         self.rows -= part.rows.len();
-    }
-
-    fn give_back(&mut self, part: &Part) {
-        self.tokens += part.count;
-        self.sequences += 1;
-        self.rows += part.rows.len();
     }
 }
 
