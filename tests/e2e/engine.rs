@@ -132,15 +132,17 @@ fn check(name: &str, path: &Path, prompts: &[Vec<u32>], longest: usize) {
     let limits = engine.limits().unwrap().clone();
     let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
     drop(engine);
-    let tight = 3 * longest.div_ceil(limits.block_size) as u64 * block_bytes / 2;
+    // Room for the longest of them and a little more.
+    let longest = all.iter().map(|r| r.prompt.len() + r.params.max_tokens.unwrap()).max();
+    let tight = (longest.unwrap().div_ceil(limits.block_size) + 2) as u64 * block_bytes;
     for (what, options, rounds) in [
         ("cold and warm", EngineOptions::default(), 2),
         (
             "one thread, odd chunks, little memory",
             EngineOptions {
                 threads: Some(at(1)),
-                prefill_chunk: at(7),
-                max_num_batched_tokens: Some(at(13)),
+                prefill_chunk: at(33),
+                max_num_batched_tokens: Some(at(61)),
                 kv_cache_bytes: Some(tight),
                 ..EngineOptions::default()
             },
