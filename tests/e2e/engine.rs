@@ -112,13 +112,41 @@ fn serve(
     (answers, engine.stats())
 }
 
-fn check(name: &str, path: &Path, prompts: &[Vec<u32>], longest: usize) {
-    let all = requests(prompts, longest);
-    let one_by_one: Vec<Answer> = {
-        let options = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
-        let engine = Engine::open(path, &options).unwrap();
-        all.iter().map(|r| read(engine.submit(r.clone()).unwrap(), r.n)).collect()
+/// Each request when it is alone, without a cache.
+fn one_by_one(path: &Path, all: &[Request]) -> Vec<Answer> {
+    let options = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
+    let engine = Engine::open(path, &options).unwrap();
+    all.iter().map(|r| read(engine.submit(r.clone()).unwrap(), r.n)).collect()
+}
+
+/// In memory for little more than the longest of them, an engine that expects short answers.
+fn check_preemption(name: &str, path: &Path, prompts: &[Vec<u32>]) {
+    let mut all = requests(prompts, 45);
+    for request in &mut all {
+        (request.params.max_tokens, request.n) = (Some(60), 1);
+    }
+    let alone = one_by_one(path, &all);
+    let engine = Engine::open(path, &EngineOptions::default()).unwrap();
+    let limits = engine.limits().unwrap().clone();
+    let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
+    drop(engine);
+    let longest = all.iter().map(|r| r.prompt.len() + 60).max().unwrap();
+    let blocks = longest.div_ceil(limits.block_size) + 2;
+    let options = EngineOptions {
+        kv_cache_bytes: Some(blocks as u64 * block_bytes),
+        ..EngineOptions::default()
     };
+    let (answers, stats) = serve(path, &options, &all, 1);
+    for (index, (answer, want)) in answers.iter().zip(&alone).enumerate() {
+        assert_eq!(answer, want, "{name}: preempted: request {index}");
+    }
+    assert!(stats.preemptions > 0, "{name}: memory was enough for all");
+}
+
+fn check(name: &str, path: &Path, prompts: &[Vec<u32>], longest: usize) {
+    check_preemption(name, path, prompts);
+    let all = requests(prompts, longest);
+    let one_by_one = one_by_one(path, &all);
     let mut session = open(path, 1);
     for (request, answer) in all.iter().zip(&one_by_one) {
         let Request { prompt, params, .. } = request;
@@ -128,22 +156,14 @@ fn check(name: &str, path: &Path, prompts: &[Vec<u32>], longest: usize) {
         assert_eq!(tokens, answer.tokens[0], "{name}: a session");
     }
     let at = |n| NonZeroUsize::new(n).unwrap();
-    let engine = Engine::open(path, &EngineOptions::default()).unwrap();
-    let limits = engine.limits().unwrap().clone();
-    let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
-    drop(engine);
-    // Room for the longest of them and a little more.
-    let longest = all.iter().map(|r| r.prompt.len() + r.params.max_tokens.unwrap()).max();
-    let tight = (longest.unwrap().div_ceil(limits.block_size) + 2) as u64 * block_bytes;
     for (what, options, rounds) in [
         ("cold and warm", EngineOptions::default(), 2),
         (
-            "one thread, odd chunks, little memory",
+            "one thread, odd chunks",
             EngineOptions {
                 threads: Some(at(1)),
-                prefill_chunk: at(33),
-                max_num_batched_tokens: Some(at(61)),
-                kv_cache_bytes: Some(tight),
+                prefill_chunk: at(7),
+                max_num_batched_tokens: Some(at(13)),
                 ..EngineOptions::default()
             },
             2,
@@ -161,9 +181,6 @@ fn check(name: &str, path: &Path, prompts: &[Vec<u32>], longest: usize) {
         }
         if rounds == 2 {
             assert!(stats.prefix_hits > 0, "{name}: {what}: nothing came from the cache");
-        }
-        if options.kv_cache_bytes.is_some() {
-            assert!(stats.preemptions > 0, "{name}: {what}: memory was enough for all");
         }
     }
 }

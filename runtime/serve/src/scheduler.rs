@@ -75,8 +75,7 @@ pub struct Plan {
     pub copies: Vec<BlockCopy>,
     /// What to compute.
     pub parts: Vec<Part>,
-    /// Requests that have left the queue for the first time, with the tokens that the prefix cache
-    /// had of them.
+    /// Sequences that have left the queue, with the tokens that the prefix cache had of them.
     pub admitted: Vec<(SequenceId, usize)>,
     /// Sequences that had to give way.
     pub preempted: usize,
@@ -255,9 +254,7 @@ impl<T> Scheduler<T> {
             }
             plan.copies.extend(sequence.open(&mut self.blocks));
             let (id, cached) = (sequence.id, sequence.computed);
-            if sequence.last_step == 0 {
-                plan.admitted.push((id, cached));
-            }
+            plan.admitted.push((id, cached));
             self.running.push(sequence);
             self.sort_running();
             let before = plan.preempted;
