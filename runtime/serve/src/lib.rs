@@ -47,6 +47,7 @@ mod detokenizer;
 mod embedder;
 mod engine;
 mod error;
+pub mod http;
 mod philox;
 mod prefix_cache;
 mod sampler;
