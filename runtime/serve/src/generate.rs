@@ -154,7 +154,7 @@ impl Sequence {
 /// `on_token` sees every new token and may end its sequence for a reason of its own.
 ///
 /// # Errors
-/// What the model reports, [`ServeError::NotFinite`], and [`ServeError::Request`] where the sampling
+/// What the model reports, [`ServeError::NotFinite`], and [`ServeError::Request`] where sampling
 /// parameters forbid every token.
 pub fn advance<M: StepModel>(
     model: &mut M,
