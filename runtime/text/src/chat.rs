@@ -71,6 +71,12 @@ impl ChatTemplate {
         &self.name
     }
 
+    /// The template's text.
+    #[must_use]
+    pub fn source(&self) -> &str {
+        &self.source
+    }
+
     /// Writes a conversation as a prompt.
     ///
     /// # Errors

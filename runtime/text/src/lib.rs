@@ -41,6 +41,7 @@ mod stop;
 mod stream;
 #[cfg(test)]
 mod tiny;
+mod token_bytes;
 mod tokenizer;
 
 pub use bundle::{EmbeddingConfig, GenerationDefaults, SpecialTokens, TextBundle};
@@ -48,4 +49,5 @@ pub use chat::{ChatRequest, ChatTemplate};
 pub use error::TextError;
 pub use stop::StopMatcher;
 pub use stream::DecodeStream;
+pub use token_bytes::TokenBytes;
 pub use tokenizer::{Frame, Tokenizer};

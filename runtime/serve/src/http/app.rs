@@ -15,7 +15,7 @@ use serde_json::Value;
 use text::{ChatTemplate, TextError, TokenBytes, Tokenizer};
 
 use super::{ServerOptions, auth::Keys, error::ApiError, fields::Fields};
-use crate::{Limits, ServeError, engine::Engine};
+use crate::{ServeError, engine::Engine};
 
 /// A server's state.
 #[derive(Debug)]
@@ -43,7 +43,8 @@ struct Templates {
 impl App {
     pub(crate) fn new(engine: Engine, options: ServerOptions) -> Result<Arc<App>, ServeError> {
         if let Some(index) = options.api_keys.iter().position(|key| key.trim().is_empty()) {
-            let reason = format!("number {} is empty, and would open the server to everybody", index);
+            let reason =
+                format!("number {} is empty, and would open the server to everybody", index);
             return Err(ServeError::request("--api-key", reason));
         }
         let templates = match &options.chat_template {
@@ -105,9 +106,8 @@ impl App {
 
     /// The longest sequence: what the model takes and its memory holds.
     pub(crate) fn max_seq_len(&self) -> usize {
-        let memory = |limits: &Limits| (limits.blocks as usize).saturating_mul(limits.block_size);
         match self.engine.limits() {
-            Some(limits) => limits.max_seq_len.min(memory(limits)),
+            Some(limits) => limits.max_seq_len.min(limits.positions()),
             None => usize::try_from(self.engine.info().max_seq_len).unwrap_or(usize::MAX),
         }
     }
@@ -167,7 +167,9 @@ impl App {
             ModelKind::Graph => ("a graph", "no route"),
         };
         let name = &info.architecture;
-        Err(ApiError::wrong_kind(format!("the model ({name}) does not {does}: it is {is}, for {route}")))
+        Err(ApiError::wrong_kind(format!(
+            "the model ({name}) does not {does}: it is {is}, for {route}"
+        )))
     }
 
     /// An id that answers have.

@@ -29,9 +29,17 @@ pub(crate) async fn read(
     request: Request<Body>,
     max_bytes: usize,
 ) -> Result<Map<String, Value>, ApiError> {
+    read_within(request, max_bytes, READ_TIMEOUT).await
+}
+
+async fn read_within(
+    request: Request<Body>,
+    max_bytes: usize,
+    limit: Duration,
+) -> Result<Map<String, Value>, ApiError> {
     let (parts, body) = request.into_parts();
     check_headers(&parts.headers, max_bytes)?;
-    let collected = tokio::time::timeout(READ_TIMEOUT, Limited::new(body, max_bytes).collect());
+    let collected = tokio::time::timeout(limit, Limited::new(body, max_bytes).collect());
     let bytes = match collected.await {
         Ok(Ok(collected)) => collected.to_bytes(),
         Ok(Err(error)) if error.is::<LengthLimitError>() => return Err(too_large(max_bytes)),
@@ -39,7 +47,7 @@ pub(crate) async fn read(
             return Err(ApiError::invalid(format!("the body cannot be read: {error}")));
         }
         Err(_) => {
-            let message = format!("the body did not arrive within {} s", READ_TIMEOUT.as_secs());
+            let message = format!("the body did not arrive within {} s", limit.as_secs());
             let status = StatusCode::REQUEST_TIMEOUT;
             let error = ApiError::new(status, "timeout_error", Some("timeout"), message);
             return Err(error.with_header(header::CONNECTION, "close"));
@@ -143,6 +151,15 @@ mod tests {
         assert_eq!(status(&wide), Err(413));
         let texts = br#"{"a":"[[[\"{{{,,,","b\\":"]"}"#;
         assert_eq!(status(texts).unwrap().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn bodies_are_not_waited_for() {
+        let body = Body::from_stream(futures_util::stream::pending::<Result<Vec<u8>, String>>());
+        let request = Request::post("/").header("content-type", "application/json");
+        let request = request.body(body).unwrap();
+        let error = read_within(request, 100, Duration::from_millis(20)).await.unwrap_err();
+        assert_eq!(error.status.as_u16(), 408);
     }
 
     #[test]

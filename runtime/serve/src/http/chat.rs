@@ -35,11 +35,7 @@ pub(super) use tools::{TOOLS, Tools};
 pub(super) const TABLE: Table = &[OWN, RENDERING, TOOLS, SHARED, STRUCTURED];
 
 const OWN: &[Field] = &[
-    required(
-        "messages",
-        Kind::List { of: &MESSAGE, from: 1, to: 65536 },
-        "The conversation.",
-    ),
+    required("messages", Kind::List { of: &MESSAGE, from: 1, to: 65536 }, "The conversation."),
     field("max_completion_tokens", Kind::at_least(0), "New tokens at most."),
     field("max_tokens", Kind::at_least(0), "The older name of `max_completion_tokens`."),
     field("logprobs", Kind::Bool, "Whether to tell the log-probabilities of new tokens."),
@@ -56,21 +52,13 @@ const OWN: &[Field] = &[
     ),
     field("modalities", Kind::Only { values: &["[\"text\"]"], why: "answers are text" }, ""),
     field("audio", Kind::Only { values: &[], why: "answers are text" }, ""),
-    field(
-        "prediction",
-        Kind::Only { values: &[], why: "predicted outputs are not used" },
-        "",
-    ),
+    field("prediction", Kind::Only { values: &[], why: "predicted outputs are not used" }, ""),
     field(
         "web_search_options",
         Kind::Only { values: &[], why: "this server searches nothing" },
         "",
     ),
-    field(
-        "store",
-        Kind::Only { values: &["false"], why: "answers are not stored" },
-        "",
-    ),
+    field("store", Kind::Only { values: &["false"], why: "answers are not stored" }, ""),
     field(
         "metadata",
         Kind::Only { values: &["{}"], why: "it is for stored answers, and none are stored" },
@@ -204,8 +192,7 @@ impl Call {
         let prompt = conversation.tokens(app).await?;
         let asked = new.or(old);
         let prompts = std::slice::from_ref(&prompt);
-        params.max_tokens =
-            fit(app, &params, prompts, asked, defaults.max_new_tokens, "messages")?;
+        params.max_tokens = fit(app, &params, prompts, asked, defaults.max_new_tokens, "messages")?;
         let logprobs = fields.bool("logprobs").filter(|told| *told);
         let logprobs = logprobs.map(|_| fields.count("top_logprobs").unwrap_or(0));
         Ok(Call { model, params, prompt, logprobs, tools })

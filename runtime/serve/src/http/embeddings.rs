@@ -90,7 +90,8 @@ pub(super) async fn answer(
     problems.check_object(TABLE, &body, "");
     let size = app.engine().info().hidden_size;
     if fields.integer("dimensions").is_some_and(|n| u64::try_from(n).is_ok_and(|n| n != size)) {
-        problems.add("dimensions", format!("differs from the model's {size}, and vectors are whole"));
+        problems
+            .add("dimensions", format!("differs from the model's {size}, and vectors are whole"));
     }
     problems.into_result()?;
     let is_base64 = fields.text("encoding_format") == Some("base64");

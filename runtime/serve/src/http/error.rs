@@ -96,11 +96,7 @@ impl ApiError {
         self
     }
 
-    pub(crate) fn with_header(
-        mut self,
-        name: header::HeaderName,
-        value: &'static str,
-    ) -> ApiError {
+    pub(crate) fn with_header(mut self, name: header::HeaderName, value: &'static str) -> ApiError {
         self.headers.push((name, HeaderValue::from_static(value)));
         self
     }

@@ -68,10 +68,7 @@ impl Events {
     }
 }
 
-fn next(
-    index: usize,
-    mut stream: EventStream,
-) -> Boxed<(usize, EventStream, Option<Event>)> {
+fn next(index: usize, mut stream: EventStream) -> Boxed<(usize, EventStream, Option<Event>)> {
     Box::pin(async move {
         let event = stream.recv().await;
         (index, stream, event)
@@ -104,8 +101,7 @@ impl Outputs {
         let count = events.open.len();
         let sequences = (0..count).map(|_| (0..n).map(|_| Output::default()).collect());
         let prompts = (0..count).map(|_| PromptDone::default());
-        let mut outputs =
-            Outputs { prompts: prompts.collect(), sequences: sequences.collect() };
+        let mut outputs = Outputs { prompts: prompts.collect(), sequences: sequences.collect() };
         while let Some((index, event)) = events.next().await? {
             match event {
                 Event::Prompt(done) => outputs.prompts[index] = done,

@@ -100,7 +100,8 @@ impl CompletionLogprobs {
 /// A token in the `logprobs` of a chat's answer.
 pub(super) fn chat_token(names: &Names, token: &TokenLogprob) -> Value {
     let entry = |id: u32, logprob: f32| {
-        json!({"token": names.text(id), "logprob": finite(logprob), "bytes": names.bytes(id)})
+        let (token, bytes) = (names.text(id), names.bytes(id));
+        json!({"token": token, "logprob": finite(logprob), "bytes": bytes})
     };
     let mut value = entry(token.token, token.logprob);
     let top = token.top.iter().map(|(id, logprob)| entry(*id, *logprob));
@@ -110,11 +111,7 @@ pub(super) fn chat_token(names: &Names, token: &TokenLogprob) -> Value {
 
 /// vLLM's `prompt_logprobs`: for each token but the first, its probability and those of at most so
 /// many of the likeliest, by id.
-pub(super) fn of_prompt(
-    names: &Names,
-    logprobs: &[Option<TokenLogprob>],
-    most: usize,
-) -> Value {
+pub(super) fn of_prompt(names: &Names, logprobs: &[Option<TokenLogprob>], most: usize) -> Value {
     let entry = |id: u32, logprob: f32, rank: usize| {
         let decoded = names.text(id);
         json!({"logprob": finite(logprob), "rank": rank, "decoded_token": decoded})

@@ -70,6 +70,12 @@ const ROUTES: &[Route] = &[
     },
 ];
 
+/// The path of the document that a path of the router is.
+pub(super) fn known(path: &str) -> Option<&'static str> {
+    let path = path.replace("{*id}", "{id}");
+    ROUTES.iter().map(|route| route.path).find(|known| *known == path)
+}
+
 /// Whether a path takes bodies.
 pub(super) fn is_post(path: &str) -> bool {
     ROUTES.iter().any(|route| route.path == path && route.body.is_some())
@@ -159,8 +165,9 @@ fn operation(route: &Route, app: &App) -> Value {
     }
     if let Some(table) = body {
         let mut schema = object_schema(table, app.vocab_size());
+        let names = app.names().iter().map(|name| json!(name)).chain([Value::Null]);
         schema["properties"]["model"] = json!({
-            "enum": app.names().iter().map(|name| json!(name)).chain([Value::Null]).collect::<Value>(),
+            "enum": names.collect::<Value>(),
             "description": "A name that `/v1/models` lists; by default the first.",
         });
         let content = json!({"application/json": {"schema": schema}});

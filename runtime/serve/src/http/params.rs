@@ -67,10 +67,7 @@ pub(super) const SHARED: &[Field] = &[
     field("n", Kind::Integer { from: 1, to: 128 }, "Answers to each prompt; 1 by default."),
     field(
         "stop",
-        Kind::OneOf(&[
-            Kind::Name,
-            Kind::List { of: &Kind::Name, from: 0, to: 64 },
-        ]),
+        Kind::OneOf(&[Kind::Name, Kind::List { of: &Kind::Name, from: 0, to: 64 }]),
         "Texts that end the answer and are not part of it.",
     ),
     field("stop_token_ids", TOKENS, "Tokens that end the answer."),
@@ -141,11 +138,7 @@ pub(super) const SHARED: &[Field] = &[
         "Only with `stream`.",
     ),
     field("user", Kind::Text, "Whose request it is; changes nothing."),
-    field(
-        "use_beam_search",
-        Kind::Only { values: &["false"], why: ONE_ANSWER },
-        "",
-    ),
+    field("use_beam_search", Kind::Only { values: &["false"], why: ONE_ANSWER }, ""),
     field("length_penalty", Kind::Only { values: &["1"], why: ONE_ANSWER }, ""),
     field(
         "spaces_between_special_tokens",

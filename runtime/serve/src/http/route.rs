@@ -19,7 +19,7 @@ use super::{App, chat, completions, embeddings, error::ApiError, metrics, openap
 pub(super) fn router(app: Arc<App>) -> Router {
     let router = Router::new();
     let router = paths().into_iter().fold(router, |router, (path, routes)| {
-        router.route(path, routes.fallback(move |request| wrong_method(path, request)))
+        router.route(path, routes.fallback(move |request: Request| wrong_method(path, request)))
     });
     router
         .fallback(nowhere)
@@ -48,7 +48,7 @@ fn paths() -> Vec<(&'static str, MethodRouter<Arc<App>>)> {
 /// What holds before and after every request.
 async fn enter(State(app): State<Arc<App>>, request: Request, next: Next) -> Response {
     let route = match request.extensions().get::<MatchedPath>() {
-        Some(path) => known(path.as_str()),
+        Some(path) => openapi::known(path.as_str()).unwrap_or("other"),
         None => "other",
     };
     let answered = AssertUnwindSafe(admit(&app, route, request, next)).catch_unwind().await;
@@ -73,11 +73,6 @@ async fn admit(app: &App, route: &'static str, request: Request, next: Next) -> 
         return ApiError::draining().into_response();
     }
     next.run(request).await
-}
-
-/// The path as a label.
-fn known(path: &str) -> &'static str {
-    paths().into_iter().find(|(known, _)| *known == path).map_or("other", |(known, _)| known)
 }
 
 async fn wrong_method(path: &'static str, request: Request) -> Response {

@@ -61,7 +61,9 @@ impl<C: Chunks> State<C> {
             }
             let mut out = Vec::new();
             let done = match self.events.next().await {
-                Ok(Some((index, event))) => self.chunks.event(index, event, &mut out).map(|()| false),
+                Ok(Some((index, event))) => {
+                    self.chunks.event(index, event, &mut out).map(|()| false)
+                }
                 Ok(None) => {
                     self.chunks.end(&mut out);
                     Ok(true)

@@ -136,4 +136,3 @@ fn told(stats: &Stats) -> Value {
         "iteration_tokens": histogram(&stats.iteration_tokens),
     })
 }
-

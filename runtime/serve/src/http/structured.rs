@@ -31,7 +31,10 @@ pub(super) const STRUCTURED: &[Field] = &[
             of: &[
                 ("text", &[&[TYPE]]),
                 ("json_object", &[&[TYPE]]),
-                ("json_schema", &[&[TYPE, required("json_schema", Kind::Object(NAMED_SCHEMA), "")]]),
+                (
+                    "json_schema",
+                    &[&[TYPE, required("json_schema", Kind::Object(NAMED_SCHEMA), "")]],
+                ),
             ],
         },
         "What the answer must be.",
@@ -179,8 +182,14 @@ mod tests {
             (json!({"guided_json": schema}), Some(Structure::Json(schema.clone()))),
             (json!({"guided_json": "{\"type\":\"array\"}"}), Some(Structure::Json(schema))),
             (json!({"guided_regex": "a+"}), Some(Structure::Regex("a+".into()))),
-            (json!({"guided_choice": ["a", "b"]}), Some(Structure::Choice(vec!["a".into(), "b".into()]))),
-            (json!({"guided_grammar": "root ::= x"}), Some(Structure::Grammar("root ::= x".into()))),
+            (
+                json!({"guided_choice": ["a", "b"]}),
+                Some(Structure::Choice(vec!["a".into(), "b".into()])),
+            ),
+            (
+                json!({"guided_grammar": "root ::= x"}),
+                Some(Structure::Grammar("root ::= x".into())),
+            ),
             (json!({"structured_outputs": {"regex": "a"}}), Some(Structure::Regex("a".into()))),
             (json!({"structured_outputs": {"json_object": true}}), Some(Structure::JsonObject)),
         ] {
@@ -195,10 +204,7 @@ mod tests {
             (json!({"structured_outputs": {}}), "structured_outputs"),
             (json!({"structured_outputs": {"json_object": false}}), "structured_outputs"),
             (json!({"response_format": {"type": "xml"}}), "response_format.type"),
-            (
-                json!({"response_format": {"type": "json_schema"}}),
-                "response_format.json_schema",
-            ),
+            (json!({"response_format": {"type": "json_schema"}}), "response_format.json_schema"),
             (json!({"guided_json": "{"}), "guided_json"),
             (
                 json!({"response_format": {"type": "json_object"}, "guided_regex": "a"}),

@@ -36,11 +36,7 @@ pub(super) const TOKENIZE: Table = &[
 /// The fields of `/detokenize`.
 pub(super) const DETOKENIZE: Table = &[&[
     field("model", Kind::Text, "A name that `/v1/models` lists."),
-    required(
-        "tokens",
-        Kind::List { of: &Kind::Token, from: 0, to: usize::MAX },
-        "Token ids.",
-    ),
+    required("tokens", Kind::List { of: &Kind::Token, from: 0, to: usize::MAX }, "Token ids."),
 ]];
 
 pub(super) async fn tokenize(
@@ -78,9 +74,8 @@ pub(super) async fn tokenize(
         }
     };
     let names = fields.bool("return_token_strs") == Some(true);
-    let names: Option<Vec<String>> = names.then(|| {
-        tokens.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect()
-    });
+    let names: Option<Vec<String>> = names
+        .then(|| tokens.iter().map(|id| tokenizer.id_to_token(*id).unwrap_or_default()).collect());
     let value = json!({
         "count": tokens.len(),
         "max_model_len": app.max_seq_len(),

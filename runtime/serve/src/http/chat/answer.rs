@@ -71,7 +71,7 @@ impl Answer {
             }
             let mut value = json!({"index": index, "message": message});
             value["logprobs"] = self.logprobs(index);
-            self.end(&mut value, index, output.finish);
+            self.finish(&mut value, index, output.finish);
             if self.call.params.return_token_ids {
                 value["token_ids"] = std::mem::take(&mut self.choices[index].tokens).into();
             }
@@ -152,7 +152,7 @@ impl Answer {
         }
     }
 
-    fn end(&self, choice: &mut Value, index: usize, finish: Option<Finish>) {
+    fn finish(&self, choice: &mut Value, index: usize, finish: Option<Finish>) {
         let stop = &self.call.params.request.params.stop;
         let (mut finish, stop) = match finish {
             Some(finish) => reasons(finish, stop),
@@ -238,7 +238,7 @@ impl Answer {
         }
         if new.finish.is_some() {
             let mut chunk = self.chunk(index, json!({}));
-            self.end(&mut chunk["choices"][0], index, new.finish);
+            self.finish(&mut chunk["choices"][0], index, new.finish);
             out.push(chunk);
         }
     }

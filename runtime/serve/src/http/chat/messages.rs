@@ -86,8 +86,11 @@ pub(super) fn for_template(
     for (index, message) in messages.iter().enumerate() {
         let Value::Object(message) = message else { continue };
         let fields = Fields(message);
-        let mut given: Map<String, Value> =
-            message.iter().filter(|(_, v)| !v.is_null()).map(|(k, v)| (k.clone(), v.clone())).collect();
+        let mut given: Map<String, Value> = message
+            .iter()
+            .filter(|(_, v)| !v.is_null())
+            .map(|(k, v)| (k.clone(), v.clone()))
+            .collect();
         let calls = fields.list("tool_calls").unwrap_or_default();
         if fields.text("role") == Some("developer") {
             given.insert("role".into(), "system".into());
@@ -188,7 +191,9 @@ mod tests {
     fn content_has_the_shape_that_the_template_reads() {
         let parts = json!([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]);
         let said = |content: Value| json!([{"role": "user", "content": content}]);
-        let content = |content: Value, template| shape(&said(content), template).unwrap()[0]["content"].clone();
+        let content = |content: Value, template| {
+            shape(&said(content), template).unwrap()[0]["content"].clone()
+        };
         assert_eq!(content(parts.clone(), FLAT), json!("a\nb"));
         assert_eq!(content(parts.clone(), PARTS), parts);
         assert_eq!(content(json!("a"), PARTS), json!([{"type": "text", "text": "a"}]));
@@ -202,9 +207,10 @@ mod tests {
             let function = json!({"name": "f", "arguments": arguments});
             json!({"type": "function", "id": "1", "function": function})
         };
+        let calls = [call("{\"a\": 1}"), call("")];
         let messages = json!([
             {"role": "developer", "content": "x"},
-            {"role": "assistant", "content": null, "refusal": null, "tool_calls": [call("{\"a\": 1}"), call("")]},
+            {"role": "assistant", "content": null, "refusal": null, "tool_calls": calls},
             {"role": "tool", "content": "y", "tool_call_id": "1"},
             {"role": "assistant", "content": "z", "tool_calls": [], "annotations": []},
         ]);

@@ -51,11 +51,7 @@ pub(in crate::http) const TOOLS: &[Field] = &[
     ),
     field("parallel_tool_calls", Kind::Bool, "Whether it may call several; true by default."),
     field("functions", Kind::Only { values: &["[]"], why: "use `tools`" }, ""),
-    field(
-        "function_call",
-        Kind::Only { values: &["\"none\""], why: "use `tool_choice`" },
-        "",
-    ),
+    field("function_call", Kind::Only { values: &["\"none\""], why: "use `tool_choice`" }, ""),
 ];
 
 /// What the model does with tools.

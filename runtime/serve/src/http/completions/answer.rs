@@ -99,7 +99,7 @@ impl Answer {
         }
         let mut choice = self.piece(index, sequence, &text, &mut logprobs);
         if let Some(finish) = output.finish {
-            self.end(&mut choice, finish);
+            self.finish(&mut choice, finish);
         }
         if let Some(most) = self.call.params.request.prompt_logprobs {
             choice["prompt_logprobs"] = of_prompt(&self.names, &prompt.logprobs, most);
@@ -155,7 +155,7 @@ impl Answer {
         })
     }
 
-    fn end(&self, choice: &mut Value, finish: crate::Finish) {
+    fn finish(&self, choice: &mut Value, finish: crate::Finish) {
         let (finish, stop) = reasons(finish, &self.call.params.request.params.stop);
         choice["finish_reason"] = finish.into();
         choice["stop_reason"] = stop;
@@ -195,7 +195,7 @@ impl Answer {
         }
         let mut choice = self.piece(index, new.sequence, &new.text, &mut logprobs);
         if let Some(finish) = new.finish {
-            self.end(&mut choice, finish);
+            self.finish(&mut choice, finish);
         }
         if self.call.params.return_token_ids {
             choice["token_ids"] = new.token.iter().map(|token| token.token).collect();

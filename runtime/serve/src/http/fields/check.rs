@@ -114,8 +114,7 @@ impl Problems {
             }
             (kind, value) => {
                 if !self.fits(kind, value) {
-                    let reason =
-                        format!("is {}, and must be {}", told(value), self.describe(kind));
+                    let reason = format!("is {}, and must be {}", told(value), self.describe(kind));
                     self.add(path, reason);
                 }
             }

@@ -40,10 +40,16 @@ async fn a_stream_has_role_text_reason_and_end() {
     for index in 0..2 {
         let own: Vec<&Value> =
             chunks.iter().filter(|chunk| chunk["choices"][0]["index"] == index).collect();
-        let text: String = own[1..].iter().filter_map(|c| Some(delta(c)["content"].as_str()?.to_owned())).collect();
+        let text: String = own[1..]
+            .iter()
+            .filter_map(|c| Some(delta(c)["content"].as_str()?.to_owned()))
+            .collect();
         assert_eq!(text, "Hi, 世界!");
         let last = own.last().unwrap();
-        assert_eq!((delta(last), &last["choices"][0]["finish_reason"]), (json!({}), &json!("stop")));
+        assert_eq!(
+            (delta(last), &last["choices"][0]["finish_reason"]),
+            (json!({}), &json!("stop"))
+        );
         assert!(own[..own.len() - 1].iter().all(|c| c["choices"][0]["finish_reason"].is_null()));
     }
     let usage = chunks.last().unwrap();
@@ -54,16 +60,17 @@ async fn a_stream_has_role_text_reason_and_end() {
 #[tokio::test]
 async fn streams_joined_are_the_whole_text() {
     let server = Server::mock();
-    for more in [json!({}), json!({"stop": "\u{fffd}", "seed": 3, "temperature": 1}), json!({"n": 2})] {
+    for more in
+        [json!({}), json!({"stop": "\u{fffd}", "seed": 3, "temperature": 1}), json!({"n": 2})]
+    {
         let mut body = ask(more);
         body["max_tokens"] = json!(60);
         let whole = server.ok(PATH, body.clone()).await;
         let chunks = server.chunks(PATH, body).await;
         for choice in whole["choices"].as_array().unwrap() {
             let own = chunks.iter().filter(|c| c["choices"][0]["index"] == choice["index"]);
-            let text: String = own
-                .filter_map(|c| c["choices"][0]["delta"]["content"].as_str())
-                .collect();
+            let text: String =
+                own.filter_map(|c| c["choices"][0]["delta"]["content"].as_str()).collect();
             assert_eq!(choice["message"]["content"].as_str(), Some(text.as_str()));
         }
     }
@@ -83,7 +90,9 @@ async fn probabilities_have_bytes() {
     let chunks = server.chunks(PATH, body).await;
     let streamed: Vec<Value> = chunks
         .iter()
-        .flat_map(|c| c["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default())
+        .flat_map(|c| {
+            c["choices"][0]["logprobs"]["content"].as_array().cloned().unwrap_or_default()
+        })
         .collect();
     assert_eq!(&streamed, content);
     let plain = server.ok(PATH, ask(json!({"logprobs": true}))).await;
@@ -158,10 +167,16 @@ async fn a_template_of_the_server_goes_first() {
 async fn fields_that_contradict_each_other_are_refused() {
     let server = Server::saying("x");
     for (more, field) in [
-        (json!({"add_generation_prompt": true, "continue_final_message": true}), "add_generation_prompt"),
+        (
+            json!({"add_generation_prompt": true, "continue_final_message": true}),
+            "add_generation_prompt",
+        ),
         (json!({"chat_template_kwargs": {"messages": []}}), "chat_template_kwargs.messages"),
-        (json!({"continue_final_message": true, "messages": [{"role": "user", "content": [
-            {"type": "image_url", "image_url": {"url": "data:"}}]}]}), "messages[0].content[0].type"),
+        (
+            json!({"continue_final_message": true, "messages": [{"role": "user", "content": [
+            {"type": "image_url", "image_url": {"url": "data:"}}]}]}),
+            "messages[0].content[0].type",
+        ),
     ] {
         assert_eq!(server.refused(PATH, ask(more)).await.1, field);
     }

@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use serde_json::json;
 
 use super::*;
+use crate::engine::EngineOptions;
 
 const PATH: &str = "/v1/completions";
 
@@ -62,8 +63,9 @@ async fn streams_joined_are_the_whole_text() {
             for part in ["tokens", "token_logprobs", "top_logprobs", "text_offset"] {
                 let told = chunks.iter().flat_map(|chunk| chunk["choices"].as_array().unwrap());
                 let told = told.filter(|c| c["index"] == choice["index"]);
-                let told: Vec<&Value> =
-                    told.flat_map(|c| c["logprobs"][part].as_array().into_iter().flatten()).collect();
+                let told: Vec<&Value> = told
+                    .flat_map(|c| c["logprobs"][part].as_array().into_iter().flatten())
+                    .collect();
                 let want = choice["logprobs"][part].as_array();
                 assert_eq!(told, want.into_iter().flatten().collect::<Vec<_>>(), "{body}");
             }
@@ -80,7 +82,7 @@ async fn streams_joined_are_the_whole_text() {
 #[tokio::test]
 async fn usage_comes_last_where_it_is_asked_for() {
     let server = Server::mock();
-    let body = greedy(json!({"prompt": ["ab", "c"], "n": 2,
+    let body = greedy(json!({"prompt": ["ab", "c"], "n": 2, "ignore_eos": true,
         "stream_options": {"include_usage": true}}));
     let chunks = server.chunks(PATH, body.clone()).await;
     let (last, others) = chunks.split_last().unwrap();
@@ -88,7 +90,9 @@ async fn usage_comes_last_where_it_is_asked_for() {
     let usage = json!({"prompt_tokens": 5, "completion_tokens": 64, "total_tokens": 69,
         "prompt_tokens_details": {"cached_tokens": 0}});
     assert_eq!(last["usage"], usage);
-    assert!(others.iter().all(|chunk| chunk["usage"] == Value::Null && chunk.get("usage").is_some()));
+    assert!(
+        others.iter().all(|chunk| chunk["usage"] == Value::Null && chunk.get("usage").is_some())
+    );
     let mut body = body;
     body.as_object_mut().unwrap().remove("stream_options");
     assert_eq!(server.ok(PATH, body.clone()).await["usage"], usage);
@@ -96,6 +100,27 @@ async fn usage_comes_last_where_it_is_asked_for() {
     let chunks = server.chunks(PATH, body).await;
     assert_eq!(chunks.last().unwrap()["usage"], usage);
     assert_ne!(chunks.last().unwrap()["choices"], json!([]));
+}
+
+#[tokio::test]
+async fn cached_tokens_are_told() {
+    let options = EngineOptions { prefix_cache: true, ..EngineOptions::default() };
+    let engine = model::engine_with(model::hashing(), |_| (), &options);
+    let server = Server::new(engine, ServerOptions::default());
+    let body = greedy(json!({"prompt": "a prompt that is long enough", "max_tokens": 1}));
+    let cached = |answer: Value| answer["usage"]["prompt_tokens_details"]["cached_tokens"].as_u64();
+    let first = server.ok(PATH, body.clone()).await;
+    assert_eq!(cached(first.clone()), Some(0));
+    let second = server.ok(PATH, body.clone()).await;
+    assert_eq!(second["choices"], first["choices"]);
+    assert!(cached(second) >= Some(24));
+    let mut salted = body.clone();
+    salted["cache_salt"] = json!("mine");
+    assert_eq!(cached(server.ok(PATH, salted).await), Some(0));
+    let mut streamed = body;
+    streamed["stream_options"] = json!({"include_usage": true});
+    let chunks = server.chunks(PATH, streamed).await;
+    assert!(cached(chunks.last().unwrap().clone()) >= Some(24));
 }
 
 #[tokio::test]
@@ -134,7 +159,10 @@ async fn a_prompt_is_scored_as_lm_eval_asks() {
         }
         assert_eq!(part("tokens")[..3], [json!("\n"), json!("\u{14}"), json!("\u{1e}")]);
         assert_eq!(part("text_offset")[..5], [json!(0), json!(1), json!(2), json!(3), json!(4)]);
-        assert_eq!((&part("token_logprobs")[0], &part("top_logprobs")[0]), (&Value::Null, &Value::Null));
+        assert_eq!(
+            (&part("token_logprobs")[0], &part("top_logprobs")[0]),
+            (&Value::Null, &Value::Null)
+        );
         for index in 1..5 {
             let logprob = part("token_logprobs")[index].as_f64().unwrap();
             let top = part("top_logprobs")[index].as_object().unwrap().clone();
@@ -175,7 +203,10 @@ async fn parts_of_characters_are_told_as_bytes() {
     let server = Server::saying("é");
     let body = greedy(json!({"prompt": "assistant:", "logprobs": 0}));
     let choice = &server.ok(PATH, body).await["choices"][0];
-    assert_eq!((choice["text"].as_str(), choice["finish_reason"].as_str()), (Some("é"), Some("stop")));
+    assert_eq!(
+        (choice["text"].as_str(), choice["finish_reason"].as_str()),
+        (Some("é"), Some("stop"))
+    );
     let tokens = json!(["bytes:\\xc3", "bytes:\\xa9", "</s>"]);
     assert_eq!(choice["logprobs"]["tokens"], tokens);
     assert_eq!(choice["logprobs"]["text_offset"], json!([0, 0, 1]));
@@ -202,7 +233,11 @@ async fn answers_end_where_they_are_told_to() {
         let mut body = greedy(json!({"prompt": "assistant:", "max_tokens": 50}));
         body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
         let choice = server.ok(PATH, body).await["choices"][0].clone();
-        (choice["text"].as_str().unwrap().to_owned(), choice["finish_reason"].clone(), choice["stop_reason"].clone())
+        (
+            choice["text"].as_str().unwrap().to_owned(),
+            choice["finish_reason"].clone(),
+            choice["stop_reason"].clone(),
+        )
     };
     let ended = |text: &str, finish: &str, stop: Value| (text.to_owned(), json!(finish), stop);
     assert_eq!(end(json!({})).await, ended("one two three", "stop", Value::Null));

@@ -8,7 +8,7 @@ use serde_json::{Map, Value, json};
 use text::{GenerationDefaults, SpecialTokens, TextBundle};
 
 use crate::{
-    Batch, Limits, Logits, ServeError, StepModel,
+    Batch, BlockCopy, Limits, Logits, ServeError, StepModel,
     engine::{Engine, EngineOptions, Identity},
     testing::Mock,
 };
@@ -90,7 +90,8 @@ pub(super) fn engine(
     model: impl StepModel + Send + 'static,
     change: impl FnOnce(&mut TextBundle),
 ) -> Engine {
-    engine_with(model, change, &EngineOptions::default())
+    let options = EngineOptions { prefix_cache: false, ..EngineOptions::default() };
+    engine_with(model, change, &options)
 }
 
 pub(super) fn engine_with(
@@ -114,6 +115,7 @@ pub(super) struct Script {
     text: Vec<u32>,
     memory: Vec<u32>,
     logits: Vec<f32>,
+    sums: Vec<f32>,
 }
 
 impl Script {
@@ -129,7 +131,7 @@ impl Script {
             table_len: 32,
         };
         let text = text.bytes().map(u32::from).chain([EOS]).collect();
-        Script { limits, text, memory: vec![0; 1024], logits: vec![] }
+        Script { limits, text, memory: vec![0; 1024], logits: vec![], sums: vec![] }
     }
 
     fn next(&self, context: &[u32]) -> u32 {
@@ -163,8 +165,16 @@ impl StepModel for Script {
             self.logits.resize(start + VOCAB_SIZE, -50.0);
             self.logits[start + next] = 0.0;
         }
-        let sums = vec![0.0; batch.logit_rows.len()];
-        Ok(Logits::new(&self.logits, Box::leak(sums.into_boxed_slice()), VOCAB_SIZE))
+        self.sums.clear();
+        self.sums.resize(batch.logit_rows.len(), 0.0);
+        Ok(Logits::new(&self.logits, &self.sums, VOCAB_SIZE))
+    }
+
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
+        let size = self.limits.block_size;
+        let at = |block: u32| block as usize * size;
+        self.memory.copy_within(at(copy.from)..at(copy.from) + size, at(copy.to));
+        Ok(())
     }
 }
 
@@ -179,5 +189,9 @@ impl<M: StepModel> StepModel for Slow<M> {
     fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
         sleep(self.1);
         self.0.step(batch)
+    }
+
+    fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
+        self.0.copy_block(copy)
     }
 }

@@ -168,10 +168,7 @@ async fn a_model_without_text_takes_tokens() {
 async fn a_full_queue_says_when_to_come_back() {
     let slow = model::Slow(model::hashing(), std::time::Duration::from_millis(30));
     let options = EngineOptions { max_queue: 0, ..EngineOptions::default() };
-    let server = Server::new(
-        model::engine_with(slow, |_| (), &options),
-        ServerOptions::default(),
-    );
+    let server = Server::new(model::engine_with(slow, |_| (), &options), ServerOptions::default());
     let answer = server.post("/v1/completions", &json!({"prompt": "x"})).await;
     assert_eq!((answer.status, &answer.error()["code"]), (429, &json!("queue_full")));
     assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);

@@ -3,12 +3,18 @@
 use std::{
     io::{ErrorKind, Read, Write},
     net::{SocketAddr, TcpStream},
+    path::Path,
     sync::mpsc,
     thread::{self, JoinHandle},
     time::{Duration, Instant},
 };
 
 use tokio::sync::mpsc as channel;
+use tokio_rustls::rustls::{
+    ClientConfig, ClientConnection, RootCertStore, StreamOwned,
+    crypto::ring,
+    pki_types::{CertificateDer, pem::PemObject},
+};
 
 use super::*;
 use crate::{ServeError, http::server::Stop};
@@ -171,7 +177,7 @@ fn answers_have_their_time() {
     assert!(head(&mut whole).starts_with("HTTP/1.1 504 "));
     let mut stream = server.send(&post("/v1/completions", LONG_STREAM));
     assert!(head(&mut stream).starts_with("HTTP/1.1 200 "));
-    drop(server.stop.send(()));
+    server.stop.send(()).unwrap();
     let text = rest(stream);
     assert!(text.contains("data: {\"error\":{\"message\":"), "{text}");
     assert!(text.contains("\"code\":\"timeout\"}}\n\n") && text.contains("data: [DONE]"), "{text}");
@@ -231,6 +237,38 @@ async fn slow_heads_are_not_waited_for() {
     clients.await.unwrap();
     stop.send(()).unwrap();
     served.await.unwrap();
+}
+
+/// A client of TLS that trusts the test's certificate.
+fn trusting(address: SocketAddr) -> StreamOwned<ClientConnection, TcpStream> {
+    let mut roots = RootCertStore::empty();
+    let cert = CertificateDer::from_pem_slice(include_bytes!("tls/cert.pem")).unwrap();
+    roots.add(cert).unwrap();
+    let config = ClientConfig::builder_with_provider(Arc::new(ring::default_provider()))
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let name = "localhost".try_into().unwrap();
+    let connection = ClientConnection::new(Arc::new(config), name).unwrap();
+    let stream = TcpStream::connect(address).unwrap();
+    stream.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    StreamOwned::new(connection, stream)
+}
+
+#[test]
+fn tls_is_spoken_where_there_is_a_certificate() {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/http/tests/tls");
+    let tls = Some((folder.join("cert.pem"), folder.join("key.pem")));
+    let options = ServerOptions { tls, ..ServerOptions::default() };
+    let server = Running::start(model::engine(model::hashing(), |_| ()), options);
+    let plain = rest(server.send("GET /health HTTP/1.1\r\nHost: x\r\n\r\n"));
+    assert!(!plain.contains("200 OK"), "{plain}");
+    let mut stream = trusting(server.address);
+    stream.write_all(post("/v1/completions", LONG).as_bytes()).unwrap();
+    let mut start = [0; 15];
+    stream.read_exact(&mut start).unwrap();
+    assert_eq!(&start, b"HTTP/1.1 200 OK");
 }
 
 #[test]
