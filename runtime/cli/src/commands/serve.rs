@@ -2,7 +2,10 @@
 
 use std::{fs, net::SocketAddr, path::Path, time::Duration};
 
-use serve::{Engine, EngineOptions, ServerOptions};
+use serve::{
+    Engine, EngineOptions,
+    http::{self, ServerOptions},
+};
 
 use crate::{
     args::Serve,
@@ -39,7 +42,7 @@ pub(crate) fn serve(args: &Serve, cx: &Context) -> Result<()> {
     let on_ready = |address: SocketAddr| {
         output::tell(&format!("serving at {scheme}://{address}\n"));
     };
-    serve::serve(engine, server, on_ready).map_err(failure)
+    http::serve(engine, server, on_ready).map_err(failure)
 }
 
 fn server_options(args: &Serve) -> Result<ServerOptions> {
