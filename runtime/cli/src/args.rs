@@ -61,6 +61,7 @@ pub(crate) enum Command {
     Score(Score),
     Embed(Embed),
     Exec(Exec),
+    Serve(Box<Serve>),
     Inspect(Inspect),
     Bench(Bench),
     Tune(Tune),
@@ -300,6 +301,93 @@ pub(crate) struct Score {
     /// Print one JSON document
     #[arg(long)]
     pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
+}
+
+/// Serve a model over HTTP, as OpenAI's API.
+///
+/// Language models answer /v1/completions and /v1/chat/completions, models of embeddings
+/// /v1/embeddings; / is a page to chat with and to watch the engine, /metrics is for Prometheus,
+/// /openapi.json says what every route takes. Memory is reserved at the start and never exceeded.
+/// An answer depends on its request alone, whatever else is being served.
+///
+/// Ends on SIGTERM or SIGINT once every accepted request is answered; on a second one at once.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly serve llama.brolly
+  brolly serve llama.brolly --host 0.0.0.0 --api-key-file keys.txt --kv-cache 8GiB
+  brolly serve minilm.brolly --port 8001 --served-model-name minilm
+  curl localhost:8000/v1/chat/completions -H 'content-type: application/json' \\
+    -d '{\"messages\": [{\"role\": \"user\", \"content\": \"Hello\"}]}'")]
+pub(crate) struct Serve {
+    /// Name or address to listen at; 0.0.0.0 is every network
+    #[arg(long, value_name = "HOST", default_value = "127.0.0.1")]
+    pub(crate) host: String,
+
+    /// Port to listen at; 0 takes a free one and prints it
+    #[arg(long, value_name = "PORT", default_value_t = 8000)]
+    pub(crate) port: u16,
+
+    /// A key that requests must have, as `Authorization: Bearer KEY`; may be repeated
+    ///
+    /// Every route but /health asks for it. Others on the machine can read flags: prefer
+    /// --api-key-file.
+    #[arg(long, value_name = "KEY", env = "BROLLY_API_KEY", hide_env_values = true)]
+    pub(crate) api_key: Vec<String>,
+
+    /// A file of such keys, one a line; empty lines and those that begin with # do not count
+    #[arg(long, value_name = "FILE")]
+    pub(crate) api_key_file: Option<PathBuf>,
+
+    /// Certificate chain for TLS, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_key")]
+    pub(crate) tls_cert: Option<PathBuf>,
+
+    /// Private key of the certificate, PEM
+    #[arg(long, value_name = "FILE", requires = "tls_cert")]
+    pub(crate) tls_key: Option<PathBuf>,
+
+    /// What the model is called in requests and answers; may be repeated [default: the file's name]
+    #[arg(long, value_name = "NAME", value_parser = non_empty)]
+    pub(crate) served_model_name: Vec<String>,
+
+    /// A file with a chat template to use in place of the model's own
+    #[arg(long, value_name = "FILE")]
+    pub(crate) chat_template: Option<PathBuf>,
+
+    /// Key/value memory: 2GiB, 512MiB [default: for --max-num-seqs of the longest sequences, but no
+    /// more than nine tenths of what is left beside the model]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(crate) kv_cache: Option<u64>,
+
+    /// Most sequences that run at once [default: what the model is compiled for]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_seqs: Option<NonZeroUsize>,
+
+    /// Most tokens of one step [default: what the model is compiled for]
+    #[arg(long, value_name = "N")]
+    pub(crate) max_num_batched_tokens: Option<NonZeroUsize>,
+
+    /// Most tokens of prompts in a step in which other sequences get a token each
+    ///
+    /// More of them shorten the wait for first tokens, fewer the time between tokens.
+    #[arg(long, value_name = "N", default_value_t = serve::EngineOptions::default().prefill_chunk)]
+    pub(crate) prefill_chunk: NonZeroUsize,
+
+    /// Most requests that wait; further ones are told to come back (429)
+    #[arg(long, value_name = "N", default_value_t = serve::EngineOptions::default().max_queue)]
+    pub(crate) max_queue: usize,
+
+    /// Compute every prompt anew, even where another began alike
+    #[arg(long)]
+    pub(crate) no_prefix_cache: bool,
+
+    /// Most seconds that an answer may take
+    #[arg(long, value_name = "S", default_value_t = 3600)]
+    pub(crate) request_timeout: u64,
 
     #[command(flatten)]
     pub(crate) source: Source,

@@ -6,6 +6,7 @@ mod exec;
 mod generate;
 mod inspect;
 mod score;
+mod serve;
 
 #[cfg(feature = "compiler")]
 mod compiler;
@@ -20,3 +21,4 @@ pub(crate) use exec::exec;
 pub(crate) use generate::generate;
 pub(crate) use inspect::inspect;
 pub(crate) use score::score;
+pub(crate) use serve::serve;

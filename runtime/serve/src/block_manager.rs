@@ -198,7 +198,7 @@ impl BlockManager {
             let to = self.allocate()?;
             table.blocks[first] = to;
             self.give(from);
-            (written % self.block_size > 0).then_some(BlockCopy { from, to })
+            (!written.is_multiple_of(self.block_size)).then_some(BlockCopy { from, to })
         });
         for _ in 0..more {
             table.blocks.extend(self.allocate());
@@ -294,7 +294,7 @@ impl BlockManager {
         assert_eq!(uses, self.uses, "uses are counted");
         let free: HashSet<&u32> = self.free.iter().collect();
         assert_eq!(free.len(), self.free.len(), "a block is free once");
-        for block in 0..self.uses.len() as u32 {
+        for block in (0..).take(self.uses.len()) {
             let is_free = free.contains(&block);
             assert_eq!(is_free, self.uses(block) == 0 && !self.is_cached(block));
         }

@@ -1,8 +1,8 @@
 //! The engine: a model on a thread of its own, shared by any number of requests.
 //!
-//! An [`Engine`] owns the model and its key/value memory, which is fixed at the start. Requests come
-//! in from any thread, take part in steps as the [scheduler](crate::scheduler) says, and are
-//! answered through an [`EventStream`] each; dropping that ends the request. HTTP is one user of it.
+//! An [`Engine`] owns the model and its key/value memory, which is fixed at the start. Requests
+//! come in from any thread, take part in steps as the [scheduler](crate::scheduler) says, and are
+//! answered through an [`EventStream`] each; dropping that ends the request. HTTP is one user.
 
 pub(crate) mod core;
 mod event;

@@ -37,8 +37,8 @@
 //! key/value memory and finds prefixes in it again, a [`Scheduler`] that decides on each step,
 //! [`Batch`]es of packed tokens for a [`StepModel`], and the [`Sampler`]. A token's distribution
 //! depends on the tokens before it and on nothing else, neither on the batch nor on how the prompt
-//! was cut nor on what was cached, and random numbers are a function of seed, sequence and position:
-//! so answers do not depend on load.
+//! was cut nor on what was cached, and random numbers are a function of seed, sequence and
+//! position: so answers do not depend on load.
 
 mod batch;
 mod block_manager;

@@ -174,7 +174,7 @@ impl PrefixCache {
     pub(crate) fn check(&self, uses: impl Fn(u32) -> u32) {
         let mut children = vec![0; self.nodes.len()];
         let (mut cached, mut idle, mut evictable) = (0, 0, 0);
-        for block in 0..self.nodes.len() as u32 {
+        for block in (0..).take(self.nodes.len()) {
             let Some(node) = self.node(block) else { continue };
             cached += 1;
             let key = (node.parent.clone(), node.tokens.clone());
@@ -195,7 +195,7 @@ impl PrefixCache {
         }
         assert_eq!(cached, self.children.len());
         assert_eq!((idle, evictable), (self.idle, self.evictable.len()));
-        for block in 0..self.nodes.len() as u32 {
+        for block in (0..).take(self.nodes.len()) {
             let count = self.node(block).map_or(0, |node| node.children);
             assert_eq!(count, children[block as usize], "children are counted");
         }

@@ -75,8 +75,7 @@ pub struct Plan {
     pub copies: Vec<BlockCopy>,
     /// What to compute.
     pub parts: Vec<Part>,
-    /// Requests that have left the queue for the first time, with the tokens that the prefix cache
-    /// had of them.
+    /// Sequences that have left the queue, with the tokens that the prefix cache had of them.
     pub admitted: Vec<(SequenceId, usize)>,
     /// Sequences that had to give way.
     pub preempted: usize,
@@ -229,7 +228,10 @@ impl<T> Scheduler<T> {
         victim.close(&mut self.blocks);
         plan.preempted += 1;
         if let Some(index) = plan.parts.iter().position(|p| p.id == victim.id) {
-            room.give_back(&plan.parts.remove(index));
+            // Its tokens stay spent: they may have been of another kind than what comes now.
+            let part = plan.parts.remove(index);
+            room.sequences += 1;
+            room.rows += part.rows.len();
         }
         self.waiting.push(victim);
     }
@@ -252,9 +254,7 @@ impl<T> Scheduler<T> {
             }
             plan.copies.extend(sequence.open(&mut self.blocks));
             let (id, cached) = (sequence.id, sequence.computed);
-            if sequence.last_step == 0 {
-                plan.admitted.push((id, cached));
-            }
+            plan.admitted.push((id, cached));
             self.running.push(sequence);
             self.sort_running();
             let before = plan.preempted;
@@ -336,12 +336,6 @@ impl Room {
         self.tokens -= part.count;
         self.sequences -= 1;
         self.rows -= part.rows.len();
-    }
-
-    fn give_back(&mut self, part: &Part) {
-        self.tokens += part.count;
-        self.sequences += 1;
-        self.rows += part.rows.len();
     }
 }
 

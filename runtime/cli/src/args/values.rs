@@ -27,6 +27,31 @@ impl FromStr for Tokens {
     }
 }
 
+/// A number of bytes: `4096`, `512MiB`, `2GiB`, `1.5GB`.
+pub(crate) fn size(text: &str) -> Result<u64, String> {
+    let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
+    let (number, unit) = text.split_at(at);
+    let unit = match unit.trim().to_ascii_lowercase().as_str() {
+        "" | "b" => 1.0,
+        "k" | "kib" => 1024.0,
+        "m" | "mib" => 1024.0 * 1024.0,
+        "g" | "gib" => 1024.0 * 1024.0 * 1024.0,
+        "t" | "tib" => 1024.0 * 1024.0 * 1024.0 * 1024.0,
+        "kb" => 1e3,
+        "mb" => 1e6,
+        "gb" => 1e9,
+        "tb" => 1e12,
+        _ => return Err("write a size like 2GiB or 512MiB".into()),
+    };
+    let number: f64 = number.parse().map_err(|_| "write a size like 2GiB or 512MiB".to_owned())?;
+    let bytes = number * unit;
+    if !(1.0..1e18).contains(&bytes) {
+        return Err(format!("{text} is no size of memory"));
+    }
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "checked above")]
+    Ok(bytes as u64)
+}
+
 /// Bounds of a named dimension.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Bound {
@@ -169,6 +194,17 @@ fn number(text: &str, is_good: impl Fn(f64) -> bool) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn sizes_have_units() {
+        assert_eq!(size("4096"), Ok(4096));
+        assert_eq!(size("1.5GiB"), Ok(3 << 29));
+        assert_eq!(size("512 mib"), Ok(512 << 20));
+        assert_eq!(size("2GB"), Ok(2_000_000_000));
+        for wrong in ["", "GiB", "2XB", "-1", "0", "1e30", "9999999999TiB", "1.2.3"] {
+            assert!(size(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn values_are_read() {

@@ -20,8 +20,8 @@ fn identity() -> Identity {
     }
 }
 
-fn engine(mock: Mock, options: EngineOptions) -> Engine {
-    Engine::of_model(mock, identity(), &options).unwrap()
+fn engine(mock: Mock, options: &EngineOptions) -> Engine {
+    Engine::of_model(mock, identity(), options).unwrap()
 }
 
 fn request(first: u32, max_tokens: usize) -> Request {
@@ -47,7 +47,7 @@ fn tokens(mut stream: EventStream) -> (Vec<u32>, Option<Finish>) {
 
 #[test]
 fn requests_of_many_threads_get_their_own_answers() {
-    let engine = engine(Mock::new(|_| ()), EngineOptions::default());
+    let engine = engine(Mock::new(|_| ()), &EngineOptions::default());
     let alone: Vec<_> = (0..8).map(|i| tokens(engine.submit(request(i, 10)).unwrap())).collect();
     let together: Vec<_> = std::thread::scope(|scope| {
         let ask = |i: u32| {
@@ -69,7 +69,7 @@ fn requests_of_many_threads_get_their_own_answers() {
 
 #[test]
 fn a_dropped_stream_ends_its_request() {
-    let engine = engine(Mock::new(|l| l.max_seq_len = 64), EngineOptions::default());
+    let engine = engine(Mock::new(|l| l.max_seq_len = 64), &EngineOptions::default());
     let mut stream = engine.submit(request(1, 50)).unwrap();
     assert!(stream.blocking_recv().is_some());
     drop(stream);
@@ -89,7 +89,7 @@ fn a_full_queue_refuses_and_says_when_to_come_back() {
         max_num_seqs: NonZeroUsize::new(1),
         ..EngineOptions::default()
     };
-    let engine = engine(Mock::new(|_| ()), options);
+    let engine = engine(Mock::new(|_| ()), &options);
     let mut streams = Vec::new();
     let refused = (0..1000).find_map(|i| match engine.submit(request(i % 40, 60)) {
         Ok(stream) => {
@@ -110,7 +110,7 @@ fn a_full_queue_refuses_and_says_when_to_come_back() {
 
 #[test]
 fn draining_answers_what_was_accepted_and_takes_no_more() {
-    let engine = engine(Mock::new(|_| ()), EngineOptions::default());
+    let engine = engine(Mock::new(|_| ()), &EngineOptions::default());
     let streams: Vec<_> = (0..20).map(|i| engine.submit(request(i, 30)).unwrap()).collect();
     engine.drain();
     assert!(matches!(engine.submit(request(1, 1)), Err(SubmitError::Draining)));
@@ -122,7 +122,7 @@ fn draining_answers_what_was_accepted_and_takes_no_more() {
 
 #[test]
 fn what_the_model_cannot_do_is_refused() {
-    let engine = engine(Mock::new(|_| ()), EngineOptions::default());
+    let engine = engine(Mock::new(|_| ()), &EngineOptions::default());
     let error = engine.embed(vec![vec![1]]).unwrap_err().to_string();
     assert!(error.contains("does not embed"), "{error}");
     let error = engine.submit(request(99, 1)).unwrap_err().to_string();

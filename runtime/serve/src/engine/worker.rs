@@ -23,12 +23,15 @@ pub(crate) enum Command {
     /// A request whose client has left.
     Cancel(u64),
     /// Texts to embed.
-    Embed(Vec<Vec<u32>>, Answer<Vec<Vec<f32>>>),
+    Embed(Lists, Answer<Vec<Vec<f32>>>),
     /// What each block of memory holds.
     BlockUses(Answer<Vec<BlockUse>>),
     /// To end once there is nothing to do.
     Drain,
 }
+
+/// Token ids of several texts.
+pub(crate) type Lists = Vec<Vec<u32>>;
 
 pub(crate) type Answer<T> = oneshot::Sender<Result<T, ServeError>>;
 
@@ -175,7 +178,7 @@ pub(super) fn embed(
 ) -> Result<(), ServeError> {
     let mut stats = Stats::default();
     loop {
-        let mut jobs: Vec<(Vec<Vec<u32>>, Answer<Vec<Vec<f32>>>)> = Vec::new();
+        let mut jobs: Vec<(Lists, Answer<Vec<Vec<f32>>>)> = Vec::new();
         let mut is_ending = false;
         let mut next = commands.recv().map_err(|_| TryRecvError::Disconnected);
         loop {

@@ -140,7 +140,9 @@ impl Simulation {
             let sequence = running.iter().find(|s| s.id == part.id).unwrap();
             assert!((1..=sequence.pending()).contains(&part.count));
             assert!(sequence.table.capacity() >= sequence.computed + part.count);
-            prompt_tokens += if sequence.is_decoding() { 0 } else { part.count };
+            // One that comes back may have all but its last token in the cache.
+            let is_new = plan.admitted.iter().any(|(id, _)| *id == part.id);
+            prompt_tokens += if sequence.is_decoding() && !is_new { 0 } else { part.count };
             for position in sequence.computed..sequence.computed + part.count {
                 let block = sequence.table.blocks()[position / blocks.block_size()];
                 assert_eq!(blocks.uses(block), 1, "what is written is not shared");

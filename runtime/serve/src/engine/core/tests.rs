@@ -104,7 +104,7 @@ fn alone(request: Request) -> Answer {
 fn answers_do_not_depend_on_the_load() {
     let prompt = prop_oneof![
         proptest::collection::vec(0..2u32, 1..40),
-        (0..30usize).prop_map(|n| (0..30).chain(0..n as u32).collect()),
+        (0..30u32).prop_map(|n| (0..30).chain(0..n).collect()),
     ];
     let one = (prompt, 0..20usize, any::<u64>(), 1..4usize, any::<bool>(), -1..2i32, 0..4usize);
     let setting = (1..17usize, 1..9usize, 1..5usize, 1..17usize, 16..40u32, any::<bool>());
