@@ -137,3 +137,50 @@ fn what_the_model_cannot_do_is_refused() {
     assert_eq!(refused.into_inner(), 2000);
     assert_eq!(tokens(engine.submit(request(1, 4)).unwrap()).0.len(), 4);
 }
+
+/// Five hundred at once, with memory for four of the longest: each gets its own answer or is told
+/// to come back.
+#[test]
+fn overload_gives_right_answers_or_clean_refusals() {
+    let mock = || Mock::new(|l| l.blocks = 4 * 16);
+    let alone = engine(mock(), &EngineOptions::default());
+    let ask = |i: u32| {
+        let mut request = request(i % 40, 20 + (i as usize * 7) % 41);
+        request.n = 1 + (i as usize) % 2;
+        request.params.ignore_eos = true;
+        request
+    };
+    let want: Vec<_> = (0..500).map(|i| tokens(alone.submit(ask(i)).unwrap())).collect();
+    let options = EngineOptions { max_queue: 100, ..EngineOptions::default() };
+    let engine = engine(mock(), &options);
+    let answers: Vec<_> = thread::scope(|scope| {
+        let ask = |i: u32| {
+            let engine = engine.clone();
+            scope.spawn(move || engine.submit(ask(i)).map(tokens))
+        };
+        let threads: Vec<_> = (0..500).map(ask).collect();
+        threads.into_iter().map(|t| t.join().unwrap()).collect()
+    });
+    let mut answered = 0;
+    for (answer, want) in answers.iter().zip(&want) {
+        match answer {
+            Ok(answer) => {
+                // Sequences of one request come in any order of tokens.
+                let sorted = |t: &(Vec<u32>, Option<Finish>)| {
+                    let mut tokens = t.0.clone();
+                    tokens.sort_unstable();
+                    tokens
+                };
+                assert_eq!(sorted(answer), sorted(want));
+                answered += 1;
+            }
+            Err(SubmitError::QueueFull { retry_after, .. }) => assert!(!retry_after.is_zero()),
+            Err(error) => panic!("{error}"),
+        }
+    }
+    assert!(answered >= 100, "the queue holds a hundred");
+    engine.drain();
+    engine.join().unwrap();
+    let stats = engine.stats();
+    assert_eq!((stats.running, stats.waiting, stats.used_blocks), (0, 0, 0));
+}
