@@ -7,6 +7,7 @@
 mod bench;
 mod checks;
 mod demo;
+mod dist;
 mod fuzz;
 mod llvm;
 mod minilm;
@@ -27,7 +28,8 @@ Examples:
   cargo xtask test               everything that a change has to pass
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
-  cargo xtask fuzz --seconds 600 ten minutes for every fuzz target";
+  cargo xtask fuzz --seconds 600 ten minutes for every fuzz target
+  cargo xtask dist               the runtime alone, packed for deployment";
 
 /// Sets a machine up, runs every check, and shows brolly at work.
 #[derive(Parser)]
@@ -57,6 +59,8 @@ enum Task {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
     },
+    /// Pack the runtime-only binary, with what runs it as a service, into target/dist.
+    Dist,
     /// Fetch the all-MiniLM-L6-v2 sentence encoder into .cache/minilm.
     Minilm,
     /// Fetch NVIDIA's assembler and disassembler into .cache/ptxas.
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => checks::run(fast),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
+        Task::Dist => dist::run(),
         Task::Minilm => minilm::run(),
         Task::Ptxas => ptxas::run(),
     };

@@ -32,6 +32,11 @@ pub(crate) fn megabytes(bytes: f64) -> String {
     format!("{:.1} MB", bytes / 1e6)
 }
 
+/// A number of bytes in decimal kilobytes: `14.2 kB`.
+pub(crate) fn kilobytes(bytes: f64) -> String {
+    format!("{:.1} kB", bytes / 1e3)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
