@@ -19,6 +19,9 @@ use crate::{error::TextError, tokenizer::Tokenizer};
 use bytes::ByteStream;
 use window::Window;
 
+pub(crate) use bytes::level_bytes;
+pub(crate) use window::fallback_byte;
+
 /// How many of a prompt's last tokens can influence the text after it: a character is at most four
 /// tokens, and the rest is room for runs of byte tokens and tokens without text.
 const PROMPT_TAIL: usize = 64;
@@ -109,7 +112,7 @@ impl DecodeStream {
 }
 
 /// The decoder's steps, sequences opened.
-fn flatten(decoder: &DecoderWrapper) -> Vec<&DecoderWrapper> {
+pub(crate) fn flatten(decoder: &DecoderWrapper) -> Vec<&DecoderWrapper> {
     match decoder {
         DecoderWrapper::Sequence(steps) => steps.get_decoders().iter().flat_map(flatten).collect(),
         step => vec![step],

@@ -13,11 +13,7 @@ impl ByteStream {
     /// The characters that `token` completes. Each maximal ill-formed subsequence becomes one
     /// U+FFFD, as in [`String::from_utf8_lossy`].
     pub(super) fn push(&mut self, token: &str) -> String {
-        match token.chars().map(byte_of).collect::<Option<Vec<u8>>>() {
-            Some(bytes) => self.pending.extend(bytes),
-            // Added tokens are plain text.
-            None => self.pending.extend_from_slice(token.as_bytes()),
-        }
+        self.pending.extend(level_bytes(token));
         let mut text = String::new();
         let mut rest = self.pending.as_slice();
         let incomplete = loop {
@@ -46,6 +42,12 @@ impl ByteStream {
     pub(super) fn finish(self) -> String {
         String::from_utf8_lossy(&self.pending).into_owned()
     }
+}
+
+/// The bytes of a token; added tokens are plain text.
+pub(crate) fn level_bytes(token: &str) -> Vec<u8> {
+    let bytes = token.chars().map(byte_of).collect::<Option<Vec<u8>>>();
+    bytes.unwrap_or_else(|| token.as_bytes().to_vec())
 }
 
 /// The inverse of GPT-2's `bytes_to_unicode`: printable Latin-1 stands for itself, the other 68

@@ -53,7 +53,7 @@ impl Window {
         piece: &str,
     ) -> Result<String, TextError> {
         self.ids.push(id);
-        let run_is_open = self.byte_fallback && is_byte(piece);
+        let run_is_open = self.byte_fallback && fallback_byte(piece).is_some();
         if run_is_open || self.ids.len() - self.context < self.patience {
             return Ok(String::new());
         }
@@ -93,8 +93,8 @@ impl Window {
     }
 }
 
-/// A token that byte fallback turns into one byte: `<0x0A>`.
-fn is_byte(piece: &str) -> bool {
-    let hex = piece.strip_prefix("<0x").and_then(|rest| rest.strip_suffix('>'));
-    hex.is_some_and(|hex| hex.len() == 2 && u8::from_str_radix(hex, 16).is_ok())
+/// The byte of a token that byte fallback turns into one: `<0x0A>`.
+pub(crate) fn fallback_byte(piece: &str) -> Option<u8> {
+    let hex = piece.strip_prefix("<0x")?.strip_suffix('>')?;
+    u8::from_str_radix(hex, 16).ok().filter(|_| hex.len() == 2)
 }
