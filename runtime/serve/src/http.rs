@@ -28,6 +28,8 @@ mod tokens;
 
 use std::{future::Future, net::SocketAddr, path::PathBuf, time::Duration};
 
+use text::{ReasoningFormat, ToolFormat};
+
 use crate::{ServeError, engine::Engine};
 
 use app::App;
@@ -55,6 +57,10 @@ pub struct ServerOptions {
     pub served_model_names: Vec<String>,
     /// A chat template to use in place of the model's own.
     pub chat_template: Option<String>,
+    /// How the model writes calls of tools; by default what its chat template shows.
+    pub tool_format: Option<ToolFormat>,
+    /// When the model reasons; by default what its chat template shows.
+    pub reasoning_format: Option<ReasoningFormat>,
 }
 
 impl Default for ServerOptions {
@@ -69,6 +75,8 @@ impl Default for ServerOptions {
             request_timeout: Duration::from_secs(3600),
             served_model_names: Vec::new(),
             chat_template: None,
+            tool_format: None,
+            reasoning_format: None,
         }
     }
 }

@@ -69,6 +69,36 @@ pub enum TextError {
         /// What the tokenizer said.
         reason: String,
     },
+    /// A schema, grammar or list of choices that output cannot be held to.
+    #[error("the structure cannot be enforced: {reason}")]
+    Structure {
+        /// What is wrong, or which limit it exceeds.
+        reason: String,
+    },
+    /// Output under a structure that cannot go on like this.
+    #[error("the output cannot go on under its structure: {reason}")]
+    Constraint {
+        /// Why not.
+        reason: String,
+    },
+    /// Tools, or a choice among them, that no call could be made of.
+    #[error("`{field}` {reason}")]
+    Tools {
+        /// The field of the request, such as `tools[1].function.name`.
+        field: String,
+        /// What is wrong, as the rest of a sentence about the field.
+        reason: String,
+    },
+    /// The name of a format of output that this crate does not know.
+    #[error("there is no {kind} named `{name}`; known are {known}")]
+    UnknownFormat {
+        /// What the format is of.
+        kind: &'static str,
+        /// The name that was given.
+        name: String,
+        /// All names.
+        known: &'static str,
+    },
     /// A stop string that would match everywhere.
     #[error("stop string {index} is empty; leave it out or give it text")]
     EmptyStop {

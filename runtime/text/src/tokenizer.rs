@@ -231,7 +231,7 @@ impl fmt::Debug for Tokenizer {
 
 /// Runs a call into `tokenizers`, which indexes and unwraps by what the file says: a panic there is
 /// the file's fault, not ours.
-fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
+pub(crate) fn guarded<T>(call: impl FnOnce() -> tokenizers::Result<T>) -> Result<T, String> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(|error| error.to_string()),
         Err(panic) => {

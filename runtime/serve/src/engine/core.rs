@@ -363,11 +363,15 @@ fn draw(
 ) -> Result<TokenLogprob, ServeError> {
     let position = sequence.tokens.len();
     let (prompt, output) = sequence.tokens.split_at(sequence.prompt_len);
-    let Generating { sampler, stopping, top_logprobs, .. } = &mut sequence.state;
+    let Generating { sampler, stopping, top_logprobs, constraint, .. } = &mut sequence.state;
     let is_early = output.len() < stopping.min_tokens;
     let banned: Vec<u32> = if is_early { stopping.end_ids().collect() } else { vec![] };
-    let draw = Draw { logits: logits.row(row), prompt, output, banned: &banned, mask: None };
+    let mask = constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
+    let draw = Draw { logits: logits.row(row), prompt, output, banned: &banned, mask };
     let token = sampler.sample(draw).ok_or_else(|| no_token(logits.row(row), position - 1))?;
+    if let Some(constraint) = constraint {
+        constraint.accept(token)?;
+    }
     token_logprob(logits, row, token, *top_logprobs, position)
 }
 

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Instant};
 
-use text::Tokenizer;
+use text::{Constraint, Tokenizer};
 
 use crate::{
     Limits, Sampler, ServeError,
@@ -31,6 +31,8 @@ pub(crate) struct Generating {
     pub(crate) number: usize,
     pub(crate) sampler: Sampler,
     pub(crate) text: Detokenizer,
+    /// What the output must follow.
+    pub(crate) constraint: Option<Constraint>,
     pub(crate) stopping: Stopping,
     pub(crate) top_logprobs: usize,
     pub(crate) prompt: Option<PromptLogprobs>,
@@ -135,6 +137,7 @@ pub(crate) fn prepare(
             number: number_in_request,
             sampler: sampler.fork(number_in_request as u64),
             text: Detokenizer::new(tokenizer, &prompt, &params)?,
+            constraint: request.constraint.clone(),
             stopping: stopping.clone(),
             top_logprobs: request.top_logprobs,
             prompt: None,

@@ -18,6 +18,8 @@ pub struct Request {
     /// Whether to report the probability of each prompt token given those before it, and how many
     /// of the most likely tokens with it. The whole prompt is then computed, cached or not.
     pub prompt_logprobs: Option<usize>,
+    /// What the output must follow.
+    pub constraint: Option<text::Constraint>,
     /// Lower goes first; 0 is usual.
     pub priority: i32,
     /// Requests share cached prefixes with those of the same salt only.

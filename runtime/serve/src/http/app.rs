@@ -4,7 +4,7 @@ use std::{
     collections::{BTreeMap, hash_map::RandomState},
     hash::{BuildHasher, Hasher},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc, Mutex, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{SystemTime, UNIX_EPOCH},
@@ -12,7 +12,9 @@ use std::{
 
 use ir::ModelKind;
 use serde_json::Value;
-use text::{ChatTemplate, TextError, TokenBytes, Tokenizer};
+use text::{
+    ChatTemplate, GrammarCompiler, ReasoningFormat, TextError, TokenBytes, Tokenizer, ToolFormat,
+};
 
 use super::{ServerOptions, auth::Keys, error::ApiError, fields::Fields};
 use crate::{ServeError, engine::Engine};
@@ -26,6 +28,9 @@ pub(crate) struct App {
     names: Vec<String>,
     templates: Templates,
     token_bytes: Option<Arc<TokenBytes>>,
+    grammars: OnceLock<GrammarCompiler>,
+    tool_format: Option<ToolFormat>,
+    reasoning_format: Option<ReasoningFormat>,
     started: u64,
     /// Makes ids that no other process makes.
     hasher: RandomState,
@@ -63,6 +68,12 @@ impl App {
         if names.is_empty() {
             names.push(engine.info().architecture.clone());
         }
+        let source = templates.tools.as_ref().map_or("", |template| template.source());
+        let tool_format = options
+            .tool_format
+            .or_else(|| ToolFormat::detect(source, engine.tokenizer().map(|t| &**t)));
+        let source = templates.usual.as_ref().map_or("", |template| template.source());
+        let reasoning_format = options.reasoning_format.or_else(|| ReasoningFormat::detect(source));
         let token_bytes = engine.tokenizer().map(|t| Arc::new(TokenBytes::new(t)));
         Ok(Arc::new(App {
             keys: Keys::new(&options.api_keys),
@@ -71,6 +82,9 @@ impl App {
             names,
             templates,
             token_bytes,
+            grammars: OnceLock::new(),
+            tool_format,
+            reasoning_format,
             started: unix_seconds(),
             hasher: RandomState::new(),
             next_id: AtomicU64::new(0),
@@ -114,6 +128,29 @@ impl App {
 
     pub(crate) fn token_bytes(&self) -> Option<Arc<TokenBytes>> {
         self.token_bytes.clone()
+    }
+
+    /// What compiles structures for the model's vocabulary.
+    ///
+    /// # Errors
+    /// 400 if the tokenizer's tokens do not stand for bytes, or there is none.
+    pub(crate) fn grammars(&self) -> Result<&GrammarCompiler, ApiError> {
+        if self.grammars.get().is_none() {
+            let (tokenizer, eos_ids) = (self.tokenizer()?, self.engine.eos_ids());
+            let built = GrammarCompiler::new(&tokenizer, self.vocab_size(), eos_ids)?;
+            return Ok(self.grammars.get_or_init(|| built));
+        }
+        self.grammars.get().ok_or_else(|| ApiError::internal("structures cannot be compiled"))
+    }
+
+    /// How the model writes calls, if that is known.
+    pub(crate) fn tool_format(&self) -> Option<ToolFormat> {
+        self.tool_format
+    }
+
+    /// When the model reasons, if it does.
+    pub(crate) fn reasoning_format(&self) -> Option<ReasoningFormat> {
+        self.reasoning_format
     }
 
     /// The chat template.

@@ -14,7 +14,7 @@ use axum::{
 };
 use ir::ModelKind;
 use serde_json::{Map, Value};
-use text::ChatRequest;
+use text::{ChatRequest, Structure};
 
 use super::{
     App, aside, body,
@@ -29,7 +29,11 @@ use super::{
 
 use answer::Answer;
 pub(super) use messages::MESSAGE;
+use splitter::Splitter;
 pub(super) use tools::{TOOLS, Tools};
+
+/// Tokens of a prompt that tell whether the model reasons already.
+const PROMPT_END: usize = 16;
 
 /// The fields.
 pub(super) const TABLE: Table = &[OWN, RENDERING, TOOLS, SHARED, STRUCTURED];
@@ -141,6 +145,10 @@ pub(super) struct Call {
     /// How many alternatives to tell with each token, if any is told.
     logprobs: Option<usize>,
     tools: Tools,
+    /// What the whole text must be.
+    structure: Option<Structure>,
+    /// The prompt's end, which tells whether the model reasons already.
+    prompt_end: String,
 }
 
 /// A conversation that is ready to be rendered.
@@ -159,7 +167,7 @@ pub(super) async fn answer(
     let call = Call::read(&app, &body).await?;
     let stream = call.params.stream;
     let n = call.params.request.n;
-    let events = Events::submit(&app, vec![call.request(&app)?])
+    let events = Events::submit(&app, vec![call.request(&app).await?])
         .map_err(|error| error.rename("prompt", "messages"))?;
     let answer = Answer::new(&app, call);
     if stream {
@@ -186,8 +194,16 @@ impl Call {
             problems.add("max_tokens", "differs from `max_completion_tokens`; give one of them");
         }
         let conversation = Conversation::read(app, body, &tools, &mut problems);
+        if params.structure.is_some() && tools.must_be_called() {
+            problems.add("tool_choice", "asks for a call, and another field for other answers");
+        }
         problems.into_result()?;
         let conversation = conversation?;
+        // Where both are possible, the structure is of answers that call nothing.
+        let structure = match &params.structure {
+            Some(structure) => Some(structure.clone()),
+            None => tools.structure(app)?,
+        };
         read_bad_words(app, &mut params)?;
         let prompt = conversation.tokens(app).await?;
         let asked = new.or(old);
@@ -195,16 +211,38 @@ impl Call {
         params.max_tokens = fit(app, &params, prompts, asked, defaults.max_new_tokens, "messages")?;
         let logprobs = fields.bool("logprobs").filter(|told| *told);
         let logprobs = logprobs.map(|_| fields.count("top_logprobs").unwrap_or(0));
-        Ok(Call { model, params, prompt, logprobs, tools })
+        let end = &prompt[prompt.len().saturating_sub(PROMPT_END)..];
+        let prompt_end = app.tokenizer()?.decode(end, false)?;
+        Ok(Call { model, params, prompt, logprobs, tools, structure, prompt_end })
+    }
+
+    /// What divides the text of an answer. A structure that holds from the first token leaves
+    /// nothing to reason in.
+    fn splitter(&self, app: &App) -> Splitter {
+        let is_bound = self.params.structure.is_some() || self.tools.must_be_called();
+        let reasoning = app.reasoning_format().filter(|_| !is_bound);
+        let has_calls = self.tools.are_called() && self.params.structure.is_none();
+        let tools = app.tool_format().filter(|_| has_calls);
+        Splitter::new(reasoning, tools, self.tools.is_single(), &self.prompt_end)
     }
 
     /// The engine's request.
-    fn request(&self, app: &App) -> Result<crate::engine::Request, ApiError> {
+    async fn request(&self, app: &Arc<App>) -> Result<crate::engine::Request, ApiError> {
         let mut request = self.params.request.clone();
         request.prompt.clone_from(&self.prompt);
         request.params.max_tokens = self.params.max_tokens.first().copied();
         request.top_logprobs = self.logprobs.unwrap_or(0);
-        app.constrain(&mut request, self.params.structure.as_ref())?;
+        if self.tools.are_called()
+            && let (Some(format), Some(tokenizer)) = (app.tool_format(), app.engine().tokenizer())
+        {
+            let is_special = |mark: &&str| {
+                tokenizer.token_to_id(mark).is_some_and(|id| tokenizer.special_ids().contains(&id))
+            };
+            if format.marks().iter().any(is_special) {
+                request.params.skip_special_tokens = false;
+            }
+        }
+        app.constrain(&mut request, self.structure.clone()).await?;
         Ok(request)
     }
 }

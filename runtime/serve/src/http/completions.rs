@@ -90,7 +90,7 @@ pub(super) async fn answer(
     app.require(ModelKind::Decoder, "complete text")?;
     let body = body::read(request, app.options().max_body_bytes).await?;
     let call = Call::read(&app, body).await?;
-    let (requests, call) = call.requests(&app)?;
+    let requests = call.requests(&app).await?;
     let prompts = requests.iter().map(|request| request.prompt.len()).sum();
     let stream = call.params.stream;
     let n = call.params.request.n;
@@ -127,21 +127,20 @@ impl Call {
     }
 
     /// The engine's requests, one for each prompt.
-    fn requests(self, app: &App) -> Result<(Vec<crate::engine::Request>, Call), ApiError> {
+    async fn requests(&self, app: &Arc<App>) -> Result<Vec<crate::engine::Request>, ApiError> {
         let mut shared = self.params.request.clone();
         shared.top_logprobs = self.logprobs.unwrap_or(0);
         if self.is_echo && self.logprobs.is_some() {
             shared.prompt_logprobs = shared.prompt_logprobs.max(self.logprobs);
         }
-        app.constrain(&mut shared, self.params.structure.as_ref())?;
+        app.constrain(&mut shared, self.params.structure.clone()).await?;
         let one = |(prompt, max_tokens): (&Prompt, &usize)| {
             let mut request = shared.clone();
             request.prompt.clone_from(&prompt.ids);
             request.params.max_tokens = Some(*max_tokens);
             request
         };
-        let requests = self.prompts.iter().zip(&self.params.max_tokens).map(one).collect();
-        Ok((requests, self))
+        Ok(self.prompts.iter().zip(&self.params.max_tokens).map(one).collect())
     }
 }
 

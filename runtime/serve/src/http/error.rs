@@ -149,6 +149,9 @@ impl From<TextError> for ApiError {
             TextError::Refused { .. }
             | TextError::Conversation { .. }
             | TextError::Template { .. } => ApiError::invalid(message).with_param("messages"),
+            TextError::Structure { .. } => ApiError::invalid(message).with_param("response_format"),
+            TextError::Constraint { .. } => ApiError::internal(message),
+            TextError::Tools { field, .. } => ApiError::invalid(message).with_param(field),
             TextError::EmptyStop { .. } => ApiError::invalid(message).with_param("stop"),
             TextError::Encode { .. } | TextError::Decode { .. } => {
                 ApiError::invalid(message).with_param("prompt")

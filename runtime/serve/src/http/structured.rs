@@ -1,10 +1,13 @@
 //! What an answer must follow: `response_format`, vLLM's `structured_outputs` and its older
 //! `guided_*` fields.
 
+use std::sync::Arc;
+
 use serde_json::{Value, json};
+use text::Structure;
 
 use super::{
-    App,
+    App, aside,
     error::ApiError,
     fields::{Field, Fields, Kind, Problems, Table, field, required},
 };
@@ -56,21 +59,6 @@ pub(super) const STRUCTURED: &[Field] = &[
     field("guided_grammar", Kind::Name, "As `structured_outputs.grammar`."),
 ];
 
-/// What an answer must be.
-#[derive(Clone, Debug, PartialEq)]
-pub(super) enum Structure {
-    /// Any JSON object.
-    JsonObject,
-    /// JSON that follows a schema.
-    Json(Value),
-    /// Text that matches as a whole.
-    Regex(String),
-    /// One of these texts.
-    Choice(Vec<String>),
-    /// A sentence of a context-free grammar.
-    Grammar(String),
-}
-
 /// Reads fields that have been checked; at most one of them may ask for something.
 pub(super) fn read(fields: Fields<'_>, problems: &mut Problems) -> Option<Structure> {
     let mut asked: Vec<(String, Structure)> = Vec::new();
@@ -79,7 +67,7 @@ pub(super) fn read(fields: Fields<'_>, problems: &mut Problems) -> Option<Struct
             Some("json_object") => Some(Structure::JsonObject),
             Some("json_schema") => format.object("json_schema").map(|named| {
                 let schema = named.get("schema").cloned();
-                Structure::Json(schema.unwrap_or_else(|| json!({"type": "object"})))
+                Structure::JsonSchema(schema.unwrap_or_else(|| json!({"type": "object"})))
             }),
             _ => None,
         };
@@ -127,7 +115,7 @@ fn collect(
         schema => Some(schema.clone()),
     });
     let found = [
-        ("json", schema.map(Structure::Json)),
+        ("json", schema.map(Structure::JsonSchema)),
         ("regex", text("regex").map(Structure::Regex)),
         ("choice", choice.map(Structure::Choice)),
         ("grammar", text("grammar").map(Structure::Grammar)),
@@ -138,19 +126,21 @@ fn collect(
 }
 
 impl App {
-    /// Makes a request's answer follow a structure.
+    /// Makes a request's answer follow a structure. The first one takes longer: it sorts the
+    /// vocabulary.
     ///
     /// # Errors
     /// 400 if it cannot be followed.
-    pub(super) fn constrain(
-        &self,
-        _request: &mut Request,
-        structure: Option<&Structure>,
+    pub(super) async fn constrain(
+        self: &Arc<App>,
+        request: &mut Request,
+        structure: Option<Structure>,
     ) -> Result<(), ApiError> {
-        match structure {
-            None => Ok(()),
-            Some(_) => Err(ApiError::invalid("structured answers are not available")),
-        }
+        let Some(structure) = structure else { return Ok(()) };
+        let app = self.clone();
+        let compile = move || Ok(app.grammars()?.compile(&structure)?);
+        request.constraint = Some(aside(usize::MAX, compile).await?);
+        Ok(())
     }
 }
 
@@ -177,10 +167,10 @@ mod tests {
             (json!({"response_format": {"type": "json_object"}}), Some(Structure::JsonObject)),
             (
                 json!({"response_format": {"type": "json_schema", "json_schema": named}}),
-                Some(Structure::Json(schema.clone())),
+                Some(Structure::JsonSchema(schema.clone())),
             ),
-            (json!({"guided_json": schema}), Some(Structure::Json(schema.clone()))),
-            (json!({"guided_json": "{\"type\":\"array\"}"}), Some(Structure::Json(schema))),
+            (json!({"guided_json": schema}), Some(Structure::JsonSchema(schema.clone()))),
+            (json!({"guided_json": "{\"type\":\"array\"}"}), Some(Structure::JsonSchema(schema))),
             (json!({"guided_regex": "a+"}), Some(Structure::Regex("a+".into()))),
             (
                 json!({"guided_choice": ["a", "b"]}),

@@ -7,6 +7,7 @@ mod errors;
 mod model;
 mod routes;
 mod sockets;
+mod tools;
 
 use std::sync::Arc;
 

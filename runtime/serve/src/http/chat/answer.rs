@@ -41,8 +41,9 @@ struct Choice {
 
 impl Answer {
     pub(super) fn new(app: &App, call: Call) -> Answer {
+        let splitter = call.splitter(app);
         let choice = |_| Choice {
-            splitter: Splitter,
+            splitter: splitter.clone(),
             calls: Vec::new(),
             logprobs: Vec::new(),
             tokens: Vec::new(),
@@ -63,7 +64,7 @@ impl Answer {
         let mut choices = Vec::new();
         for (index, output) in outputs.sequences.into_iter().flatten().enumerate() {
             let choice = &mut self.choices[index];
-            let mut pieces = choice.splitter.push(output.text);
+            let mut pieces = choice.splitter.push(&output.text);
             pieces.extend(choice.splitter.finish());
             let message = self.message(index, pieces);
             for token in &output.tokens {
@@ -224,7 +225,7 @@ impl Answer {
             self.note(index, token);
         }
         let splitter = &mut self.choices[index].splitter;
-        let mut pieces = splitter.push(new.text);
+        let mut pieces = splitter.push(&new.text);
         if new.finish.is_some() {
             pieces.extend(splitter.finish());
         }

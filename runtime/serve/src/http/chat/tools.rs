@@ -1,8 +1,13 @@
 //! Tools: what the model may call, and whether it must.
 
 use serde_json::Value;
+use text::{Structure, TextError, Tool, ToolChoice};
 
-use crate::http::fields::{Field, Fields, Kind, Problems, field, required};
+use crate::http::{
+    App,
+    error::ApiError,
+    fields::{Field, Fields, Kind, Problems, field, required},
+};
 
 const FUNCTION: Kind = Kind::Object(&[&[
     required("name", Kind::Name, ""),
@@ -54,73 +59,83 @@ pub(in crate::http) const TOOLS: &[Field] = &[
     field("function_call", Kind::Only { values: &["\"none\""], why: "use `tool_choice`" }, ""),
 ];
 
-/// What the model does with tools.
-#[derive(Clone, Debug, Default, PartialEq)]
-pub(in crate::http) enum Choice {
-    /// Calls none.
-    None,
-    /// Calls some or none.
-    #[default]
-    Auto,
-    /// Calls at least one.
-    Required,
-    /// Calls this one.
-    Named(String),
-}
-
 /// The tools of a request.
 #[derive(Clone, Debug, Default)]
 pub(in crate::http) struct Tools {
-    pub(super) list: Vec<Value>,
-    pub(super) choice: Choice,
-    pub(super) is_parallel: bool,
+    /// As the request has them.
+    given: Vec<Value>,
+    list: Vec<Tool>,
+    choice: ToolChoice,
+    is_parallel: bool,
 }
 
 impl Tools {
     /// Reads fields that have been checked.
     pub(in crate::http) fn read(fields: Fields<'_>, problems: &mut Problems) -> Tools {
-        let list = fields.list("tools").unwrap_or_default().to_vec();
-        let names: Vec<&str> =
-            list.iter().filter_map(|tool| tool.pointer("/function/name")?.as_str()).collect();
-        for (index, name) in names.iter().enumerate() {
-            if names[..index].contains(name) {
-                let path = format!("tools[{index}].function.name");
-                problems.add(path, format!("is {name:?}, as that of another tool"));
-            }
+        let given = fields.list("tools").unwrap_or_default().to_vec();
+        let mut tools = Tools { given, ..Tools::default() };
+        tools.is_parallel = fields.bool("parallel_tool_calls").unwrap_or(true);
+        let read = Tool::list(&tools.given).and_then(|list| {
+            tools.choice = match ToolChoice::read(fields.get("tool_choice"), &list) {
+                // Without tools the model does as it likes all the same.
+                Err(_) if list.is_empty() && fields.text("tool_choice") == Some("auto") => {
+                    ToolChoice::None
+                }
+                choice => choice?,
+            };
+            tools.list = list;
+            Ok(())
+        });
+        match read {
+            Ok(()) => {}
+            Err(TextError::Tools { field, reason }) => problems.add(field, reason),
+            Err(error) => problems.add("tools", error.to_string()),
         }
-        let choice = match fields.get("tool_choice") {
-            None if list.is_empty() => Choice::None,
-            None => Choice::Auto,
-            Some(Value::String(text)) => match text.as_str() {
-                "none" => Choice::None,
-                "required" => Choice::Required,
-                _ => Choice::Auto,
-            },
-            Some(named) => {
-                let name = named.pointer("/function/name").and_then(Value::as_str);
-                Choice::Named(name.unwrap_or_default().to_owned())
+        tools
+    }
+
+    /// Whether the model may call.
+    pub(super) fn are_called(&self) -> bool {
+        !self.is_empty() && self.choice != ToolChoice::None
+    }
+
+    /// Whether the model must call.
+    pub(super) fn must_be_called(&self) -> bool {
+        matches!(self.choice, ToolChoice::Required | ToolChoice::Named(_))
+    }
+
+    /// Whether it calls at most one.
+    pub(super) fn is_single(&self) -> bool {
+        !self.is_parallel
+    }
+
+    /// What the answer must be so that it makes the chosen calls; `None` if it may be anything.
+    ///
+    /// # Errors
+    /// 400 if the format of calls is unknown.
+    pub(super) fn structure(&self, app: &App) -> Result<Option<Structure>, ApiError> {
+        if !self.are_called() {
+            return Ok(None);
+        }
+        let Some(format) = app.tool_format() else {
+            if self.must_be_called() {
+                let reason = "asks for a call, and how this model writes calls is not known; start \
+                              the server with a tool format, or use `response_format`";
+                return Err(ApiError::field("tool_choice", reason));
             }
+            return Ok(None);
         };
-        match &choice {
-            Choice::Required | Choice::Named(_) if list.is_empty() => {
-                problems.add("tool_choice", "asks for a call, and there are no `tools`");
-            }
-            Choice::Named(name) if !names.contains(&name.as_str()) => {
-                problems.add("tool_choice.function.name", format!("is {name:?}, and no tool is"));
-            }
-            _ => {}
-        }
-        let is_parallel = fields.bool("parallel_tool_calls").unwrap_or(true);
-        Tools { list, choice, is_parallel }
+        let tokenizer = app.tokenizer()?;
+        Ok(format.structure(&self.list, &self.choice, self.is_parallel, &tokenizer)?)
     }
 
     pub(in crate::http) fn is_empty(&self) -> bool {
-        self.list.is_empty()
+        self.given.is_empty()
     }
 
     /// As the chat template sees them: those that are not to be called are not told.
     pub(super) fn for_template(&self) -> Option<Vec<Value>> {
-        (!self.is_empty() && self.choice != Choice::None).then(|| self.list.clone())
+        self.are_called().then(|| self.given.clone())
     }
 }
 
@@ -144,19 +159,19 @@ mod tests {
         let tools = json!([tool("f"), tool("g")]);
         let named = json!({"type": "function", "function": {"name": "g"}});
         for (choice, want) in [
-            (json!(null), Choice::Auto),
-            (json!("none"), Choice::None),
-            (json!("required"), Choice::Required),
-            (named.clone(), Choice::Named("g".into())),
+            (json!(null), ToolChoice::Auto),
+            (json!("none"), ToolChoice::None),
+            (json!("required"), ToolChoice::Required),
+            (named.clone(), ToolChoice::Named("g".into())),
         ] {
             let read = read(&json!({"tools": tools, "tool_choice": choice})).unwrap();
             assert_eq!(read.choice, want);
-            assert_eq!(read.for_template().is_some(), want != Choice::None);
+            assert_eq!(read.for_template().is_some(), want != ToolChoice::None);
         }
-        assert_eq!(read(&json!({})).unwrap().choice, Choice::None);
+        assert_eq!(read(&json!({})).unwrap().choice, ToolChoice::None);
         for (value, field) in [
             (json!({"tool_choice": "required"}), "tool_choice"),
-            (json!({"tools": [tool("f")], "tool_choice": named}), "tool_choice.function.name"),
+            (json!({"tools": [tool("f")], "tool_choice": named}), "tool_choice"),
             (json!({"tools": [tool("f"), tool("f")]}), "tools[1].function.name"),
             (json!({"tools": [{"type": "custom"}]}), "tools[0].type"),
             (json!({"tools": [{"type": "function"}]}), "tools[0].function"),

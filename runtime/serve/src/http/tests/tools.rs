@@ -1,0 +1,164 @@
+//! Calls of tools, reasoning, and answers that follow a structure.
+
+use serde_json::json;
+use text::{ReasoningFormat, ToolFormat};
+
+use super::*;
+
+const PATH: &str = "/v1/chat/completions";
+
+fn saying(text: &str) -> Server {
+    let options = ServerOptions {
+        tool_format: Some(ToolFormat::Hermes),
+        reasoning_format: Some(ReasoningFormat::Qwen3),
+        ..ServerOptions::default()
+    };
+    Server::new(model::engine(model::Script::new(text), |_| ()), options)
+}
+
+fn ask(more: Value) -> Value {
+    let parameters = json!({"type": "object", "properties": {"a": {"const": 1}},
+        "required": ["a"], "additionalProperties": false});
+    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let mut body =
+        greedy(json!({"messages": conversation("hello"), "tools": [tool("f"), tool("g")]}));
+    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    body
+}
+
+/// Role, content, reasoning and calls of a stream's only choice, joined, and why it ended.
+fn joined(chunks: &[Value]) -> (Value, Value) {
+    let (mut content, mut reasoning) = (String::new(), String::new());
+    let mut calls: Vec<Value> = Vec::new();
+    let mut finish = Value::Null;
+    for choice in chunks.iter().map(|chunk| &chunk["choices"][0]) {
+        let delta = &choice["delta"];
+        content += delta["content"].as_str().unwrap_or_default();
+        reasoning += delta["reasoning_content"].as_str().unwrap_or_default();
+        for part in delta["tool_calls"].as_array().into_iter().flatten() {
+            let index = usize::try_from(part["index"].as_u64().unwrap()).unwrap();
+            if part.get("id").is_some() {
+                assert_eq!(index, calls.len());
+                assert_eq!(part["type"], "function");
+                calls.push(json!({"name": part["function"]["name"], "arguments": ""}));
+            }
+            let arguments = part["function"]["arguments"].as_str().unwrap();
+            let so_far = calls[index]["arguments"].as_str().unwrap().to_owned();
+            calls[index]["arguments"] = (so_far + arguments).into();
+        }
+        if !choice["finish_reason"].is_null() {
+            finish = choice["finish_reason"].clone();
+        }
+    }
+    (json!({"content": content, "reasoning": reasoning, "calls": calls}), finish)
+}
+
+/// The same of a whole answer.
+fn whole(answer: &Value) -> (Value, Value) {
+    let choice = &answer["choices"][0];
+    let message = &choice["message"];
+    let calls = message["tool_calls"].as_array().into_iter().flatten();
+    let calls: Vec<&Value> = calls.map(|call| &call["function"]).collect();
+    let text = |name: &str| message[name].as_str().unwrap_or_default();
+    let parts = json!({"content": text("content"), "reasoning": text("reasoning_content"),
+        "calls": calls});
+    (parts, choice["finish_reason"].clone())
+}
+
+const CALLS: &str = "<think>Hm.</think>Let me see.<tool_call>\n{\"name\": \"f\", \"arguments\": \
+                     {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": \
+                     {}}\n</tool_call>";
+
+#[tokio::test]
+async fn calls_and_reasoning_are_told_apart_from_text() {
+    let server = saying(CALLS);
+    let f = json!({"name": "f", "arguments": "{\"a\": 1}"});
+    let g = json!({"name": "g", "arguments": "{}"});
+    for (more, calls) in
+        [(json!({}), json!([f, g])), (json!({"parallel_tool_calls": false}), json!([f]))]
+    {
+        let answer = server.ok(PATH, ask(more.clone())).await;
+        let want = json!({"content": "Let me see.", "reasoning": "Hm.", "calls": calls});
+        assert_eq!(whole(&answer), (want, json!("tool_calls")));
+        let ids: Vec<&Value> = answer["choices"][0]["message"]["tool_calls"]
+            .as_array()
+            .unwrap()
+            .iter()
+            .map(|call| &call["id"])
+            .collect();
+        assert!(ids.iter().all(|id| id.as_str().unwrap().starts_with("call_")));
+        assert!(ids.len() < 2 || ids[0] != ids[1]);
+        let chunks = server.chunks(PATH, ask(more)).await;
+        assert_eq!(joined(&chunks), whole(&answer));
+    }
+    let answer = server.ok(PATH, ask(json!({"tool_choice": "none"}))).await;
+    let (parts, finish) = whole(&answer);
+    assert_eq!((&parts["calls"], finish), (&json!([]), json!("stop")));
+    assert!(parts["content"].as_str().unwrap().contains("<tool_call>"));
+}
+
+#[tokio::test]
+async fn calls_can_be_required_and_named() {
+    let server = saying("I would rather talk.");
+    let named = json!({"type": "function", "function": {"name": "g"}});
+    for (choice, name) in [(json!("required"), "f"), (named, "g")] {
+        let body = ask(json!({"tool_choice": choice, "parallel_tool_calls": false}));
+        let answer = server.ok(PATH, body.clone()).await;
+        let (parts, finish) = whole(&answer);
+        assert_eq!((&parts["content"], finish), (&json!(""), json!("tool_calls")));
+        assert_eq!(parts["calls"][0]["name"], name);
+        let arguments = parts["calls"][0]["arguments"].as_str().unwrap();
+        assert_eq!(serde_json::from_str::<Value>(arguments).unwrap(), json!({"a": 1}));
+        assert!(answer["choices"][0]["message"]["content"].is_null());
+        assert_eq!(joined(&server.chunks(PATH, body).await), whole(&answer));
+    }
+    let server = Server::saying("x");
+    let (status, param, _) = server.refused(PATH, ask(json!({"tool_choice": "required"}))).await;
+    assert_eq!((status, param.as_str()), (400, "tool_choice"));
+}
+
+#[tokio::test]
+async fn answers_follow_structures() {
+    let server = saying("yes and no");
+    let schema = json!({"type": "object", "properties": {"ok": {"const": true}},
+        "required": ["ok"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let text = async |path: &str, more: Value| {
+        let mut body = match path {
+            PATH => greedy(json!({"messages": conversation("hello")})),
+            _ => greedy(json!({"prompt": "assistant:"})),
+        };
+        body["max_tokens"] = json!(200);
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let choice = server.ok(path, body).await["choices"][0].clone();
+        assert_eq!(choice["finish_reason"], "stop", "{choice}");
+        let text = choice.pointer("/message/content").unwrap_or(&choice["text"]);
+        text.as_str().unwrap().to_owned()
+    };
+    for path in [PATH, "/v1/completions"] {
+        for more in [
+            json!({"response_format": format}),
+            json!({"guided_json": schema}),
+            json!({"structured_outputs": {"json": schema}}),
+        ] {
+            let value: Value = serde_json::from_str(&text(path, more).await).unwrap();
+            assert_eq!(value, json!({"ok": true}));
+        }
+        assert_eq!(text(path, json!({"guided_choice": ["no", "yes"]})).await, "yes");
+        assert_eq!(text(path, json!({"guided_regex": "[a-c]{2}"})).await.len(), 2);
+    }
+}
+
+#[tokio::test]
+async fn structures_that_cannot_be_followed_are_refused() {
+    let server = Server::saying("x");
+    for more in [json!({"guided_regex": "("}), json!({"guided_grammar": "start: nothing"})] {
+        let mut body = greedy(json!({"messages": conversation("hello")}));
+        body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        let (status, _, message) = server.refused(PATH, body).await;
+        assert!(status == 400 && message.contains("structure"), "{message}");
+    }
+    let format = json!({"type": "json_object"});
+    let body = ask(json!({"tool_choice": "required", "response_format": format}));
+    assert_eq!(server.refused(PATH, body).await.1, "tool_choice");
+}
