@@ -2,7 +2,9 @@
 //!
 //! It runs on whatever thread calls [`Core::step`] and knows nothing of threads, clients or HTTP.
 
-use std::{ops::ControlFlow, time::Instant};
+use std::{ops::ControlFlow, panic, thread, time::Instant};
+
+use text::Constraint;
 
 use crate::{
     Batch, BlockManager, Logits, ServeError, StepModel,
@@ -146,7 +148,7 @@ impl<M: StepModel> Core<M> {
         }
         stats.steps += 1;
         stats.iteration_tokens.add(batch.tokens.len() as f64);
-        let logits = model.step(batch)?;
+        let logits = step_beside_masks(model, batch, scheduler, &parts)?;
         let mut row = 0;
         let mut news = Vec::with_capacity(parts.len());
         for part in &parts {
@@ -270,6 +272,42 @@ impl<M: StepModel> Core<M> {
         self.stats.used_blocks = blocks.blocks() - blocks.available();
         self.stats.cached_blocks = blocks.cached();
     }
+}
+
+/// Computes the step, and on another thread the masks of structured output that its draws need: they
+/// follow from the tokens so far.
+fn step_beside_masks<'a, M: StepModel>(
+    model: &'a mut M,
+    batch: &Batch,
+    scheduler: &mut Scheduler<Generating>,
+    parts: &[Part],
+) -> Result<Logits<'a>, ServeError> {
+    let mut constraints: Vec<(SequenceId, Constraint)> = Vec::new();
+    for part in parts.iter().filter(|part| part.rows.end == part.count) {
+        let sequence = scheduler.get_mut(part.id);
+        let constraint = sequence.and_then(|sequence| sequence.state.constraint.take());
+        constraints.extend(constraint.map(|constraint| (part.id, constraint)));
+    }
+    if constraints.is_empty() {
+        return model.step(batch);
+    }
+    let (logits, constraints) = thread::scope(|scope| {
+        let masks = scope.spawn(move || {
+            for (_, constraint) in &mut constraints {
+                // It keeps the mask, or fails again when the mask is asked for.
+                let _ = constraint.mask();
+            }
+            constraints
+        });
+        let logits = model.step(batch);
+        (logits, masks.join().unwrap_or_else(|payload| panic::resume_unwind(payload)))
+    });
+    for (id, constraint) in constraints {
+        if let Some(sequence) = scheduler.get_mut(id) {
+            sequence.state.constraint = Some(constraint);
+        }
+    }
+    logits
 }
 
 /// What a step has brought.

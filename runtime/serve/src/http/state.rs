@@ -16,9 +16,15 @@ use super::{
 };
 use crate::engine::{BlockUse, Histogram, Stats};
 
-/// `GET /`: a page for people.
-pub(super) async fn page() -> Response {
-    respond("text/html; charset=utf-8", include_str!("page.html"))
+/// `GET /`: a page for people. The rest of its policy is in the page, with digests of its script.
+pub(super) async fn page() -> impl IntoResponse {
+    let headers = [
+        ("content-security-policy", "frame-ancestors 'none'"),
+        ("x-content-type-options", "nosniff"),
+        ("referrer-policy", "no-referrer"),
+        ("cache-control", "no-cache"),
+    ];
+    (headers, respond("text/html; charset=utf-8", include_str!("page.html")))
 }
 
 /// `GET /health`: 200 while requests are taken.
