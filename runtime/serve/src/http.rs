@@ -92,12 +92,14 @@ pub fn serve(
     options: ServerOptions,
     on_ready: impl FnOnce(SocketAddr),
 ) -> Result<(), ServeError> {
-    run(engine, options, on_ready, server::Signals::new)
+    let served = run(&engine, options, on_ready, server::Signals::new);
+    drop(engine);
+    served
 }
 
 /// As [`serve`], with the signals made by `stop`, which is called within the runtime.
 fn run<S: server::Stop>(
-    engine: Engine,
+    engine: &Engine,
     options: ServerOptions,
     on_ready: impl FnOnce(SocketAddr),
     stop: impl FnOnce() -> std::io::Result<S>,

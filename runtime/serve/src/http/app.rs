@@ -48,8 +48,7 @@ struct Templates {
 impl App {
     pub(crate) fn new(engine: Engine, options: ServerOptions) -> Result<Arc<App>, ServeError> {
         if let Some(index) = options.api_keys.iter().position(|key| key.trim().is_empty()) {
-            let reason =
-                format!("number {} is empty, and would open the server to everybody", index);
+            let reason = format!("number {index} is empty, and would open the server to everybody");
             return Err(ServeError::request("--api-key", reason));
         }
         let templates = match &options.chat_template {

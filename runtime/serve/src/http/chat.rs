@@ -303,7 +303,7 @@ impl Conversation {
             let Conversation { template, request, add_special } = self;
             let text = template.render(&request)?;
             let tokens = tokenizer.encode(&text, add_special);
-            Ok(tokens.map_err(|error| ApiError::from(error).rename("prompt", "messages"))?)
+            tokens.map_err(|error| ApiError::from(error).rename("prompt", "messages"))
         })
         .await
     }

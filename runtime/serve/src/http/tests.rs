@@ -133,7 +133,9 @@ fn chunks(body: &str) -> Vec<Value> {
 /// A request body that gives the same answer each time.
 fn greedy(more: Value) -> Value {
     let mut body = json!({"temperature": 0});
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    if let Value::Object(more) = more {
+        body.as_object_mut().unwrap().extend(more);
+    }
     body
 }
 

@@ -78,7 +78,7 @@ impl Answer {
             }
             choices.push(value);
         }
-        let mut whole = self.around("chat.completion", choices);
+        let mut whole = self.around("chat.completion", &choices);
         whole["usage"] = self.tally.json();
         if let Some(most) = self.call.params.request.prompt_logprobs {
             let logprobs = outputs.prompts.first().map_or(&[][..], |done| &done.logprobs);
@@ -166,7 +166,7 @@ impl Answer {
         choice["stop_reason"] = stop;
     }
 
-    fn around(&self, object: &str, choices: Vec<Value>) -> Value {
+    fn around(&self, object: &str, choices: &[Value]) -> Value {
         json!({
             "id": self.id,
             "object": object,
@@ -177,7 +177,7 @@ impl Answer {
     }
 
     /// A chunk of a stream.
-    fn chunk(&mut self, index: usize, delta: Value) -> Value {
+    fn chunk(&mut self, index: usize, delta: &Value) -> Value {
         let logprobs = match self.choices[index].logprobs.is_empty() {
             true => Value::Null,
             false => self.logprobs(index),
@@ -188,7 +188,7 @@ impl Answer {
         if self.call.params.return_token_ids {
             choice["token_ids"] = tokens.into();
         }
-        self.usage(self.around("chat.completion.chunk", vec![choice]))
+        self.usage(self.around("chat.completion.chunk", &[choice]))
     }
 
     fn usage(&self, mut chunk: Value) -> Value {
@@ -218,7 +218,7 @@ impl Answer {
         }
     }
 
-    fn new_token(&mut self, new: NewToken, out: &mut Vec<Value>) {
+    fn new_token(&mut self, new: &NewToken, out: &mut Vec<Value>) {
         let index = new.sequence;
         self.tally.completion_tokens += usize::from(new.token.is_some());
         if let Some(token) = &new.token {
@@ -231,14 +231,14 @@ impl Answer {
         }
         for piece in pieces {
             let delta = self.delta(index, piece);
-            out.push(self.chunk(index, delta));
+            out.push(self.chunk(index, &delta));
         }
         let choice = &self.choices[index];
         if !choice.logprobs.is_empty() || !choice.tokens.is_empty() {
-            out.push(self.chunk(index, json!({"content": ""})));
+            out.push(self.chunk(index, &json!({"content": ""})));
         }
         if new.finish.is_some() {
-            let mut chunk = self.chunk(index, json!({}));
+            let mut chunk = self.chunk(index, &json!({}));
             self.finish(&mut chunk["choices"][0], index, new.finish);
             out.push(chunk);
         }
@@ -248,7 +248,7 @@ impl Answer {
 impl Chunks for Answer {
     fn begin(&mut self, out: &mut Vec<Value>) {
         for index in 0..self.choices.len() {
-            let mut chunk = self.chunk(index, json!({"role": "assistant", "content": ""}));
+            let mut chunk = self.chunk(index, &json!({"role": "assistant", "content": ""}));
             if self.call.params.return_token_ids && index == 0 {
                 chunk["prompt_token_ids"] = self.call.prompt.clone().into();
             }
@@ -259,7 +259,7 @@ impl Chunks for Answer {
     fn event(&mut self, _: usize, event: Event, out: &mut Vec<Value>) -> Result<(), ApiError> {
         match event {
             Event::Prompt(done) => self.tally.cached_tokens += done.cached_tokens,
-            Event::Token(new) => self.new_token(new, out),
+            Event::Token(new) => self.new_token(&new, out),
             Event::Failed(error) => return Err(error.into()),
         }
         Ok(())
@@ -267,7 +267,7 @@ impl Chunks for Answer {
 
     fn end(&mut self, out: &mut Vec<Value>) {
         if self.call.params.usage.at_end {
-            let mut last = self.around("chat.completion.chunk", Vec::new());
+            let mut last = self.around("chat.completion.chunk", &[]);
             last["usage"] = self.tally.json();
             out.push(last);
         }

@@ -75,7 +75,7 @@ impl Answer {
             }
         }
         self.tally = Tally::of(self.tally.prompt_tokens, outputs);
-        let mut whole = self.around(choices);
+        let mut whole = self.around(&choices);
         whole["usage"] = self.tally.json();
         whole
     }
@@ -161,7 +161,7 @@ impl Answer {
         choice["stop_reason"] = stop;
     }
 
-    fn around(&self, choices: Vec<Value>) -> Value {
+    fn around(&self, choices: &[Value]) -> Value {
         json!({
             "id": self.id,
             "object": "text_completion",
@@ -173,7 +173,7 @@ impl Answer {
 
     /// A chunk of a stream.
     fn chunk(&self, choice: Value) -> Value {
-        let mut chunk = self.around(vec![choice]);
+        let mut chunk = self.around(&[choice]);
         let usage = self.call.params.usage;
         if usage.in_chunks {
             chunk["usage"] = self.tally.json();
@@ -238,7 +238,7 @@ impl Chunks for Answer {
 
     fn end(&mut self, out: &mut Vec<Value>) {
         if self.call.params.usage.at_end {
-            let mut last = self.around(Vec::new());
+            let mut last = self.around(&[]);
             last["usage"] = self.tally.json();
             out.push(last);
         }

@@ -8,7 +8,9 @@ const PATH: &str = "/v1/chat/completions";
 
 fn ask(more: Value) -> Value {
     let mut body = greedy(json!({"messages": conversation("hello")}));
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    if let Value::Object(more) = more {
+        body.as_object_mut().unwrap().extend(more);
+    }
     body
 }
 

@@ -45,7 +45,7 @@ impl Running {
         let options = ServerOptions { port: 0, ..options };
         let thread = thread::spawn(move || {
             let on_ready = move |address| ready.send(address).unwrap();
-            crate::http::run(served, options, on_ready, || Ok(Told(told)))
+            crate::http::run(&served, options, on_ready, || Ok(Told(told)))
         });
         let address = address.recv().unwrap();
         Running { address, engine, stop, thread: Some(thread) }
@@ -286,7 +286,7 @@ fn addresses_and_certificates_that_cannot_be_used_are_named() {
     let refused = |options: ServerOptions| {
         let engine = model::engine(model::hashing(), |_| ());
         let (_stop, told) = channel::unbounded_channel();
-        let ran = crate::http::run(engine, options, |_| (), || Ok(Told(told)));
+        let ran = crate::http::run(&engine, options, |_| (), || Ok(Told(told)));
         ran.unwrap_err().to_string()
     };
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();

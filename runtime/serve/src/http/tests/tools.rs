@@ -19,10 +19,15 @@ fn saying(text: &str) -> Server {
 fn ask(more: Value) -> Value {
     let parameters = json!({"type": "object", "properties": {"a": {"const": 1}},
         "required": ["a"], "additionalProperties": false});
-    let tool = |name: &str| json!({"type": "function", "function": {"name": name, "parameters": parameters}});
+    let tool = |name: &str| {
+        let function = json!({"name": name, "parameters": parameters});
+        json!({"type": "function", "function": function})
+    };
     let mut body =
         greedy(json!({"messages": conversation("hello"), "tools": [tool("f"), tool("g")]}));
-    body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+    if let Value::Object(more) = more {
+        body.as_object_mut().unwrap().extend(more);
+    }
     body
 }
 
