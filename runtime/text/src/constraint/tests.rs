@@ -417,10 +417,6 @@ fn bombs_are_bounded() {
                 }
             }
         }
-        eprintln!(
-            "{name}: compile {compile_time:?}, mask {slowest:?} {}",
-            &end[..end.len().min(300)]
-        );
         if compile_time > Duration::from_secs(4) || slowest > Duration::from_secs(2) {
             slow.push(name);
         }
