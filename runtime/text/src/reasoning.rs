@@ -138,7 +138,7 @@ impl ReasoningParser {
         self.events
     }
 
-    /// Whether the answer has not begun, as far as is certain: constraints on the answer come after.
+    /// Whether the answer has not begun, as far as is certain: constraints on it come after.
     #[must_use]
     pub fn is_reasoning(&self) -> bool {
         match self.state {

@@ -274,8 +274,8 @@ impl<M: StepModel> Core<M> {
     }
 }
 
-/// Computes the step, and on another thread the masks of structured output that its draws need: they
-/// follow from the tokens so far.
+/// Computes the step, and on another thread the masks of structured output that its draws need:
+/// they follow from the tokens so far.
 fn step_beside_masks<'a, M: StepModel>(
     model: &'a mut M,
     batch: &Batch,
