@@ -34,9 +34,9 @@
 //! What a model may write can be held to a [`Structure`], such as a JSON schema: a
 //! [`GrammarCompiler`] makes a [`Constraint`] of it, which masks tokens before they are sampled.
 //! What it wrote is taken apart as it streams: a [`ReasoningParser`] separates reasoning from the
-//! answer, a [`ToolParser`] separates calls of a [`Tool`] from text. For a model that does all three, the
-//! reasoning comes off first, the rest goes to the tool parser, and a constraint begins where the
-//! reasoning ends.
+//! answer, a [`ToolParser`] separates calls of a [`Tool`] from text. For a model that does all
+//! three, the reasoning comes off first, the rest goes to the tool parser, and a constraint begins
+//! where the reasoning ends.
 //!
 //! The crate knows nothing of models, devices or sampling, and opens no file but in
 //! [`TextBundle::load`]. Malformed files and hostile templates give a [`TextError`], never a panic.
