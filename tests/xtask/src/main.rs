@@ -6,6 +6,7 @@
 
 mod bench;
 mod checks;
+mod clients;
 mod demo;
 mod fuzz;
 mod llvm;
@@ -27,7 +28,8 @@ Examples:
   cargo xtask test               everything that a change has to pass
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
-  cargo xtask fuzz --seconds 600 ten minutes for every fuzz target";
+  cargo xtask fuzz --seconds 600 ten minutes for every fuzz target
+  cargo xtask clients            other people's clients against `brolly serve`";
 
 /// Sets a machine up, runs every check, and shows brolly at work.
 #[derive(Parser)]
@@ -57,6 +59,8 @@ enum Task {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
     },
+    /// Run other people's clients and checks against `brolly serve`.
+    Clients(clients::Args),
     /// Fetch the all-MiniLM-L6-v2 sentence encoder into .cache/minilm.
     Minilm,
     /// Fetch NVIDIA's assembler and disassembler into .cache/ptxas.
@@ -70,6 +74,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => checks::run(fast),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
+        Task::Clients(args) => clients::run(&args),
         Task::Minilm => minilm::run(),
         Task::Ptxas => ptxas::run(),
     };
