@@ -6,6 +6,7 @@
 
 mod bench;
 mod checks;
+mod clients;
 mod demo;
 mod dist;
 mod fuzz;
@@ -29,7 +30,8 @@ Examples:
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
   cargo xtask fuzz --seconds 600 ten minutes for every fuzz target
-  cargo xtask dist               the runtime alone, packed for deployment";
+  cargo xtask dist               the runtime alone, packed for deployment
+  cargo xtask clients            other people's clients against `brolly serve`";
 
 /// Sets a machine up, runs every check, and shows brolly at work.
 #[derive(Parser)]
@@ -61,6 +63,8 @@ enum Task {
     },
     /// Pack the runtime-only binary, with what runs it as a service, into target/dist.
     Dist,
+    /// Run other people's clients and checks against `brolly serve`.
+    Clients(clients::Args),
     /// Fetch the all-MiniLM-L6-v2 sentence encoder into .cache/minilm.
     Minilm,
     /// Fetch NVIDIA's assembler and disassembler into .cache/ptxas.
@@ -75,6 +79,7 @@ fn main() -> ExitCode {
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
         Task::Dist => dist::run(),
+        Task::Clients(args) => clients::run(&args),
         Task::Minilm => minilm::run(),
         Task::Ptxas => ptxas::run(),
     };
