@@ -14,7 +14,7 @@ use axum::{
 };
 use ir::ModelKind;
 use serde_json::{Map, Value};
-use text::{ChatRequest, Structure};
+use text::ChatRequest;
 
 use super::{
     App, aside, body,
@@ -24,7 +24,7 @@ use super::{
     params::{MAX_LOGPROBS, Params, SHARED},
     route::respond_json,
     sse,
-    structured::STRUCTURED,
+    structured::{Asked, STRUCTURED},
 };
 
 use answer::Answer;
@@ -146,7 +146,7 @@ pub(super) struct Call {
     logprobs: Option<usize>,
     tools: Tools,
     /// What the whole text must be.
-    structure: Option<Structure>,
+    structure: Option<Asked>,
     /// The prompt's end, which tells whether the model reasons already.
     prompt_end: String,
 }
@@ -202,7 +202,7 @@ impl Call {
         // Where both are possible, the structure is of answers that call nothing.
         let structure = match &params.structure {
             Some(structure) => Some(structure.clone()),
-            None => tools.structure(app)?,
+            None => tools.structure(app)?.map(|structure| ("tools".to_owned(), structure)),
         };
         read_bad_words(app, &mut params)?;
         let prompt = conversation.tokens(app).await?;

@@ -21,18 +21,18 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     let mut page = Page { text: String::new(), label: label(&app.names()[0]) };
     let stats = app.engine().stats();
     shared(&mut page, &stats);
-    page.gauge("brolly:kv_blocks", "Blocks of key/value memory.", stats.blocks as f64);
-    page.gauge("brolly:kv_blocks_used", "Blocks that sequences use.", stats.used_blocks as f64);
+    page.gauge("brolly_kv_blocks", "Blocks of key/value memory.", stats.blocks as f64);
+    page.gauge("brolly_kv_blocks_used", "Blocks that sequences use.", stats.used_blocks as f64);
     let about = "Blocks that nobody uses and that hold a cached prefix.";
-    page.gauge("brolly:kv_blocks_cached", about, stats.cached_blocks as f64);
-    page.counter("brolly:steps_total", "Steps of the model.", stats.steps);
+    page.gauge("brolly_kv_blocks_cached", about, stats.cached_blocks as f64);
+    page.counter("brolly_steps_total", "Steps of the model.", stats.steps);
     let bytes = app.engine().memory().total() as f64;
-    page.gauge("brolly:memory_reserved_bytes", "Memory that was reserved at the start.", bytes);
-    page.gauge("brolly:start_time_seconds", "Start, since 1970.", app.started() as f64);
-    page.head("brolly:http_requests_total", "counter", "Answers by route and status.");
+    page.gauge("brolly_memory_reserved_bytes", "Memory that was reserved at the start.", bytes);
+    page.gauge("brolly_start_time_seconds", "Start, since 1970.", app.started() as f64);
+    page.head("brolly_http_requests_total", "counter", "Answers by route and status.");
     for ((route, status), count) in app.answered() {
         let labels = format!("route=\"{route}\",status=\"{status}\"");
-        page.sample("brolly:http_requests_total", &labels, count as f64);
+        page.sample("brolly_http_requests_total", &labels, count as f64);
     }
     respond(MEDIA, page.text)
 }
@@ -40,8 +40,8 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 /// What has a name of vLLM's, under both.
 fn shared(page: &mut Page, stats: &Stats) {
     let blocks = stats.blocks.max(1) as f64;
-    for prefix in ["brolly", "vllm"] {
-        let name = |name: &str| format!("{prefix}:{name}");
+    for prefix in ["brolly_", "vllm:"] {
+        let name = |name: &str| format!("{prefix}{name}");
         for (gauge, about, value) in [
             ("num_requests_running", "Sequences that take part in steps.", stats.running as f64),
             ("num_requests_waiting", "Requests that wait for room.", stats.waiting as f64),

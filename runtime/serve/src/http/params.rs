@@ -1,7 +1,7 @@
 //! Fields that both completion routes take: sampling, stopping, streaming, and vLLM's further ones.
 
 use serde_json::Value;
-use text::{GenerationDefaults, Structure};
+use text::GenerationDefaults;
 
 use super::{
     fields::{Field, Fields, Kind, Problems, field},
@@ -163,7 +163,7 @@ pub(super) struct Params {
     pub(super) tokens_as_ids: bool,
     /// Words that need the tokenizer to become tokens.
     pub(super) bad_words: Vec<String>,
-    pub(super) structure: Option<Structure>,
+    pub(super) structure: Option<structured::Asked>,
     /// New tokens for each prompt.
     pub(super) max_tokens: Vec<usize>,
 }

@@ -59,9 +59,12 @@ pub(super) const STRUCTURED: &[Field] = &[
     field("guided_grammar", Kind::Name, "As `structured_outputs.grammar`."),
 ];
 
+/// A structure, and the field that asks for it.
+pub(super) type Asked = (String, Structure);
+
 /// Reads fields that have been checked; at most one of them may ask for something.
-pub(super) fn read(fields: Fields<'_>, problems: &mut Problems) -> Option<Structure> {
-    let mut asked: Vec<(String, Structure)> = Vec::new();
+pub(super) fn read(fields: Fields<'_>, problems: &mut Problems) -> Option<Asked> {
+    let mut asked: Vec<Asked> = Vec::new();
     if let Some(format) = fields.object("response_format") {
         let structure = match format.text("type") {
             Some("json_object") => Some(Structure::JsonObject),
@@ -90,7 +93,7 @@ pub(super) fn read(fields: Fields<'_>, problems: &mut Problems) -> Option<Struct
         let reason = format!("asks for one thing and `{first}` for another; give one of them");
         problems.add(last, reason);
     }
-    asked.into_iter().next().map(|(_, structure)| structure)
+    asked.into_iter().next()
 }
 
 fn collect(
@@ -98,7 +101,7 @@ fn collect(
     prefix: &str,
     path: &str,
     problems: &mut Problems,
-    asked: &mut Vec<(String, Structure)>,
+    asked: &mut Vec<Asked>,
 ) {
     let name = |field: &str| format!("{prefix}{field}");
     let text = |field: &str| fields.text(&name(field)).map(str::to_owned);
@@ -134,11 +137,14 @@ impl App {
     pub(super) async fn constrain(
         self: &Arc<App>,
         request: &mut Request,
-        structure: Option<Structure>,
+        asked: Option<Asked>,
     ) -> Result<(), ApiError> {
-        let Some(structure) = structure else { return Ok(()) };
+        let Some((field, structure)) = asked else { return Ok(()) };
         let app = self.clone();
-        let compile = move || Ok(app.grammars()?.compile(&structure)?);
+        let compile = move || {
+            let compiled = app.grammars()?.compile(&structure);
+            compiled.map_err(|error| ApiError::from(error).rename("response_format", &field))
+        };
         request.constraint = Some(aside(usize::MAX, compile).await?);
         Ok(())
     }
@@ -154,7 +160,7 @@ mod tests {
         let structure = read(Fields(value.as_object().unwrap()), &mut problems);
         let result = problems.into_result();
         result.map_err(|error| (error.param.unwrap(), error.message))?;
-        Ok(structure)
+        Ok(structure.map(|(_, structure)| structure))
     }
 
     #[test]

@@ -72,12 +72,12 @@ async fn metrics_are_what_prometheus_reads() {
     let label = "{model_name=\"MockForCausalLM\"";
     for sample in [
         format!("vllm:prompt_tokens_total{label}}} 4"),
-        format!("brolly:generation_tokens_total{label}}} 3"),
+        format!("brolly_generation_tokens_total{label}}} 3"),
         format!("vllm:request_success_total{label},finished_reason=\"length\"}} 1"),
         format!("vllm:e2e_request_latency_seconds_bucket{label},le=\"+Inf\"}} 1"),
         format!("vllm:e2e_request_latency_seconds_count{label}}} 1"),
-        format!("brolly:http_requests_total{label},route=\"/v1/completions\",status=\"200\"}} 1"),
-        format!("brolly:http_requests_total{label},route=\"other\",status=\"404\"}} 1"),
+        format!("brolly_http_requests_total{label},route=\"/v1/completions\",status=\"200\"}} 1"),
+        format!("brolly_http_requests_total{label},route=\"other\",status=\"404\"}} 1"),
     ] {
         assert!(answer.body.lines().any(|line| line == sample), "{sample}\n{}", answer.body);
     }
