@@ -25,7 +25,8 @@ pub(super) fn python(folder: &Path, name: &str, requirements: &str) -> Result<Pa
     }
     let mut pip = command(&python);
     pip.args(["-m", "pip", "install", "--quiet", "--no-deps", "--disable-pip-version-check"]);
-    process::run(pip.arg("--requirement").arg(&list))?;
+    // Compiled on first use: most of it is not used.
+    process::run(pip.arg("--no-compile").arg("--requirement").arg(&list))?;
     made_from(&venv, &list)?;
     Ok(python)
 }

@@ -4,7 +4,7 @@ use super::suites::API_KEY;
 use crate::process::{Failure, Result, command, root, shown, succeeds};
 use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::sync::mpsc;
 use std::thread;
 use std::time::{Duration, Instant};
@@ -30,10 +30,13 @@ impl Server {
         let mut serve = command(brolly);
         serve.arg("serve").arg(artifact).args(["--port", "0", "--chat-template"]);
         serve.arg(root().join("tests/clients/chat_template.jinja"));
-        serve.env("BROLLY_API_KEY", API_KEY).stderr(Stdio::piped()).stdin(Stdio::null());
-        let name = shown(&serve);
+        Server::spawn(serve.env("BROLLY_API_KEY", API_KEY))
+    }
+
+    fn spawn(serve: &mut Command) -> Result<Server> {
+        let name = shown(serve);
         eprintln!("$ {name}");
-        let spawned = serve.spawn();
+        let spawned = serve.stderr(Stdio::piped()).stdin(Stdio::null()).spawn();
         let mut child =
             spawned.map_err(|source| Failure::Spawn { command: name.clone(), source })?;
         let (sender, addresses) = mpsc::channel();
@@ -95,25 +98,17 @@ impl Drop for Server {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use std::fs;
-    use std::os::unix::fs::PermissionsExt;
 
-    /// A program that stands for `brolly` and does what `script` says.
-    fn program(name: &str, script: &str) -> std::path::PathBuf {
-        let folder = std::env::temp_dir().join(format!("xtask-server-{}", std::process::id()));
-        fs::create_dir_all(&folder).unwrap();
-        let file = folder.join(name);
-        fs::write(&file, format!("#!/bin/sh\n{script}\n")).unwrap();
-        fs::set_permissions(&file, fs::Permissions::from_mode(0o755)).unwrap();
-        file
+    fn start(script: &str) -> Result<Server> {
+        Server::spawn(command("sh").args(["-c", script]))
     }
 
     #[test]
     fn the_address_is_read_and_the_exit_code_counts() {
-        let said = "echo 'serving at http://127.0.0.1:7' >&2";
-        for (name, code) in [("good", 0), ("bad", 3)] {
+        for code in [0, 3] {
+            let said = "echo 'serving at http://127.0.0.1:7' >&2";
             let script = format!("trap 'exit {code}' TERM\n{said}\nwhile :; do sleep 0.05; done");
-            let server = Server::start(&program(name, &script), Path::new("m")).unwrap();
+            let server = start(&script).unwrap();
             assert_eq!(server.url(), "http://127.0.0.1:7");
             assert_eq!(server.stop().is_ok(), code == 0, "{code}");
         }
@@ -121,7 +116,6 @@ mod tests {
 
     #[test]
     fn a_server_that_ends_at_once_is_a_failure() {
-        let started = Server::start(&program("ends", "exit 1"), Path::new("m"));
-        assert!(started.is_err_and(|failure| failure.to_string().contains("did not say")));
+        assert!(start("exit 1").is_err_and(|failure| failure.to_string().contains("did not say")));
     }
 }

@@ -58,7 +58,7 @@ impl Stage {
             .env("BROLLY_URL", &self.urls[0])
             .env("BROLLY_ENCODER_URL", &self.urls[1])
             .env("NO_PROXY", "127.0.0.1")
-            .env("PYTHONDONTWRITEBYTECODE", "1")
+            .env("PYTHONPYCACHEPREFIX", self.folder.join("pycache"))
     }
 
     fn run(&self, command: &mut Command) -> Result<Outcome> {
