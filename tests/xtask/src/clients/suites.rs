@@ -109,9 +109,24 @@ fn schemathesis(stage: &Stage) -> Result<Outcome> {
         run.args(["--max-time", &seconds.to_string(), "--seed", &stage.seed.to_string()]);
         let hooks = root().join("tests/clients/schemathesis");
         run.env("PYTHONPATH", hooks).env("SCHEMATHESIS_HOOKS", "hooks");
-        stage.run(run.current_dir(&stage.folder))?;
+        let mut is_tested = false;
+        process::run_lines(stage.tell(run.current_dir(&stage.folder)), |line| {
+            println!("{line}");
+            is_tested |= made_requests(line);
+        })?;
+        if !is_tested {
+            return Err(Failure::Explained(format!(
+                "schemathesis made no request in {seconds} s; give it more --minutes"
+            )));
+        }
     }
     Ok(Outcome::Passed)
+}
+
+/// Whether this line of schemathesis' summary counts requests: `476 generated, 476 passed`.
+fn made_requests(line: &str) -> bool {
+    let count = line.trim_start().split_once(" generated,").map(|(count, _)| count);
+    count.and_then(|count| count.parse::<u64>().ok()).is_some_and(|count| count > 0)
 }
 
 fn promtool(stage: &Stage) -> Result<Outcome> {
@@ -183,6 +198,13 @@ mod tests {
         names.sort_unstable();
         names.dedup();
         assert_eq!(names.len(), SUITES.len());
+    }
+
+    #[test]
+    fn a_summary_without_requests_is_told_from_one_with_some() {
+        assert!(made_requests("  476 generated, 476 passed, 14 skipped"));
+        assert!(!made_requests("  No test cases were generated"));
+        assert!(!made_requests("  0 generated, 0 passed"));
     }
 
     #[test]
