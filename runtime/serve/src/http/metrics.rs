@@ -40,7 +40,10 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
 /// What has a name of vLLM's, under both.
 fn shared(page: &mut Page, stats: &Stats) {
     let blocks = stats.blocks.max(1) as f64;
-    for prefix in ["brolly_", "vllm:"] {
+    // vLLM calls a histogram by a counter's name.
+    for (prefix, iteration_tokens) in
+        [("brolly_", "iteration_tokens"), ("vllm:", "iteration_tokens_total")]
+    {
         let name = |name: &str| format!("{prefix}{name}");
         for (gauge, about, value) in [
             ("num_requests_running", "Sequences that take part in steps.", stats.running as f64),
@@ -85,7 +88,7 @@ fn shared(page: &mut Page, stats: &Stats) {
                 "New tokens of a request.",
                 &stats.request_generation_tokens,
             ),
-            ("iteration_tokens_total", "Tokens of a step.", &stats.iteration_tokens),
+            (iteration_tokens, "Tokens of a step.", &stats.iteration_tokens),
         ] {
             page.histogram(&name(histogram), about, values);
         }
