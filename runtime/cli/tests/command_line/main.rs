@@ -52,9 +52,10 @@ fn file(name: &str, bytes: &[u8]) -> String {
 
 #[test]
 fn help_is_a_result_and_has_examples() {
-    for command in
-        ["compile", "check", "generate", "score", "embed", "exec", "inspect", "bench", "opt"]
-    {
+    for command in [
+        "compile", "check", "generate", "score", "embed", "exec", "serve", "inspect", "bench",
+        "opt",
+    ] {
         let help = accepted(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains("--threads"), "{command}: {help}");
     }
@@ -64,7 +65,10 @@ fn help_is_a_result_and_has_examples() {
 #[test]
 fn flags_that_make_no_sense_are_usage_errors() {
     refused(&[], 2);
-    refused(&["serve", "m"], 2);
+    refused(&["launch", "m"], 2);
+    refused(&["serve", "m", "--tls-cert", "cert.pem"], 2);
+    let said = refused(&["serve", "m", "--kv-cache", "much"], 2);
+    assert!(said.contains("--kv-cache"), "{said}");
     refused(&["generate", "m"], 2);
     let said = refused(&["generate", "m", "--prompt", "x", "--temperature", "nan"], 2);
     assert!(said.contains("--temperature"), "{said}");
