@@ -71,8 +71,9 @@ impl Server {
     pub(super) fn stop(mut self) -> Result<()> {
         let failed = |reason: String| Err(Failure::Explained(format!("brolly serve: {reason}")));
         let pid = self.child.id().to_string();
-        if !succeeds(command("kill").args(["-TERM", &pid])) {
-            return failed("it was gone before SIGTERM, or there is no `kill`".to_owned());
+        // Small systems have no program for it, but every shell does.
+        if !succeeds(command("sh").args(["-c", &format!("kill -TERM {pid}")])) {
+            return failed("it was gone before SIGTERM".to_owned());
         }
         let start = Instant::now();
         while start.elapsed() < PATIENCE {
