@@ -16,5 +16,6 @@ mod onnx;
 mod ptx;
 mod quantized;
 mod samples;
+mod soak;
 mod support;
 mod tuning;

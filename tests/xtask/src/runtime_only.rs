@@ -10,6 +10,7 @@ use object::{Object, ObjectSymbol};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 const MAX_BYTES: usize = 40_000_000;
 
@@ -29,12 +30,21 @@ pub(crate) fn check(llvm: &Llvm) -> Result<String> {
 
 /// Builds `brolly` in the release profile and returns where cargo put it.
 pub(crate) fn build(llvm: &Llvm, features: &[&str]) -> Result<PathBuf> {
-    let mut build = cargo(llvm, ["build", "--release", "--package", "brolly"]);
-    build.args(features).arg("--message-format=json-render-diagnostics");
+    executable(cargo(llvm, ["build", "--release", "--package", "brolly"]).args(features))
+}
+
+/// The `brolly` that the tests of the command line use.
+pub(crate) fn build_for_tests(llvm: &Llvm) -> Result<PathBuf> {
+    executable(&mut cargo(llvm, ["test", "--workspace", "--no-run"]))
+}
+
+/// Runs a build and returns where it has put `brolly`.
+fn executable(build: &mut Command) -> Result<PathBuf> {
     let mut executable = None;
-    run_lines(&mut build, |line| {
+    run_lines(build.arg("--message-format=json-render-diagnostics"), |line| {
         let message: Value = serde_json::from_str(line).unwrap_or_default();
-        if message["target"]["name"] == "brolly" {
+        // Its unit tests have its name too.
+        if message["target"]["name"] == "brolly" && message["profile"]["test"] == false {
             executable = message["executable"].as_str().map(PathBuf::from).or(executable.take());
         }
     })?;

@@ -148,7 +148,9 @@ impl<M: StepModel> Core<M> {
         }
         stats.steps += 1;
         stats.iteration_tokens.add(batch.tokens.len() as f64);
+        let start = Instant::now();
         let logits = step_beside_masks(model, batch, scheduler, &parts)?;
+        stats.model_time += start.elapsed();
         let mut row = 0;
         let mut news = Vec::with_capacity(parts.len());
         for part in &parts {

@@ -61,6 +61,9 @@ pub struct Stats {
     pub cached_blocks: usize,
     /// Steps.
     pub steps: u64,
+    /// Time that the model has computed for. What else an engine at work takes is the scheduler's,
+    /// the sampler's and the channels'.
+    pub model_time: Duration,
     /// Tokens of prompts that were looked up in the prefix cache.
     pub prefix_queries: u64,
     /// Tokens of prompts that were found there.
@@ -110,6 +113,7 @@ impl Default for Stats {
             used_blocks: 0,
             cached_blocks: 0,
             steps: 0,
+            model_time: Duration::ZERO,
             prefix_queries: 0,
             prefix_hits: 0,
             prompt_tokens: 0,

@@ -25,7 +25,9 @@ pub(super) async fn metrics(State(app): State<Arc<App>>) -> Response {
     page.gauge("brolly_kv_blocks_used", "Blocks that sequences use.", stats.used_blocks as f64);
     let about = "Blocks that nobody uses and that hold a cached prefix.";
     page.gauge("brolly_kv_blocks_cached", about, stats.cached_blocks as f64);
-    page.counter("brolly_steps_total", "Steps of the model.", stats.steps);
+    page.counter("brolly_steps_total", "Steps of the model.", stats.steps as f64);
+    let about = "Time that the model has computed for.";
+    page.counter("brolly_model_seconds_total", about, stats.model_time.as_secs_f64());
     let bytes = app.engine().memory().total() as f64;
     page.gauge("brolly_memory_reserved_bytes", "Memory that was reserved at the start.", bytes);
     page.gauge("brolly_start_time_seconds", "Start, since 1970.", app.started() as f64);
@@ -63,7 +65,7 @@ fn shared(page: &mut Page, stats: &Stats) {
             ("generation_tokens_total", "New tokens.", stats.generation_tokens),
             ("num_preemptions_total", "Sequences that gave memory back.", stats.preemptions),
         ] {
-            page.counter(&name(counter), about, value);
+            page.counter(&name(counter), about, value as f64);
         }
         let finished = name("request_success_total");
         page.head(&finished, "counter", "Sequences that ended, by reason.");
@@ -110,9 +112,9 @@ impl Page {
         self.sample(name, "", value);
     }
 
-    fn counter(&mut self, name: &str, about: &str, value: u64) {
+    fn counter(&mut self, name: &str, about: &str, value: f64) {
         self.head(name, "counter", about);
-        self.sample(name, "", value as f64);
+        self.sample(name, "", value);
     }
 
     fn histogram(&mut self, name: &str, about: &str, values: &Histogram) {

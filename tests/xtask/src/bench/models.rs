@@ -78,7 +78,8 @@ pub(super) fn measure(args: &Args, brolly: &Path) -> Result<Vec<Measured>> {
     Ok(measured)
 }
 
-fn pair(text: &str) -> (PathBuf, Option<PathBuf>) {
+/// An artifact, and a peer's file of the same model.
+pub(super) fn pair(text: &str) -> (PathBuf, Option<PathBuf>) {
     match text.split_once('=') {
         Some((artifact, peer)) => (artifact.into(), Some(peer.into())),
         None => (text.into(), None),

@@ -20,6 +20,7 @@ pub(super) fn openblas() -> Option<PathBuf> {
 pub(super) struct LlamaCpp {
     bench: PathBuf,
     batched: PathBuf,
+    server: PathBuf,
     threads: String,
 }
 
@@ -45,7 +46,9 @@ impl LlamaCpp {
         let found = folders.iter().map(both).find(|both| both.iter().all(|p| p.is_file()));
         match (found, named) {
             (Some([bench, batched]), _) => {
-                Ok(Some(LlamaCpp { bench, batched, threads: args.threads().to_string() }))
+                let server = bench.with_file_name("llama-server");
+                let threads = args.threads().to_string();
+                Ok(Some(LlamaCpp { bench, batched, server, threads }))
             }
             (None, None) => Ok(None),
             (None, Some(folder)) => Err(Failure::Explained(format!(
@@ -53,6 +56,17 @@ impl LlamaCpp {
                  programs with --llama-cpp or BROLLY_LLAMA_CPP",
                 folder.display()
             ))),
+        }
+    }
+
+    /// Its server.
+    ///
+    /// # Errors
+    /// Where it was not built with the benches.
+    pub(super) fn server(&self) -> Result<&Path> {
+        match self.server.is_file() {
+            true => Ok(&self.server),
+            false => Err(Failure::Explained(format!("{}: is missing", self.server.display()))),
         }
     }
 

@@ -42,7 +42,7 @@ impl Measured {
             self.what.clone(),
             self.case.clone(),
             self.threads.to_string(),
-            format!("{:.1} {}", self.speed[1], self.unit),
+            format!("{} {}", significant(self.speed[1]), self.unit),
             self.of_roofline.as_ref().map_or_else(String::new, ratio),
             self.peers.iter().map(peer).collect::<Vec<_>>().join(", "),
         ]
@@ -52,6 +52,18 @@ impl Measured {
     pub(super) fn line(&self) -> String {
         self.cells().join("  ")
     }
+}
+
+/// Three digits or more.
+fn significant(value: f64) -> String {
+    let decimals = if value.abs() >= 10.0 {
+        1
+    } else if value.abs() >= 1.0 {
+        2
+    } else {
+        3
+    };
+    format!("{value:.decimals$}")
 }
 
 /// The aligned table, and what it was measured on.
@@ -71,10 +83,14 @@ fn machine(measured: &[Measured]) -> String {
         let all = measured.iter().filter(|m| m.threads == most).filter_map(|m| m.roofline);
         quartiles(all.map(|r| r[index] / 1e9))
     };
+    let processor = model.map_or("unknown processor", |(_, name)| name);
+    if measured.iter().all(|m| m.roofline.is_none()) {
+        return format!("{processor}, {most} threads");
+    }
     let [flops, bytes] = [of(0), of(1)].map(|q| format!("{:.0} to {:.0}", q[0], q[2]));
     format!(
-        "{}, {most} threads: FMA peak {flops} GFLOP/s, read bandwidth {bytes} GB/s (quartiles)",
-        model.map_or("unknown processor", |(_, name)| name)
+        "{processor}, {most} threads: FMA peak {flops} GFLOP/s, read bandwidth {bytes} GB/s \
+         (quartiles)"
     )
 }
 
@@ -139,7 +155,7 @@ mod tests {
         let text = text(&[row(), Measured { of_roofline: None, peers: Vec::new(), ..row() }]);
         assert!(text.contains("peak 200 to 200 GFLOP/s, read bandwidth 30 to 30 GB/s"), "{text}");
         assert!(
-            text.contains("2.0 GFLOP/s  0.80 (0.70-0.90)  OpenBLAS 1.10 (1.00-1.20)"),
+            text.contains("2.00 GFLOP/s  0.80 (0.70-0.90)  OpenBLAS 1.10 (1.00-1.20)"),
             "{text}"
         );
         assert_eq!(json(&[row()])["rows"][0]["times_as_fast_as"]["OpenBLAS"][1], 1.1);

@@ -13,16 +13,18 @@ pub(super) const API_KEY: &str = "key-of-the-client-tests";
 /// A suite.
 pub(super) struct Suite {
     pub(super) name: &'static str,
+    /// Installs what it needs into a folder, once.
+    pub(super) prepare: fn(&Path) -> Result<PathBuf>,
     pub(super) run: fn(&Stage) -> Result<Outcome>,
 }
 
 /// All suites, in the order in which they run.
 pub(super) static SUITES: &[Suite] = &[
-    Suite { name: "openai-python", run: openai_python },
-    Suite { name: "openai-node", run: openai_node },
-    Suite { name: "schemathesis", run: schemathesis },
-    Suite { name: "promtool", run: promtool },
-    Suite { name: "lm-eval", run: lm_eval },
+    Suite { name: "openai-python", prepare: python, run: openai_python },
+    Suite { name: "openai-node", prepare: environment::node, run: openai_node },
+    Suite { name: "schemathesis", prepare: python, run: schemathesis },
+    Suite { name: "promtool", prepare: python, run: promtool },
+    Suite { name: "lm-eval", prepare: lm_eval_python, run: lm_eval },
 ];
 
 /// How a suite went that found nothing.
@@ -64,15 +66,19 @@ impl Stage {
     fn run(&self, command: &mut Command) -> Result<Outcome> {
         process::run(self.tell(command)).map(|()| Outcome::Passed)
     }
+}
 
-    /// The environment of the suites in Python, but for lm-eval, which needs much more.
-    fn python(&self) -> Result<PathBuf> {
-        environment::python(&self.folder, "python", "requirements.txt")
-    }
+/// The environment of the suites in Python, but for lm-eval, which needs much more.
+fn python(folder: &Path) -> Result<PathBuf> {
+    environment::python(folder, "python", "requirements.txt")
+}
+
+fn lm_eval_python(folder: &Path) -> Result<PathBuf> {
+    environment::python(folder, "lm-eval", "requirements-lm-eval.txt")
 }
 
 fn openai_python(stage: &Stage) -> Result<Outcome> {
-    let mut pytest = command(stage.python()?);
+    let mut pytest = command(python(&stage.folder)?);
     pytest.args(["-m", "pytest", "--quiet", "-p", "no:cacheprovider", "-p", "no:schemathesis"]);
     stage.run(pytest.arg("tests/clients/openai_python"))
 }
@@ -94,7 +100,7 @@ fn openai_node(stage: &Stage) -> Result<Outcome> {
 }
 
 fn schemathesis(stage: &Stage) -> Result<Outcome> {
-    let python = stage.python()?;
+    let python = python(&stage.folder)?;
     // The encoder has one route that computes.
     for (url, share) in stage.urls.iter().zip([0.7, 0.3]) {
         let mut run = command(python.with_file_name("schemathesis"));
@@ -134,7 +140,7 @@ fn promtool(stage: &Stage) -> Result<Outcome> {
         let reason = "there is no promtool; on Debian, apt-get install prometheus";
         return Ok(Outcome::Skipped(reason.to_owned()));
     }
-    let python = stage.python()?;
+    let python = python(&stage.folder)?;
     for url in &stage.urls {
         let metrics = get(stage, &python, &format!("{url}/metrics"))?;
         check_metrics(&metrics)?;
@@ -180,8 +186,7 @@ fn get(stage: &Stage, python: &Path, url: &str) -> Result<String> {
 }
 
 fn lm_eval(stage: &Stage) -> Result<Outcome> {
-    let python = environment::python(&stage.folder, "lm-eval", "requirements-lm-eval.txt")?;
-    let mut check = command(python);
+    let mut check = command(lm_eval_python(&stage.folder)?);
     check.arg("tests/clients/lm_eval/check.py").arg(root().join("tests/data/stories"));
     check.envs(["HF_HUB_OFFLINE", "HF_DATASETS_OFFLINE", "TRANSFORMERS_OFFLINE"].map(|v| (v, "1")));
     check.env("HF_HOME", stage.folder.join("hf"));
