@@ -1,9 +1,7 @@
 //! The server under clients of every kind: those that leave, read slowly, send nonsense, and many.
 //!
-//! These tests are run alone, by `cargo xtask soak` and at the end of `cargo xtask test`: they
-//! watch the memory and the descriptors of a process. That process is this binary again, with a
-//! server and nothing else in it, and as a debug build it checks the engine's invariants at every
-//! step.
+//! They watch the memory and the descriptors of a process, which is this binary again, with a
+//! server and nothing else in it. `cargo xtask soak` gives them longer.
 
 mod client;
 mod process;
@@ -74,9 +72,8 @@ fn server(sequences: usize) -> Server {
     Server::start(&path, blocks as u64 * block_bytes)
 }
 
-/// What the child process does.
+/// The child process; elsewhere there is nothing to serve.
 #[test]
-#[ignore = "the server of the other tests here"]
 fn serves() {
     let Ok(artifact) = env::var(ARTIFACT) else { return };
     let options = EngineOptions {
@@ -98,7 +95,6 @@ fn answers(client: &Client, questions: &[Value]) -> Vec<Value> {
 }
 
 #[test]
-#[ignore = "in a process of its own: cargo xtask soak"]
 fn overload_is_answered_or_refused() {
     let server = server(4);
     let client = server.client();
@@ -132,7 +128,6 @@ fn overload_is_answered_or_refused() {
 }
 
 #[test]
-#[ignore = "in a process of its own: cargo xtask soak"]
 fn nothing_leaks() {
     let duration = Duration::from_secs(seconds());
     let server = server(6);

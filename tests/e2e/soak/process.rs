@@ -29,7 +29,7 @@ pub(super) struct Server {
 impl Server {
     pub(super) fn start(artifact: &Path, kv_bytes: u64) -> Server {
         let mut child = Command::new(env::current_exe().unwrap())
-            .args(["--exact", "soak::serves", "--ignored", "--nocapture"])
+            .args(["--exact", "soak::serves", "--nocapture"])
             .env(ARTIFACT, artifact)
             .env(KV_BYTES, kv_bytes.to_string())
             .stdout(Stdio::piped())

@@ -12,9 +12,10 @@ mod peers;
 mod report;
 mod serving;
 
-use crate::process::{Failure, Result, root};
+use crate::process::{Failure, Result, file_failure, root};
 use crate::{runtime_only, setup};
 use report::Measured;
+use std::fs;
 use std::num::NonZeroUsize;
 use std::path::PathBuf;
 
@@ -63,7 +64,7 @@ pub(crate) struct Args {
     serve: Vec<String>,
 
     /// Clients that send requests to a server at once
-    #[arg(long, value_name = "N,..", value_delimiter = ',', default_values = ["1", "8", "16", "32"])]
+    #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,8,16,32")]
     streams: Vec<NonZeroUsize>,
 
     /// Folder of llama-bench, llama-batched-bench and llama-server [default: $BROLLY_LLAMA_CPP, or the PATH]
@@ -77,6 +78,10 @@ pub(crate) struct Args {
     /// A Python with onnxruntime, torch or both
     #[arg(long, value_name = "PROGRAM", requires = "encoder")]
     python: Option<PathBuf>,
+
+    /// The `brolly` to measure, with its compiler [default: built from this checkout]
+    #[arg(long, value_name = "FILE")]
+    brolly: Option<PathBuf>,
 
     /// Threads, besides one for kernels [default: all]
     #[arg(long, value_name = "N")]
@@ -108,10 +113,9 @@ impl Args {
 
 /// Measures and reports.
 pub(crate) fn run(args: &Args) -> Result<()> {
-    let llvm = setup::run()?;
     let mut measured: Vec<Measured> = Vec::new();
     if !args.no_kernels {
-        measured.extend(kernels::measure(args, &llvm)?);
+        measured.extend(kernels::measure(args, &setup::run()?)?);
         if measured.is_empty() {
             return Err(Failure::Explained(format!(
                 "--only {}: no family has that name",
@@ -121,7 +125,10 @@ pub(crate) fn run(args: &Args) -> Result<()> {
     }
     let has_models = !args.no_models && args.only.is_empty();
     if has_models || !args.serve.is_empty() {
-        let brolly = runtime_only::build(&llvm, &[])?;
+        let brolly = match &args.brolly {
+            Some(path) => fs::canonicalize(path).map_err(file_failure(path))?,
+            None => runtime_only::build(&setup::run()?, &[])?,
+        };
         if has_models {
             measured.extend(models::measure(args, &brolly)?);
         }

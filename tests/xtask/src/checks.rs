@@ -7,7 +7,7 @@ use crate::minilm;
 use crate::process::{self, Failure, Result, cargo, run_lines, succeeds};
 use crate::table::{duration, table};
 use crate::wheel::Fetched;
-use crate::{clients, ptxas, runtime_only, setup, soak};
+use crate::{clients, ptxas, runtime_only, setup};
 use std::time::Instant;
 
 /// How a stage went, with a remark for the table.
@@ -82,9 +82,6 @@ pub(crate) fn run(fast: bool) -> Result<()> {
     }
     stages.run("tests", || tests(&llvm));
     if !fast {
-        stages.run("soak", || {
-            soak::soak(&llvm, soak::SHORT).map(|totals| Outcome::Passed(totals.to_string()))
-        });
         stages.run("clients", || {
             let brolly = runtime_only::build_for_tests(&llvm)?;
             clients::run_quick(brolly).map(Outcome::Passed)
