@@ -67,7 +67,8 @@ pub(crate) struct Args {
     #[arg(long, value_name = "N,..", value_delimiter = ',', default_value = "1,8,16,32")]
     streams: Vec<NonZeroUsize>,
 
-    /// Folder of llama-bench, llama-batched-bench and llama-server [default: $BROLLY_LLAMA_CPP, or the PATH]
+    /// Folder of llama-bench, llama-batched-bench and llama-server [default: $BROLLY_LLAMA_CPP, or
+    /// the PATH]
     #[arg(long, value_name = "DIR")]
     llama_cpp: Option<PathBuf>,
 
