@@ -62,12 +62,18 @@ GENERATION_CONFIG = {
     "top_p": 0.9,
     "max_length": 512,
 }
+# It has never seen a conversation: it goes on from what was said.
+CHAT_TEMPLATE = (
+    "{{ bos_token }}{% for message in messages %}{{ message.content }}"
+    "{% if not loop.last %}{{ '\\n' }}{% endif %}{% endfor %}"
+)
 TOKENIZER_CONFIG = {
     "tokenizer_class": "PreTrainedTokenizerFast",
     "bos_token": BOS,
     "eos_token": EOS,
     "model_max_length": CONFIG["max_position_embeddings"],
     "clean_up_tokenization_spaces": False,
+    "chat_template": CHAT_TEMPLATE,
 }
 
 BATCH_TOKENS = 4096

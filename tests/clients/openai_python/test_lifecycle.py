@@ -11,7 +11,7 @@ import urllib.request
 
 import pytest
 from conftest import ARTIFACT, KEY, PROMPT, options
-from openai import APIConnectionError, BadRequestError, InternalServerError, OpenAI, RateLimitError
+from openai import APIConnectionError, InternalServerError, OpenAI, RateLimitError
 
 LONG = dict(model="stories", prompt=PROMPT, max_tokens=490, temperature=0)
 LONG["extra_body"] = {"ignore_eos": True}
@@ -113,11 +113,12 @@ def test_other_names_are_answered_to(serve):
         assert client.models.retrieve(name).id == name
 
 
-def test_without_a_template_there_are_no_chats(serve):
-    with pytest.raises(BadRequestError) as refused:
-        messages = [{"role": "user", "content": "Hi"}]
-        serve().client().chat.completions.create(model="stories", messages=messages)
-    assert "template" in refused.value.message
+def test_the_model_brings_its_template(serve, complete):
+    messages = [{"role": "user", "content": PROMPT}]
+    fields = dict(model="stories", temperature=0, max_tokens=20)
+    answer = serve().client().chat.completions.create(messages=messages, **fields)
+    want = complete(prompt=PROMPT, temperature=0, max_tokens=20)
+    assert answer.choices[0].message.content == want.choices[0].text
 
 
 def test_a_small_cache_changes_no_text(serve, complete):
