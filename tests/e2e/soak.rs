@@ -51,8 +51,8 @@ fn questions() -> Vec<Value> {
             "max_tokens": 1 + random.below(48),
             "temperature": number % 2,
             "seed": number,
-            "logprobs": (number % 3 == 0).then_some(2),
-            "n": if number % 7 == 0 { 3 } else { 1 },
+            "logprobs": number.is_multiple_of(3).then_some(2),
+            "n": if number.is_multiple_of(7) { 3 } else { 1 },
             "ignore_eos": true,
         })
     };
