@@ -95,7 +95,6 @@ fn what_a_model_cannot_do_is_the_inputs_fault() {
         (&["generate", model, "--tokens", ""], "empty"),
         (&["generate", model, "--tokens", "1,2048"], "vocabulary"),
         (&["generate", model, "--tokens", "1", "--max-tokens", "512"], "512"),
-        (&["generate", model, "--chat", "Hello"], "chat template"),
         (&["embed", model, "--text", "x"], "does not embed"),
         (&["exec", model, "--output-dir", "out"], "brolly generate"),
         (&["bench", model, "--prompt-tokens", "512"], "--prompt-tokens"),
