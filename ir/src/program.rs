@@ -181,6 +181,10 @@ pub struct Program {
     pub arena_bytes: u64,
     /// What lies where and when in the arena.
     pub intervals: Vec<Interval>,
+    /// Positions of a sequence that any attention over paged memory sees at most, the query's own
+    /// among them: what a state holds of those before is not read again. `None` where one sees all.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub window: Option<u64>,
 }
 
 impl Program {

@@ -498,9 +498,17 @@ impl<'a> Planner<'a> {
             launches: launches.collect(),
             arena_bytes,
             intervals: intervals.collect(),
+            window: window(&self.specs),
         };
         Ok(Plan { program, specs: self.specs, weights: self.weights })
     }
+}
+
+/// The largest window of all attention over paged memory; `None` where one has none.
+fn window(specs: &[KernelSpec]) -> Option<u64> {
+    let paged = specs.iter().filter(|spec| spec.op == "paged_attention");
+    let windows = paged.map(|spec| u64::try_from(spec.attrs.int("window")).ok().filter(|w| *w > 0));
+    windows.collect::<Option<Vec<u64>>>()?.into_iter().max()
 }
 
 /// What is known of a kernel before its code is.

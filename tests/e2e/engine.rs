@@ -207,3 +207,35 @@ fn neither_do_they_with_rounded_keys_and_values() {
         check(&format!("{kv_dtype}"), &path, &expect.prompts, expect.max_seq_len());
     }
 }
+
+/// Sequences that are several windows long, together and alone far longer than the memory, which
+/// holds a window and one step.
+#[test]
+fn windows_slide_through_memory_that_holds_no_whole_sequence() {
+    let (path, expect) = compile_case("mistral-window64");
+    let mut all = requests(&expect.prompts, expect.max_seq_len());
+    all.truncate(12);
+    for (number, request) in all.iter_mut().enumerate() {
+        let longest = &expect.prompts[expect.prompts.len() - 1];
+        request.prompt = longest[number % 3..][..250].to_vec();
+        (request.params.max_tokens, request.n) = (Some(40), 1 + number % 2);
+    }
+    let alone = one_by_one(&path, &all);
+    let engine = Engine::open(&path, &EngineOptions::default()).unwrap();
+    let limits = engine.limits().unwrap().clone();
+    assert_eq!(limits.window, Some(64));
+    let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
+    drop(engine);
+    for blocks in [5usize, 12] {
+        assert!(blocks * limits.block_size < 290);
+        let options = EngineOptions {
+            kv_cache_bytes: Some(blocks as u64 * block_bytes),
+            ..EngineOptions::default()
+        };
+        let (answers, _) = serve(&path, &options, &all, 2);
+        for (index, answer) in answers.iter().enumerate() {
+            let want = &alone[index % all.len()];
+            assert_eq!(answer, want, "{blocks} blocks: request {index}");
+        }
+    }
+}

@@ -58,13 +58,16 @@ struct Checker<'a> {
 
 impl Checker<'_> {
     fn program(&mut self) {
-        let Program { symbols, kernels, launches, intervals, .. } = self.program;
+        let Program { symbols, kernels, launches, intervals, window, .. } = self.program;
         for (symbol, Bounds { lo, hi }) in symbols {
             self.check(0 <= *lo && lo <= hi && *hi <= MAX_SIZE, || {
                 format!("symbol `{symbol}` has the bounds {lo}..{hi}")
             });
         }
         self.check(self.program.arena_bytes <= MAX_SIZE.unsigned_abs(), || "arena_bytes".into());
+        self.check(window.is_none_or(|w| (1..=MAX_SIZE.unsigned_abs()).contains(&w)), || {
+            "window".into()
+        });
         self.ports();
         for (i, kernel) in kernels.iter().enumerate() {
             self.check(kernel.code_offset < self.manifest.code.bytes, || {

@@ -51,6 +51,7 @@ fn program() -> Program {
         }],
         arena_bytes: 256,
         intervals: vec![Interval { name: "x".into(), offset: 0, bytes: 120, first: 0, last: 1 }],
+        window: Some(64),
     }
 }
 
@@ -253,7 +254,7 @@ fn errors_say_what_and_what_to_do() {
     let newer = rewritten(&|m| m.format = FORMAT + 1);
     assert!(newer.contains("a newer brolly made it: update this one"), "{newer}");
     let older = rewritten(&|m| m.format = 0);
-    assert!(older.contains("has format 0, and this runtime reads format 1"), "{older}");
+    assert!(older.contains("has format 0, and this runtime reads formats 1 to 2"), "{older}");
     let plain = [&[2, 0, 0, 0, 0, 0, 0, 0][..], b"{}"].concat();
     assert!(error(&plain).contains("a safetensors file without a manifest"));
 
@@ -268,10 +269,24 @@ fn errors_say_what_and_what_to_do() {
 }
 
 #[test]
+fn the_first_format_is_still_read() {
+    let (path, mut manifest) = make("first.brolly");
+    let bytes = fs::read(&path).unwrap();
+    let data = layout::header(&manifest).len();
+    manifest.format = 1;
+    manifest.programs[0].window = None;
+    let header = layout::header(&manifest);
+    let text = serde_json::to_string(&manifest).unwrap();
+    assert!(!text.contains("window"), "its programs have no such field");
+    let read = parse(&path, &[&header, &bytes[data..]].concat()).unwrap();
+    assert_eq!(read, manifest);
+}
+
+#[test]
 fn contradictions_are_found_even_with_right_digests() {
     let (path, manifest) = make("contradictions.brolly");
     type Change = fn(&mut Manifest);
-    let changes: [(&str, Change); 20] = [
+    let changes: [(&str, Change); 21] = [
         ("launch 0 is of kernel 7", |m| m.programs[0].launches[0].kernel = 7),
         ("args[1]", |m| m.programs[0].launches[0].args[1].region = Region::Weight(3)),
         ("args[2]", |m| m.programs[0].launches[0].args[2].region = Region::State(1)),
@@ -283,6 +298,7 @@ fn contradictions_are_found_even_with_right_digests() {
         ("tiles", |m| m.programs[0].kernels[0].tiles = Dim::from(3) - Dim::symbol("T")),
         ("scratch_bytes", |m| m.programs[0].kernels[0].scratch_bytes = u64::MAX),
         ("arena_bytes", |m| m.programs[0].arena_bytes = u64::MAX),
+        ("window", |m| m.programs[0].window = Some(0)),
         ("`y`", |m| m.programs[0].outputs[0].place.offset = Dim::from(137)),
         ("`memory`", |m| m.programs[0].states[0].place.region = Region::Arena),
         ("`x` occurs twice", |m| {

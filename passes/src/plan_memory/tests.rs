@@ -435,6 +435,30 @@ fn states_are_updated_in_place_where_nothing_else_reads_them() {
 }
 
 #[test]
+fn a_program_has_the_largest_window_of_its_attention() {
+    let window = |windows: &[i64]| {
+        let plan = planned(|b, args| {
+            let i32s = |shape: &[Dim]| TensorType::new(DType::I32, shape.to_vec());
+            let tables = b.param("tables", i32s(&[Dim::from(1i64), Dim::from(2i64)])).unwrap();
+            let cu = b.param("cu_seqlens", i32s(&[Dim::from(2i64)])).unwrap();
+            let positions = b.param("positions", i32s(&[Dim::symbol("T")])).unwrap();
+            let [k, v] = write(b, args);
+            for (i, window) in windows.iter().enumerate() {
+                let attrs = Attrs::none().with("scale", 0.5).with("window", *window);
+                let operands = [args[2], k, v, tables, cu, positions].map(Some);
+                let y = b.op("paged_attention", attrs, &operands).unwrap()[0];
+                b.output(&format!("y{i}"), y);
+            }
+            b.output("k.out", k);
+            b.output("v.out", v);
+        });
+        plan.unwrap().program.window
+    };
+    assert_eq!([window(&[7]), window(&[7, 9, 7])], [Some(7), Some(9)]);
+    assert_eq!([window(&[]), window(&[7, 0])], [None, None], "a layer sees all");
+}
+
+#[test]
 fn memory_beyond_an_artifact_is_refused_by_name() {
     let plan = |rows: i64, values: usize| {
         let mut m = Module::new("m");

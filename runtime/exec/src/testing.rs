@@ -95,7 +95,7 @@ pub(crate) fn program(name: &str, adds: usize) -> Program {
         ],
         launches,
         arena_bytes: 512,
-        intervals: vec![],
+        ..Program::default()
     }
 }
 

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{BlockCopy, BlockTable, ServeError};
+use crate::{BlockCopy, BlockTable, ServeError, paging::Paging};
 
 /// What a compiled model takes at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -23,6 +23,9 @@ pub struct Limits {
     pub blocks: u32,
     /// Length of a sequence's row in `block_tables`.
     pub table_len: usize,
+    /// Positions that queries see at most, in every layer, their own among them; `None` where they
+    /// see all. What lies before is not read again, and its memory serves others.
+    pub window: Option<usize>,
 }
 
 /// The operands of a step, as the compiled model reads them.
@@ -38,7 +41,7 @@ pub struct Batch {
     pub logit_rows: Vec<i32>,
     /// `[T]`: where each token's keys and values go.
     pub slots: Vec<i32>,
-    /// `[S, MB]`: blocks of each sequence, filled up with zeros.
+    /// `[S, MB]`: blocks of each sequence, as in [`BlockTable::row`], filled up with zeros.
     pub block_tables: Vec<i32>,
 }
 
@@ -75,6 +78,18 @@ impl Limits {
     pub fn positions(&self) -> usize {
         self.blocks as usize * self.block_size
     }
+
+    /// Tokens of the longest sequence that the model takes and the memory holds, alone. With a
+    /// window, memory holds any length if it holds what the model sees.
+    pub fn longest(&self) -> usize {
+        let at_once = self.paging().at_once(self.max_seq_len, 1);
+        let holds_all = at_once <= self.blocks as usize;
+        if holds_all { self.max_seq_len } else { self.max_seq_len.min(self.positions()) }
+    }
+
+    pub(crate) fn paging(&self) -> Paging {
+        Paging::new(self.block_size, self.window)
+    }
 }
 
 impl Batch {
@@ -108,7 +123,7 @@ impl Batch {
         self.slots.extend((start..start + tokens.len()).map(|p| int(table.slot(p))));
         self.logit_rows.extend(rows.map(|row| int(first + row)));
         self.cu_seqlens.push(int(self.tokens.len()));
-        let blocks = table.blocks().iter().map(|block| block.cast_signed());
+        let blocks = table.row().map(u32::cast_signed);
         self.block_tables.extend(blocks.chain(std::iter::repeat(0)).take(limits.table_len));
     }
 
@@ -170,6 +185,7 @@ mod tests {
             block_size: 4,
             blocks: 6,
             table_len: 3,
+            window: None,
         };
         let mut pool = BlockManager::new(6, 4, false);
         let (mut a, mut b) = (pool.table(None), pool.table(None));
@@ -191,5 +207,52 @@ mod tests {
         assert_eq!(batch.sequences(), 2);
         batch.clear();
         assert_eq!(batch, Batch::default());
+    }
+
+    #[test]
+    fn the_first_block_stands_in_for_those_that_are_released() {
+        let limits = Limits {
+            vocab_size: 100,
+            max_seq_len: 40,
+            max_batch_tokens: 8,
+            max_sequences: 1,
+            max_rows: 8,
+            block_size: 4,
+            blocks: 4,
+            table_len: 10,
+            window: Some(6),
+        };
+        let mut pool = BlockManager::new(4, 4, false).with_window(limits.window);
+        let mut table = pool.table(None);
+        for start in (0..20).step_by(5) {
+            pool.grow(&mut table, start, start + 5).unwrap();
+            pool.commit(&mut table, &vec![0; start + 5]);
+        }
+        pool.grow(&mut table, 20, 21).unwrap();
+        let [a, b, c] = *table.blocks() else { panic!("{table:?}") };
+        let mut batch = Batch::default();
+        batch.push(&limits, &[7], 20, &table, 0..1);
+        let row = [a, a, a, a, b, c, 0, 0, 0, 0].map(u32::cast_signed);
+        assert_eq!(batch.block_tables, row);
+        assert_eq!(batch.slots, [c.cast_signed() * 4]);
+    }
+
+    #[test]
+    fn memory_for_a_window_holds_sequences_of_any_length() {
+        let limits = |window, blocks| Limits {
+            vocab_size: 100,
+            max_seq_len: 1000,
+            max_batch_tokens: 8,
+            max_sequences: 1,
+            max_rows: 8,
+            block_size: 4,
+            blocks,
+            table_len: 250,
+            window,
+        };
+        assert_eq!(limits(None, 5).longest(), 20);
+        assert_eq!(limits(None, 300).longest(), 1000);
+        assert_eq!(limits(Some(16), 4).longest(), 16);
+        assert_eq!(limits(Some(16), 5).longest(), 1000);
     }
 }

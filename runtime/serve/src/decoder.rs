@@ -5,7 +5,9 @@ use std::sync::Arc;
 use exec::{Executable, Memory, Model, States, memory_limit_bytes};
 use ir::{Bounds, Dim, Port, Program};
 
-use crate::{Batch, BlockCopy, Limits, Logits, ServeError, StepModel, verdict::Verdict};
+use crate::{
+    Batch, BlockCopy, Limits, Logits, ServeError, StepModel, paging::Paging, verdict::Verdict,
+};
 
 /// The entry point.
 pub(crate) const ENTRY: &str = "step";
@@ -86,6 +88,7 @@ impl Decoder {
             block_size,
             blocks: u32::try_from(blocks).unwrap_or(u32::MAX),
             table_len,
+            window: window(program),
         };
         let threads = model.device().pool().threads();
         Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit()?;
@@ -158,15 +161,17 @@ impl StepModel for Decoder {
     }
 }
 
-/// Blocks that hold `sequences` sequences of `max_seq_len` tokens.
+/// Blocks that hold `sequences` sequences of `max_seq_len` tokens, with a window as much of them as
+/// they have at once.
 pub(crate) fn blocks_of(
     model: &Model,
     max_seq_len: usize,
     sequences: usize,
 ) -> Result<usize, ServeError> {
     let program = model.artifact().program(ENTRY)?;
-    let block_size = constant(keys(program)?, 3)?;
-    Ok(max_seq_len.div_ceil(block_size).max(1).saturating_mul(sequences))
+    let paging = Paging::new(constant(keys(program)?, 3)?, window(program));
+    let step = axis(program, port(&program.inputs, "tokens")?, 0)?.most();
+    Ok(paging.at_once(max_seq_len, step).max(1).saturating_mul(sequences))
 }
 
 /// Blocks of key/value memory that `bytes` hold; by default as many as `sequences` of the longest
@@ -216,6 +221,11 @@ pub(crate) fn blocks_for(
 fn keys(program: &Program) -> Result<&Port, ServeError> {
     let keys = program.states.iter().find(|state| state.name.starts_with("k_cache"));
     keys.ok_or_else(|| unexpected("it has no state `k_cache`"))
+}
+
+/// Positions that queries see at most, unless they see all.
+fn window(program: &Program) -> Option<usize> {
+    program.window.map(extent)
 }
 
 /// The items, in the space for them.

@@ -48,6 +48,7 @@ mod embedder;
 mod engine;
 mod error;
 pub mod http;
+mod paging;
 mod philox;
 mod prefix_cache;
 mod sampler;

@@ -10,7 +10,8 @@
 //! ones that do, but [`MAX_OVERTAKEN`] times at most; from then on it is next. When memory runs out
 //! all the same, the last of the running gives its blocks back and is computed again later; what it
 //! had computed mostly survives in the prefix cache. The first of the running is never the one to
-//! give way and fits alone, so there is always progress.
+//! give way and fits alone, so there is always progress. Where queries see a window, one that is
+//! longer than all memory fits as well, in parts that there is room for beside the window.
 //!
 //! The scheduler knows nothing of models, sampling or text.
 
@@ -23,8 +24,10 @@ use crate::{
 };
 
 mod expectation;
+mod room;
 
 use expectation::Expectation;
+use room::Room;
 
 /// Times that a waiting request may be passed by later ones.
 pub const MAX_OVERTAKEN: u32 = 64;
@@ -94,13 +97,6 @@ pub struct Scheduler<T> {
     step: u64,
 }
 
-/// What is left of a step's budget.
-struct Room {
-    tokens: usize,
-    sequences: usize,
-    rows: usize,
-}
-
 impl<T> Scheduler<T> {
     /// A scheduler without sequences.
     pub fn new(budget: Budget, blocks: BlockManager) -> Scheduler<T> {
@@ -130,22 +126,25 @@ impl<T> Scheduler<T> {
 
     /// Adds a sequence that has a token to compute and fits into memory when alone.
     pub fn add(&mut self, sequence: Sequence<T>) {
-        debug_assert!(self.blocks.blocks_for(sequence.max_len) <= self.blocks.blocks());
+        debug_assert!(self.blocks.fits(sequence.max_len));
         self.waiting.push(sequence);
     }
 
-    /// Takes a sequence out, wherever it is. `is_full_length` says that it has told something about
-    /// how long answers are.
-    pub fn remove(&mut self, id: SequenceId, is_full_length: bool) -> Option<Sequence<T>> {
+    /// Takes out a sequence that has ended by itself, and learns from it how long answers are.
+    pub fn finish(&mut self, id: SequenceId) -> Option<Sequence<T>> {
+        let sequence = self.remove(id)?;
+        self.expectation.learn(sequence.output().len(), sequence.max_len - sequence.prompt_len);
+        Some(sequence)
+    }
+
+    /// Takes a sequence out, wherever it is.
+    pub fn remove(&mut self, id: SequenceId) -> Option<Sequence<T>> {
         let from = |list: &mut Vec<Sequence<T>>| {
             let index = list.iter().position(|s| s.id == id)?;
             Some(list.remove(index))
         };
         let mut sequence = from(&mut self.running).or_else(|| from(&mut self.waiting))?;
         sequence.close(&mut self.blocks);
-        if is_full_length {
-            self.expectation.learn(sequence.output().len(), sequence.max_len - sequence.prompt_len);
-        }
         Some(sequence)
     }
 
@@ -208,7 +207,8 @@ impl<T> Scheduler<T> {
         loop {
             let Some(index) = self.running.iter().position(|s| s.id == id) else { return };
             let sequence = &mut self.running[index];
-            let Some(part) = part(sequence, room) else { return };
+            let most = self.blocks.most_tokens(&sequence.table, sequence.computed);
+            let Some(part) = room.part(sequence, most) else { return };
             let (start, end) = (sequence.computed, sequence.computed + part.count);
             match self.blocks.grow(&mut sequence.table, start, end) {
                 Ok(copy) => {
@@ -275,7 +275,9 @@ impl<T> Scheduler<T> {
             return false;
         }
         let found = self.blocks.find(sequence.salt(), sequence.cacheable());
-        let needed = self.expected_blocks(sequence) - (found.blocks - found.idle);
+        let unseen = self.blocks.paging().unseen(self.expected_len(sequence));
+        let shared = found.used.min(found.blocks.saturating_sub(unseen));
+        let needed = self.expected_blocks(sequence) - shared;
         let reserved: usize = self
             .running
             .iter()
@@ -284,15 +286,21 @@ impl<T> Scheduler<T> {
         needed + reserved <= self.blocks.available()
     }
 
-    /// Blocks that a sequence and its forks are expected to have in the end.
-    fn expected_blocks(&self, sequence: &Sequence<T>) -> usize {
-        let Sequence { prompt_len, max_len, forks, .. } = *sequence;
+    /// Tokens that a sequence is expected to have in the end.
+    fn expected_len(&self, sequence: &Sequence<T>) -> usize {
+        let Sequence { prompt_len, max_len, .. } = *sequence;
         let done = sequence.output().len();
         let rest = self.expectation.rest(done, max_len - prompt_len);
-        let len = prompt_len + done + rest.max(1).min(max_len - prompt_len - done);
-        let blocks = self.blocks.blocks_for(len);
-        let shared = prompt_len / self.blocks.block_size();
-        blocks + forks * (blocks - shared.min(blocks))
+        prompt_len + done + rest.max(1).min(max_len - prompt_len - done)
+    }
+
+    /// Blocks that a sequence and its forks are expected to have at once.
+    fn expected_blocks(&self, sequence: &Sequence<T>) -> usize {
+        let (len, paging) = (self.expected_len(sequence), self.blocks.paging());
+        let step = self.budget.max_batch_tokens.min(self.budget.prefill_chunk);
+        let blocks = paging.at_once(len, sequence.pending().min(step));
+        let common = (sequence.prompt_len / paging.block_size()).max(paging.unseen(len));
+        blocks + sequence.forks * paging.blocks_for(len).saturating_sub(common)
     }
 
     fn sort_running(&mut self) {
@@ -302,41 +310,6 @@ impl<T> Scheduler<T> {
 
 fn is_starving<T>(sequence: &Sequence<T>) -> bool {
     sequence.overtaken >= MAX_OVERTAKEN
-}
-
-/// As much of a sequence as there is room for.
-fn part<T>(sequence: &Sequence<T>, room: &Room) -> Option<Part> {
-    let pending = sequence.pending();
-    let mut count = pending.min(room.tokens);
-    if room.sequences == 0 {
-        return None;
-    }
-    let rows_from = sequence.rows_from.unwrap_or(usize::MAX);
-    let first_row = |count: usize| {
-        let from = rows_from.saturating_sub(sequence.computed).min(count);
-        // The last token of all is what the next is drawn after.
-        if count == pending { from.min(count - 1) } else { from }
-    };
-    if count > 0 && count - first_row(count) > room.rows {
-        count = if first_row(count) == count - 1 {
-            // A single row is wanted and none is left: all but the last token.
-            count - 1
-        } else {
-            first_row(count) + room.rows
-        };
-    }
-    if count == 0 {
-        return None;
-    }
-    Some(Part { id: sequence.id, count, rows: first_row(count)..count })
-}
-
-impl Room {
-    fn take(&mut self, part: &Part) {
-        self.tokens -= part.count;
-        self.sequences -= 1;
-        self.rows -= part.rows.len();
-    }
 }
 
 #[cfg(test)]

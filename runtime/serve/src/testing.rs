@@ -1,5 +1,5 @@
-//! A stand-in for a compiled model: its logits depend on the tokens before, read back from paged
-//! memory, so a wrong slot, position or table shows in the result.
+//! A stand-in for a compiled model: its logits depend on the tokens that it sees, read back from
+//! paged memory, so a wrong slot, position or table shows in the result.
 
 use crate::{Batch, BlockCopy, Limits, Logits, ServeError, StepModel};
 
@@ -26,6 +26,7 @@ impl Mock {
             block_size: 4,
             blocks: 48,
             table_len: 16,
+            window: None,
         };
         change(&mut limits);
         let slots = limits.blocks as usize * limits.block_size;
@@ -67,8 +68,10 @@ impl StepModel for Mock {
                 at(table[p / self.limits.block_size]) * self.limits.block_size
                     + p % self.limits.block_size
             };
-            let context: Vec<i32> =
-                (0..=at(batch.positions[at(*row)])).map(|p| self.memory[slot(p)]).collect();
+            let position = at(batch.positions[at(*row)]);
+            let first =
+                self.limits.window.map_or(0, |window| (position + 1).saturating_sub(window));
+            let context: Vec<i32> = (first..=position).map(|p| self.memory[slot(p)]).collect();
             assert!(context.iter().all(|t| *t >= 0), "a key was never written");
             let mut logits = self.row(&context);
             logits[7] = self.seven.unwrap_or(logits[7]);

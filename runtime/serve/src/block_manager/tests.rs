@@ -1,8 +1,42 @@
 //! Random sequences over a memory that remembers what was written.
 
+use std::{cell::Cell, collections::HashSet};
+
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
+
+impl BlockManager {
+    /// Checks what must always hold between the manager and all tables there are.
+    pub(crate) fn check<'a>(&self, tables: impl Iterator<Item = &'a BlockTable>) {
+        let mut uses = vec![0; self.uses.len()];
+        for table in tables {
+            let distinct: HashSet<&u32> = table.blocks.iter().collect();
+            assert_eq!(distinct.len(), table.blocks.len(), "a sequence has a block once");
+            table.blocks.iter().for_each(|block| uses[*block as usize] += 1);
+            assert!(table.cached <= table.places());
+            assert!(table.released == 0 || self.paging.has_window());
+            if let (Some(cache), true) = (&self.cache, table.cached > 0) {
+                let last = table.last_cached().expect("the next block is cached after it");
+                let chain = cache.chain(last);
+                assert_eq!(chain.len(), table.cached, "a node is as deep as its block");
+                let live = &chain[table.released..];
+                let own = table.blocks.iter().take(live.len()).map(|block| Some(*block));
+                assert!(live.iter().copied().eq(own), "its blocks are those of its nodes");
+            }
+        }
+        assert_eq!(uses, self.uses, "uses are counted");
+        let free: HashSet<&u32> = self.free.iter().collect();
+        assert_eq!(free.len(), self.free.len(), "a block is free once");
+        for block in (0..).take(self.uses.len()) {
+            let is_free = free.contains(&block);
+            assert_eq!(is_free, self.uses(block) == 0 && !self.is_cached(block));
+        }
+        if let Some(cache) = &self.cache {
+            cache.check(|block| self.uses(block));
+        }
+    }
+}
 
 #[test]
 fn the_first_sequence_gets_neighbouring_blocks() {
@@ -22,7 +56,7 @@ fn a_prompt_finds_whole_blocks_and_a_part_of_the_next() {
     let mut first = manager.table(None);
     manager.grow(&mut first, 0, 10).unwrap();
     manager.commit(&mut first, &[1, 2, 3, 4, 5, 6, 7, 8, 9, 10]);
-    assert_eq!(manager.find(&None, &[1, 2, 3, 4, 5, 6, 0, 0]), Found { blocks: 1, idle: 0 });
+    assert_eq!(manager.find(&None, &[1, 2, 3, 4, 5, 6, 0, 0]), Found { blocks: 1, used: 1 });
     let opened = manager.open(None, &[1, 2, 3, 4, 5, 6, 0, 0]);
     assert_eq!(opened.cached_tokens, 6);
     let copy = opened.copy.unwrap();
@@ -71,6 +105,59 @@ fn without_a_cache_nothing_is_shared_or_kept() {
     assert_eq!((manager.available(), manager.cached()), (4, 0));
 }
 
+/// Computes a sequence's tokens in steps of two blocks.
+fn compute(manager: &mut BlockManager, tokens: &[u32]) -> BlockTable {
+    let Opened { mut table, mut cached_tokens, .. } = manager.open(None, tokens);
+    while cached_tokens < tokens.len() {
+        let end = tokens.len().min(cached_tokens + 2 * manager.block_size());
+        manager.grow(&mut table, cached_tokens, end).unwrap();
+        manager.commit(&mut table, &tokens[..end]);
+        cached_tokens = end;
+    }
+    table
+}
+
+#[test]
+fn a_window_is_all_that_a_sequence_holds() {
+    let tokens: Vec<u32> = (0..4000).collect();
+    for prefix_cache in [false, true] {
+        let mut manager = BlockManager::new(7, 4, prefix_cache).with_window(Some(16));
+        let table = compute(&mut manager, &tokens);
+        assert_eq!((table.blocks().len(), table.released()), (4, 996));
+        assert_eq!((table.capacity(), manager.available()), (4000, 3));
+        assert_eq!(manager.cached(), if prefix_cache { 3 } else { 0 });
+        manager.check(std::iter::once(&table));
+        manager.release(table);
+        assert_eq!(manager.available(), 7);
+    }
+}
+
+#[test]
+fn a_prefix_is_found_by_its_last_window() {
+    let mut manager = BlockManager::new(12, 4, true).with_window(Some(16));
+    let tokens: Vec<u32> = (0..400).collect();
+    let table = compute(&mut manager, &tokens);
+    manager.release(table);
+    // The last twelve blocks are there: a window, and eight blocks before it.
+    let find = |len: usize| manager.find(&None, &tokens[..len]);
+    assert_eq!(find(400), Found { blocks: 100, used: 0 });
+    assert_eq!(find(368).blocks, 92);
+    assert_eq!(find(364).blocks, 0, "its window has begun to go");
+    assert_eq!(find(40).blocks, 0);
+    let other = [&tokens[..378], &[9999; 20]].concat();
+    let opened = manager.open(None, &other);
+    assert_eq!(opened.cached_tokens, 378, "two tokens of the next block too");
+    assert_eq!((opened.table.released(), opened.table.blocks().len()), (90, 5));
+    manager.check(std::iter::once(&opened.table));
+    manager.release(opened.table);
+    // The beginning is computed again, and is then found beside what was there.
+    let short = compute(&mut manager, &tokens[..20]);
+    manager.check(std::iter::once(&short));
+    assert_eq!(manager.find(&None, &tokens[..20]), Found { blocks: 5, used: 4 });
+    assert_eq!(manager.find(&None, &tokens).blocks, 95, "five have made room, the last first");
+    manager.release(short);
+}
+
 /// What happens to one of the sequences.
 #[derive(Clone, Debug)]
 enum Op {
@@ -94,14 +181,20 @@ struct World {
     manager: BlockManager,
     writers: Vec<Writer>,
     memory: Vec<Vec<u32>>,
+    window: Option<usize>,
+    /// Most blocks that all sequences took together, before an operation and after it.
+    longest: usize,
+    /// Times that a prefix was found whose first block is not needed.
+    hits: usize,
 }
 
 impl World {
-    fn new(blocks: u32, block_size: usize) -> World {
-        let manager = BlockManager::new(blocks, block_size, true);
+    fn new(blocks: u32, block_size: usize, window: Option<usize>) -> World {
+        let manager = BlockManager::new(blocks, block_size, true).with_window(window);
         let writer = || Writer { table: manager.table(None), salt: false, tokens: Vec::new() };
         let writers = (0..5).map(|_| writer()).collect();
-        World { manager, writers, memory: vec![vec![]; blocks as usize * block_size] }
+        let memory = vec![vec![]; blocks as usize * block_size];
+        World { manager, writers, memory, window, longest: 0, hits: 0 }
     }
 
     fn copy(&mut self, copy: Option<BlockCopy>) {
@@ -119,6 +212,7 @@ impl World {
     }
 
     fn apply(&mut self, op: Op) {
+        let before = self.places();
         match op {
             Op::Open { who, prompt, salt } => {
                 let name = salt.then(|| "salt".into());
@@ -127,6 +221,7 @@ impl World {
                 assert!(found.blocks * self.manager.block_size() <= cached_tokens);
                 assert!(cached_tokens <= prompt.len() && table.capacity() >= cached_tokens);
                 self.copy(copy);
+                self.hits += usize::from(table.released() > 0);
                 let tokens = prompt[..cached_tokens].to_vec();
                 self.replace(who, Writer { table, salt, tokens });
                 self.write(who, &prompt[cached_tokens..]);
@@ -140,7 +235,12 @@ impl World {
             }
             Op::Fork { .. } => {}
         }
+        self.longest = self.longest.max(before + self.places());
         self.check();
+    }
+
+    fn places(&self) -> usize {
+        self.writers.iter().map(|w| w.table.places()).sum()
     }
 
     fn write(&mut self, who: usize, new: &[u32]) {
@@ -166,11 +266,19 @@ impl World {
         }
     }
 
-    /// Every sequence reads back what it has written, whoever shares its blocks.
+    /// Every sequence reads back what it has written, whoever shares its blocks, and holds no more
+    /// than it must.
     fn check(&self) {
         self.manager.check(self.writers.iter().map(|w| &w.table));
+        let ghosts = self.manager.cache.as_ref().map_or(0, PrefixCache::ghosts);
+        assert!(ghosts <= self.manager.blocks().max(self.longest), "{ghosts} ghosts");
+        let (size, paging) = (self.manager.block_size(), self.manager.paging());
         for writer in &self.writers {
-            for position in 0..writer.tokens.len() {
+            let len = writer.tokens.len();
+            let unseen = writer.table.released() * size;
+            assert!(unseen <= self.window.map_or(0, |window| (len + 1).saturating_sub(window)));
+            assert!(writer.table.blocks().len() <= paging.at_once(len, 1));
+            for position in unseen..len {
                 let written = &self.memory[writer.table.slot(position)];
                 assert_eq!(written[0], u32::from(writer.salt));
                 assert_eq!(written[1..], writer.tokens[..=position]);
@@ -193,15 +301,19 @@ fn op() -> impl Strategy<Value = Op> {
 }
 
 /// Sequences begin, grow, fork and end in any order, with the same beginnings often and too little
-/// memory; a million operations if so many are asked for (`PROPTEST_CASES=10000`).
+/// memory, with a window and without; a million operations if so many are asked for
+/// (`PROPTEST_CASES=10000`).
 #[test]
 fn every_sequence_reads_back_what_it_wrote() {
     let config = ProptestConfig { max_shrink_iters: 4096, ..ProptestConfig::default() };
-    let worlds = (1..24u32, 1..5usize, proptest::collection::vec(op(), 100));
+    let window = proptest::option::of(1..16usize);
+    let worlds = (1..24u32, 1..5usize, window, proptest::collection::vec(op(), 100));
+    let hits = Cell::new(0);
     TestRunner::new(config)
-        .run(&worlds, |(blocks, block_size, ops)| {
-            let mut world = World::new(blocks, block_size);
+        .run(&worlds, |(blocks, block_size, window, ops)| {
+            let mut world = World::new(blocks, block_size, window);
             ops.into_iter().for_each(|op| world.apply(op));
+            hits.set(hits.get() + world.hits);
             let writers = std::mem::take(&mut world.writers);
             writers.into_iter().for_each(|w| world.manager.release(w.table));
             world.manager.check(std::iter::empty());
@@ -209,4 +321,5 @@ fn every_sequence_reads_back_what_it_wrote() {
             Ok(())
         })
         .unwrap();
+    assert!(hits.get() > 0, "no prefix was found behind blocks that are gone");
 }

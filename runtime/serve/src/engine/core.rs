@@ -33,7 +33,8 @@ pub(crate) struct Core<M> {
 impl<M: StepModel> Core<M> {
     pub(crate) fn new(model: M, budget: Budget, prefix_cache: bool) -> Core<M> {
         let limits = model.limits();
-        let blocks = BlockManager::new(limits.blocks, limits.block_size, prefix_cache);
+        let blocks = BlockManager::new(limits.blocks, limits.block_size, prefix_cache)
+            .with_window(limits.window);
         let stats = Stats { blocks: blocks.blocks(), ..Stats::default() };
         let scheduler = Scheduler::new(budget, blocks);
         Core { model, scheduler, batch: Batch::default(), next: 0, stats }
@@ -227,8 +228,11 @@ impl<M: StepModel> Core<M> {
     }
 
     fn end(&mut self, id: SequenceId, finish: Finish) {
-        let is_whole = finish != Finish::Cancelled;
-        if let Some(sequence) = self.scheduler.remove(id, is_whole) {
+        let sequence = match finish {
+            Finish::Cancelled => self.scheduler.remove(id),
+            _ => self.scheduler.finish(id),
+        };
+        if let Some(sequence) = sequence {
             self.count_end(&sequence.state, sequence.output().len(), finish);
         }
     }
@@ -237,7 +241,7 @@ impl<M: StepModel> Core<M> {
     fn remove_all(&mut self, request: u64) -> bool {
         let ids = self.of_request(request);
         for id in &ids {
-            self.scheduler.remove(*id, false);
+            self.scheduler.remove(*id);
         }
         !ids.is_empty()
     }

@@ -97,7 +97,7 @@ pub(crate) fn prepare(
         return Err(ServeError::request("n", format!("is {n}, and must be 1 to 128")));
     }
     let len = prompt.len();
-    let longest = limits.max_seq_len.min(limits.positions());
+    let longest = limits.longest();
     let max_tokens = match params.max_tokens {
         Some(max_tokens) => max_tokens,
         None => longest.saturating_sub(len),
@@ -163,7 +163,7 @@ pub(crate) fn prepare(
 /// Why prompt and new tokens do not fit.
 pub(crate) fn too_long(len: usize, max_tokens: usize, limits: &Limits) -> String {
     let (compiled, positions) = (limits.max_seq_len, limits.positions());
-    if positions < compiled {
+    if limits.longest() < compiled {
         return format!(
             "{len} tokens and {max_tokens} new ones are more than the {positions} that the \
              key/value memory holds; give it more"

@@ -1,10 +1,11 @@
 //! Random arrivals, answers and cancellations without a model.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
+use crate::paging::Paging;
 
 /// A request of the simulation.
 #[derive(Clone, Debug)]
@@ -48,6 +49,7 @@ struct State {
 struct Simulation {
     scheduler: Scheduler<State>,
     budget: Budget,
+    window: Option<usize>,
     next: u64,
     /// Step at which each request came, by number.
     arrived: HashMap<usize, u64>,
@@ -57,10 +59,19 @@ struct Simulation {
 
 impl Simulation {
     fn new(blocks: u32, block_size: usize, budget: Budget) -> Simulation {
-        let manager = BlockManager::new(blocks, block_size, true);
+        Simulation::with_window(blocks, block_size, None, budget)
+    }
+
+    fn with_window(
+        blocks: u32,
+        block_size: usize,
+        window: Option<usize>,
+        budget: Budget,
+    ) -> Simulation {
+        let manager = BlockManager::new(blocks, block_size, true).with_window(window);
         let scheduler = Scheduler::new(budget.clone(), manager);
         let arrived = HashMap::new();
-        Simulation { scheduler, budget, next: 0, arrived, finished: 0, preemptions: 0 }
+        Simulation { scheduler, budget, window, next: 0, arrived, finished: 0, preemptions: 0 }
     }
 
     fn id(&mut self) -> SequenceId {
@@ -85,7 +96,7 @@ impl Simulation {
         let of: Vec<SequenceId> =
             all.filter(|s| s.state.request == request).map(|s| s.id).collect();
         for id in of {
-            assert!(self.scheduler.remove(id, false).is_some());
+            assert!(self.scheduler.remove(id).is_some());
             self.finished += 1;
         }
     }
@@ -117,7 +128,7 @@ impl Simulation {
                 let sequence = self.scheduler.get_mut(id).unwrap();
                 sequence.tokens.push(7 + u32::try_from(id.0 % 3).unwrap());
                 if sequence.output().len() == sequence.state.tokens {
-                    self.scheduler.remove(id, true).unwrap();
+                    self.scheduler.finish(id).unwrap();
                     self.finished += 1;
                 }
             }
@@ -143,10 +154,17 @@ impl Simulation {
             // One that comes back may have all but its last token in the cache.
             let is_new = plan.admitted.iter().any(|(id, _)| *id == part.id);
             prompt_tokens += if sequence.is_decoding() && !is_new { 0 } else { part.count };
+            let block = |position| sequence.table.slot(position) / blocks.block_size();
             for position in sequence.computed..sequence.computed + part.count {
-                let block = sequence.table.blocks()[position / blocks.block_size()];
+                let block = u32::try_from(block(position)).unwrap();
                 assert_eq!(blocks.uses(block), 1, "what is written is not shared");
             }
+            let seen = self.window.map_or(0, |w| (sequence.computed + 1).saturating_sub(w));
+            let distinct: HashSet<usize> =
+                (seen..sequence.computed + part.count).map(block).collect();
+            assert!(distinct.len() <= sequence.table.blocks().len());
+            let end = sequence.computed + part.count;
+            assert!(sequence.table.blocks().len() <= blocks.paging().at_once(end, part.count));
         }
         let decodes = prompt_tokens < tokens;
         assert!(!decodes || prompt_tokens <= self.budget.prefill_chunk);
@@ -156,7 +174,7 @@ impl Simulation {
 }
 
 /// Whatever comes in whatever order, every step keeps to its budget and gets on, nothing written is
-/// shared, memory is never lost, and all requests end.
+/// shared, memory is never lost, and all requests end, with a window and without.
 #[test]
 fn every_request_ends() {
     let budget = (1..24usize, 1..9usize, 1..6usize, 1..6usize, 1..8usize).prop_map(
@@ -168,13 +186,15 @@ fn every_request_ends() {
             max_running,
         },
     );
-    let runs = (1..5usize, 0..20usize, budget, proptest::collection::vec(arrival(), 1..25));
+    let arrivals = proptest::collection::vec(arrival(), 1..25);
+    let runs = (1..5usize, proptest::option::of(1..12usize), 0..20usize, budget, arrivals);
     let config = ProptestConfig { max_shrink_iters: 4096, ..ProptestConfig::default() };
     TestRunner::new(config)
-        .run(&runs, |(block_size, extra, budget, arrivals)| {
+        .run(&runs, |(block_size, window, extra, budget, arrivals)| {
             // The longest fits alone, and not much more.
-            let most = 50usize.div_ceil(block_size) + extra / block_size;
-            let mut simulation = Simulation::new(u32::try_from(most).unwrap(), block_size, budget);
+            let most = Paging::new(block_size, window).at_once(50, 1) + extra / block_size;
+            let blocks = u32::try_from(most).unwrap();
+            let mut simulation = Simulation::with_window(blocks, block_size, window, budget);
             let sequences: usize = arrivals.iter().map(|a| 1 + a.forks).sum();
             let mut leaving: Vec<(usize, usize)> = Vec::new();
             let mut steps = 0;
@@ -310,4 +330,39 @@ fn the_more_urgent_goes_first() {
     }
     order.dedup();
     assert_eq!(order, [2, 1]);
+}
+
+#[test]
+fn a_prompt_longer_than_memory_goes_on_in_parts_that_fit_beside_the_window() {
+    let mut simulation = Simulation::with_window(5, 4, Some(8), budget(64, 4));
+    simulation.add(0, &plain(41, 30));
+    let mut parts = Vec::new();
+    loop {
+        let before = simulation.scheduler.running.first().map_or(0, |s| s.computed);
+        if !simulation.step() || simulation.finished > 0 {
+            break;
+        }
+        parts.push(simulation.scheduler.running[0].computed - before);
+    }
+    assert_eq!((&parts[..3], parts.len()), (&[20, 12, 9][..], 3 + 28));
+    assert!(parts[3..].iter().all(|part| *part == 1));
+    assert_eq!((simulation.finished, simulation.preemptions), (1, 0));
+}
+
+#[test]
+fn with_a_window_a_prompt_takes_no_memory_from_others() {
+    // Three windows, and no room for eight tokens more beside them.
+    let budget = Budget { prefill_chunk: 8, ..budget(64, 4) };
+    let mut simulation = Simulation::with_window(9, 4, Some(8), budget);
+    // Answers were short so far, so all are admitted at once.
+    (0..100).for_each(|_| simulation.scheduler.expectation.learn(0, 10));
+    let other = |first: u32, len: u32| (0..len).map(|i| first + i).collect();
+    simulation.add(0, &Arrival { prompt: other(100, 3), ..plain(0, 60) });
+    simulation.add(1, &Arrival { prompt: other(200, 3), ..plain(0, 60) });
+    simulation.step();
+    simulation.add(2, &Arrival { prompt: other(300, 90), ..plain(0, 5) });
+    simulation.step();
+    assert_eq!(simulation.scheduler.running.len(), 3);
+    while simulation.step() {}
+    assert_eq!((simulation.finished, simulation.preemptions), (3, 0));
 }

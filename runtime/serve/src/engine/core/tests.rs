@@ -93,13 +93,20 @@ fn seeded(prompt: &[u32], max_tokens: usize, seed: u64) -> Request {
 }
 
 fn alone(request: Request) -> Answer {
-    let mut bench = Bench::new(Mock::new(|l| l.max_batch_tokens = 64), |_| (), false);
+    alone_with_window(request, None)
+}
+
+fn alone_with_window(request: Request, window: Option<usize>) -> Answer {
+    let mock = Mock::new(|l| {
+        (l.max_batch_tokens, l.window) = (64, window);
+    });
+    let mut bench = Bench::new(mock, |_| (), false);
     let number = bench.add(request).unwrap();
     bench.run().answers.remove(&number).unwrap()
 }
 
-/// Any mixture of requests, in too little memory, in any steps, with cold and warm cache, gives
-/// each what it gets alone.
+/// Any mixture of requests, in too little memory, in any steps, with cold and warm cache, with a
+/// window and without, gives each what it gets alone.
 #[test]
 fn answers_do_not_depend_on_the_load() {
     let prompt = prop_oneof![
@@ -107,15 +114,20 @@ fn answers_do_not_depend_on_the_load() {
         (0..30u32).prop_map(|n| (0..30).chain(0..n).collect()),
     ];
     let one = (prompt, 0..20usize, any::<u64>(), 1..4usize, any::<bool>(), -1..2i32, 0..4usize);
-    let setting = (1..17usize, 1..9usize, 1..5usize, 1..17usize, 16..40u32, any::<bool>());
+    let window = proptest::option::of(1..24usize);
+    let setting = (1..17usize, 1..9usize, 1..5usize, 1..17usize, 0..24u32, any::<bool>(), window);
     let config = ProptestConfig { cases: 64, ..ProptestConfig::default() };
     let (preemptions, hits) = (Cell::new(0), Cell::new(0));
     TestRunner::new(config)
         .run(&(proptest::collection::vec(one, 1..20), setting), |(requests, setting)| {
-            let (max_batch_tokens, prefill_chunk, max_sequences, max_rows, blocks, cache) = setting;
+            let (max_batch_tokens, prefill_chunk, max_sequences, max_rows, more, cache, window) =
+                setting;
             let mock = Mock::new(|l| {
                 (l.max_batch_tokens, l.max_sequences) = (max_batch_tokens, max_sequences);
-                (l.max_rows, l.blocks) = (max_rows, blocks);
+                (l.max_rows, l.window) = (max_rows, window);
+                // The longest fits alone.
+                let least = l.paging().at_once(l.max_seq_len, 1);
+                l.blocks = u32::try_from(least).unwrap() + more;
             });
             let change = |b: &mut Budget| (b.prefill_chunk, b.max_running) = (prefill_chunk, 8);
             let mut bench = Bench::new(mock, change, cache);
@@ -134,7 +146,8 @@ fn answers_do_not_depend_on_the_load() {
             preemptions.set(preemptions.get() + bench.core.stats().preemptions);
             hits.set(hits.get() + bench.core.stats().prefix_hits);
             for (number, request) in sent {
-                let (got, want) = (&bench.answers[&number], alone(request));
+                let got = &bench.answers[&number];
+                let want = alone_with_window(request, window);
                 prop_assert_eq!(&got.tokens, &want.tokens);
                 prop_assert_eq!(&got.finish, &want.finish);
                 let logprobs = |a: &Answer| a.prompt.clone().unwrap().logprobs;
@@ -188,6 +201,45 @@ fn the_second_of_two_equal_prompts_is_mostly_there() {
     let cached = |n: u64| bench.answers[&n].prompt.as_ref().unwrap().cached_tokens;
     assert_eq!([cached(first), cached(second), cached(third)], [0, 29, 0]);
     assert_eq!(bench.answers[&first].tokens, bench.answers[&second].tokens);
+}
+
+/// Fifty windows long, in memory for three: the answer is that in ample memory, and the second of
+/// two equal prompts finds its last window.
+#[test]
+fn a_long_sequence_runs_in_the_memory_of_its_window() {
+    let mock = |blocks| {
+        Mock::new(|l| {
+            (l.max_seq_len, l.table_len, l.window) = (800, 200, Some(16));
+            l.blocks = blocks;
+        })
+    };
+    let prompt: Vec<u32> = (0..770).map(|i| i * i % 43).collect();
+    let ask = || {
+        let mut request = seeded(&prompt, 30, 5);
+        request.params.ignore_eos = true;
+        request
+    };
+    let mut ample = Bench::new(mock(200), |_| (), false);
+    let number = ample.add(ask()).unwrap();
+    let want = ample.run().answers.remove(&number).unwrap();
+    let mut bench = Bench::new(mock(12), |_| (), true);
+    let first = bench.add(ask()).unwrap();
+    let mut bench = bench.run();
+    let tokens = |bench: &Bench| bench.core.model().steps.iter().map(|s| s.0).sum::<usize>();
+    assert_eq!(tokens(&bench), 799, "each is computed once");
+    let second = bench.add(ask()).unwrap();
+    let bench = bench.run();
+    assert_eq!(bench.answers[&second].prompt.as_ref().unwrap().cached_tokens, 769);
+    assert_eq!(tokens(&bench), 799 + 30);
+    for number in [first, second] {
+        assert_eq!(bench.answers[&number].tokens, want.tokens);
+        assert_eq!(bench.answers[&number].tokens[0].len(), 30);
+    }
+    assert_eq!(bench.core.stats().preemptions, 0);
+    // A window and half a block more are too little.
+    let mut bench = Bench::new(mock(4), |_| (), true);
+    let refused = bench.add(ask()).unwrap_err();
+    assert!(refused.contains("more than the 16 that the key/value memory holds"), "{refused}");
 }
 
 #[test]

@@ -129,6 +129,7 @@ impl Script {
             block_size: 16,
             blocks: 64,
             table_len: 32,
+            window: None,
         };
         let text = text.bytes().map(u32::from).chain([EOS]).collect();
         Script { limits, text, memory: vec![0; 1024], logits: vec![], sums: vec![] }
