@@ -226,7 +226,11 @@ fn windows_slide_through_memory_that_holds_no_whole_sequence() {
     assert_eq!(limits.window, Some(64));
     let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
     drop(engine);
+<<<<<<< HEAD
     for blocks in [5, 12] {
+=======
+    for blocks in [5usize, 12] {
+>>>>>>> window
         assert!(blocks * limits.block_size < 290);
         let options = EngineOptions {
             kv_cache_bytes: Some(blocks as u64 * block_bytes),
