@@ -12,7 +12,7 @@ use serve::{
 
 use crate::{
     families::{compile_case, expect},
-    support::{compile_to, data, open, options},
+    support::{Random, compile_to, data, open, options},
 };
 
 /// Tokens with the bits of their probabilities, by sequence, and those of the prompt.
@@ -21,16 +21,6 @@ struct Answer {
     prompt: Vec<Option<u32>>,
     tokens: Vec<Vec<(u32, u32)>>,
     finish: Vec<Option<Finish>>,
-}
-
-/// A generator of test data, the same each time.
-struct Random(u64);
-
-impl Random {
-    fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1);
-        usize::try_from(self.0 >> 33).unwrap() % n
-    }
 }
 
 /// Requests that begin alike in part, greedy and not, with one sequence and several.
@@ -226,11 +216,7 @@ fn windows_slide_through_memory_that_holds_no_whole_sequence() {
     assert_eq!(limits.window, Some(64));
     let block_bytes = engine.memory().state_bytes / u64::from(limits.blocks);
     drop(engine);
-<<<<<<< HEAD
-    for blocks in [5, 12] {
-=======
     for blocks in [5usize, 12] {
->>>>>>> window
         assert!(blocks * limits.block_size < 290);
         let options = EngineOptions {
             kv_cache_bytes: Some(blocks as u64 * block_bytes),

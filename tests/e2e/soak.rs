@@ -10,10 +10,7 @@ use std::{
     env,
     num::NonZeroUsize,
     path::Path,
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicU64, Ordering},
     thread,
     time::{Duration, Instant},
 };
@@ -22,8 +19,8 @@ use frontend::ImportOptions;
 use serde_json::{Value, json};
 use serve::{Engine, EngineOptions, http::ServerOptions};
 
-use crate::support::{compile_to, data, options_with_text};
-use client::{Client, Outcome, Random};
+use crate::support::{Random, compile_to, data, options_with_text};
+use client::{Client, Outcome};
 use process::{ARTIFACT, KV_BYTES, Server};
 
 /// Longest prompt and answer of what is asked here.
@@ -138,7 +135,7 @@ fn nothing_leaks() {
     let descriptors = server.descriptors();
     let start = Instant::now();
     let is_over = || start.elapsed() >= duration;
-    let outcomes = Arc::new(client::Counts::default());
+    let outcomes = client::Counts::default();
     let mut samples = Vec::new();
     thread::scope(|scope| {
         for number in 0..CLIENTS {

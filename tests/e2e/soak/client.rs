@@ -11,17 +11,9 @@ use std::{
 
 use serde_json::{Value, json};
 
+use crate::support::Random;
+
 const PATIENCE: Duration = Duration::from_secs(120);
-
-/// Numbers that are the same each time.
-pub(super) struct Random(pub(super) u64);
-
-impl Random {
-    pub(super) fn below(&mut self, n: usize) -> usize {
-        self.0 = self.0.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963);
-        usize::try_from(self.0 >> 33).unwrap() % n
-    }
-}
 
 /// Somebody who knows the server's address.
 pub(super) struct Client {
@@ -162,33 +154,38 @@ impl Stream {
     pub(super) fn rest(mut self) -> Value {
         let mut text = String::new();
         self.0.read_to_string(&mut text).unwrap();
-        let mut choices: Vec<Value> = Vec::new();
-        let mut usage = Value::Null;
-        let mut is_done = false;
-        for event in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
-            if event == "[DONE]" {
-                is_done = true;
-                break;
-            }
-            let event: Value = serde_json::from_str(event).unwrap();
-            assert!(event.get("error").is_none(), "{event}");
-            if !event["usage"].is_null() {
-                usage = event["usage"].clone();
-            }
-            for choice in event["choices"].as_array().unwrap() {
-                match choices.iter_mut().find(|c| c["index"] == choice["index"]) {
-                    Some(known) => {
-                        let both = [&known["text"], &choice["text"]].map(|t| t.as_str().unwrap());
-                        known["text"] = both.concat().into();
-                        known["finish_reason"] = choice["finish_reason"].clone();
-                    }
-                    None => choices.push(choice.clone()),
+        of_events(&text)
+    }
+}
+
+/// The essence of an answer that came as events.
+fn of_events(text: &str) -> Value {
+    let mut choices: Vec<Value> = Vec::new();
+    let mut usage = Value::Null;
+    let mut is_done = false;
+    for event in text.lines().filter_map(|line| line.strip_prefix("data: ")) {
+        if event == "[DONE]" {
+            is_done = true;
+            break;
+        }
+        let event: Value = serde_json::from_str(event).unwrap();
+        assert!(event.get("error").is_none(), "{event}");
+        if !event["usage"].is_null() {
+            usage = event["usage"].clone();
+        }
+        for choice in event["choices"].as_array().unwrap() {
+            match choices.iter_mut().find(|c| c["index"] == choice["index"]) {
+                Some(known) => {
+                    let both = [&known["text"], &choice["text"]].map(|t| t.as_str().unwrap());
+                    known["text"] = both.concat().into();
+                    known["finish_reason"] = choice["finish_reason"].clone();
                 }
+                None => choices.push(choice.clone()),
             }
         }
-        assert!(is_done, "a stream was cut off: {text}");
-        essence(&choices, &usage)
     }
+    assert!(is_done, "a stream was cut off: {text}");
+    essence(&choices, &usage)
 }
 
 /// What visitors do, with how often they did.
@@ -284,23 +281,18 @@ impl Visitor<'_> {
     }
 
     fn read_slowly(&mut self, question: &Value, right: &Value) {
-        let request = post("/v1/completions", &streamed(question).to_string());
-        let mut socket = self.client.send(request.as_bytes());
+        let mut stream = self.client.begin(question).head();
         let mut text = Vec::new();
         let mut some = [0; 256];
         loop {
-            let count = socket.read(&mut some).unwrap();
+            let count = stream.0.read(&mut some).unwrap();
             if count == 0 {
                 break;
             }
             text.extend(&some[..count]);
             self.pause(10);
         }
-        let (head, _) = String::from_utf8_lossy(&text)
-            .split_once("\r\n")
-            .map_or_else(|| panic!("no head"), |(head, rest)| (head.to_owned(), rest.to_owned()));
-        assert!(head.starts_with("HTTP/1.1 200 "), "{head} for {question}: {right}");
-        assert!(String::from_utf8_lossy(&text).contains("data: [DONE]"), "{question}");
+        assert_eq!(&of_events(&String::from_utf8(text).unwrap()), right, "{question}");
     }
 
     /// Whatever is no request gets a refusal that blames the client.

@@ -120,7 +120,7 @@ impl App {
     /// The longest sequence: what the model takes and its memory holds.
     pub(crate) fn max_seq_len(&self) -> usize {
         match self.engine.limits() {
-            Some(limits) => limits.max_seq_len.min(limits.positions()),
+            Some(limits) => limits.longest(),
             None => usize::try_from(self.engine.info().max_seq_len).unwrap_or(usize::MAX),
         }
     }

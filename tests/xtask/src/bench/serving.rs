@@ -11,12 +11,12 @@ use super::models::pair;
 use super::peers::LlamaCpp;
 use super::report::{Measured, quartiles};
 use crate::process::{Failure, Result};
-use load::{Load, Shape};
+use load::{Random, Shape};
 use server::Server;
 use std::path::Path;
 use std::time::Instant;
 
-/// Requests of a load, by its streams.
+/// Requests of a load: each client has one, and some have a second.
 fn requests(streams: usize) -> usize {
     streams + 8
 }
@@ -94,10 +94,10 @@ impl Model<'_> {
             let shape = |prompt, seed| Shape { prompt, new: 1, seed };
             server.ask(&shape(vec![1; 4], 0))?;
             starts.push(start.elapsed().as_secs_f64());
-            let mut load = Load::new(round);
-            let prefix = load.tokens(PREFIX);
+            let mut random = Random::new(round);
+            let prefix = random.tokens(PREFIX);
             for times in [&mut cold, &mut warm] {
-                let prompt = [prefix.clone(), load.tokens(16)].concat();
+                let prompt = [prefix.clone(), random.tokens(16)].concat();
                 times.push(server.ask(&shape(prompt, 0))?.first.as_secs_f64());
             }
         }
@@ -112,7 +112,7 @@ impl Model<'_> {
         let (mut ours, mut theirs) = (Rounds::new(), Rounds::new());
         let (mut http, mut beside, mut memory) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..self.args.rounds() {
-            let shapes = Load::new(round).shapes(requests(streams));
+            let shapes = Random::new(round).shapes(requests(streams));
             let server = self.ours()?;
             let model_seconds = || server.metric("brolly_model_seconds_total");
             let (before, model) = (server.cpu()?, model_seconds()?);

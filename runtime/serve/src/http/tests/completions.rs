@@ -249,3 +249,19 @@ async fn answers_end_where_they_are_told_to() {
     let more = json!({"ignore_eos": true, "max_tokens": 15});
     assert_eq!(end(more).await.1, json!("length"));
 }
+
+#[tokio::test]
+async fn prompts_longer_than_memory_are_taken_where_a_window_slides() {
+    let of = |window| {
+        Server::of(Mock::new(|limits| {
+            limits.vocab_size = model::VOCAB_SIZE;
+            (limits.max_seq_len, limits.table_len) = (128, 32);
+            (limits.blocks, limits.window) = (8, window);
+        }))
+    };
+    let body = greedy(json!({"prompt": vec![1; 100], "max_tokens": 10}));
+    let answer = of(Some(16)).ok("/v1/completions", body.clone()).await;
+    assert_eq!(answer["usage"]["total_tokens"], 110);
+    let (status, param, _) = of(None).refused("/v1/completions", body).await;
+    assert_eq!((status, param.as_str()), (400, "prompt"));
+}

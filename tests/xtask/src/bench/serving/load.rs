@@ -33,11 +33,11 @@ pub(super) struct Times {
 }
 
 /// Numbers that are the same each time: SplitMix64 (Steele et al. 2014).
-pub(super) struct Load(u64);
+pub(super) struct Random(u64);
 
-impl Load {
-    pub(super) fn new(round: usize) -> Load {
-        Load(round as u64)
+impl Random {
+    pub(super) fn new(round: usize) -> Random {
+        Random(round as u64)
     }
 
     fn next(&mut self) -> u64 {
@@ -119,13 +119,13 @@ mod tests {
 
     #[test]
     fn requests_are_within_bounds_and_the_same_each_time() {
-        let shapes = Load::new(3).shapes(300);
+        let shapes = Random::new(3).shapes(300);
         assert!(shapes.iter().all(|s| (32..=1024).contains(&s.prompt.len())));
         assert!(shapes.iter().all(|s| (16..=256).contains(&s.new)));
         assert!(shapes.iter().any(|s| s.prompt.len() < 64));
         assert!(shapes.iter().any(|s| s.prompt.len() > 512));
-        let again = Load::new(3).shapes(300);
+        let again = Random::new(3).shapes(300);
         assert_eq!(again[299].prompt, shapes[299].prompt);
-        assert_ne!(Load::new(4).shapes(1)[0].prompt, shapes[0].prompt);
+        assert_ne!(Random::new(4).shapes(1)[0].prompt, shapes[0].prompt);
     }
 }
