@@ -1,5 +1,7 @@
 //! Random walks under masks, masks of particular states, and structures that cost too much.
 
+mod reasoning;
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
