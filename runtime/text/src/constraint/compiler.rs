@@ -97,8 +97,8 @@ impl GrammarCompiler {
 
     /// Compiles a structure, with the first mask.
     ///
-    /// The work is bounded whatever the structure says, but takes milliseconds and, for a big
-    /// schema, a second: call it beside the loop that generates.
+    /// The work is bounded whatever the structure says and however busy the machine is, but takes
+    /// milliseconds and, for a big schema, a second: call it beside the loop that generates.
     ///
     /// # Errors
     /// [`TextError::Structure`] if the structure is malformed, asks for what cannot be enforced,
