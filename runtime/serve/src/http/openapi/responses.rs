@@ -22,7 +22,7 @@ pub(in crate::http) fn answer_schema(path: &str) -> Value {
                 ("count", count()),
                 ("max_model_len", count()),
                 ("tokens", list(&count())),
-                ("token_strs", nullable(list(&text()))),
+                ("token_strs", nullable(&list(&text()))),
             ],
             &[],
         ),
@@ -50,8 +50,8 @@ fn completion() -> Value {
     let logprobs = object(
         &[
             ("tokens", list(&text())),
-            ("token_logprobs", list(&nullable(number()))),
-            ("top_logprobs", list(&nullable(by_name(&number())))),
+            ("token_logprobs", list(&nullable(&number()))),
+            ("top_logprobs", list(&nullable(&by_name(&number())))),
             ("text_offset", list(&count())),
         ],
         &[],
@@ -60,7 +60,7 @@ fn completion() -> Value {
         &[
             ("index", count()),
             ("text", text()),
-            ("logprobs", nullable(logprobs)),
+            ("logprobs", nullable(&logprobs)),
             ("finish_reason", json!({"enum": ["stop", "length", "abort"]})),
             ("stop_reason", stop_reason()),
         ],
@@ -80,7 +80,7 @@ fn chat_completion() -> Value {
     let message = object(
         &[
             ("role", json!({"const": "assistant"})),
-            ("content", nullable(text())),
+            ("content", nullable(&text())),
             ("refusal", json!({"type": "null"})),
         ],
         &[("reasoning_content", text()), ("tool_calls", list(&call))],
@@ -88,7 +88,7 @@ fn chat_completion() -> Value {
     let token = [
         ("token", text()),
         ("logprob", number()),
-        ("bytes", nullable(list(&json!({"type": "integer", "minimum": 0, "maximum": 255})))),
+        ("bytes", nullable(&list(&json!({"type": "integer", "minimum": 0, "maximum": 255})))),
     ];
     let top = ("top_logprobs", list(&object(&token, &[])));
     let told = object(&[&token[..], &[top]].concat(), &[]);
@@ -97,7 +97,7 @@ fn chat_completion() -> Value {
         &[
             ("index", count()),
             ("message", message),
-            ("logprobs", nullable(logprobs)),
+            ("logprobs", nullable(&logprobs)),
             ("finish_reason", json!({"enum": ["stop", "length", "tool_calls", "abort"]})),
             ("stop_reason", stop_reason()),
         ],
@@ -140,7 +140,7 @@ fn stop_reason() -> Value {
 /// For each token of a prompt, probabilities by token id.
 fn prompt_logprobs() -> Value {
     let entry = [("logprob", number()), ("rank", count()), ("decoded_token", text())];
-    list(&nullable(by_name(&object(&entry, &[]))))
+    list(&nullable(&by_name(&object(&entry, &[]))))
 }
 
 fn embeddings() -> Value {
@@ -170,7 +170,7 @@ fn stats() -> Value {
             ("parameters", count()),
             ("vocab_size", count()),
             ("max_model_len", count()),
-            ("block_size", nullable(count())),
+            ("block_size", nullable(&count())),
         ],
         &[],
     );
@@ -255,7 +255,7 @@ fn list(of: &Value) -> Value {
     json!({"type": "array", "items": of})
 }
 
-fn nullable(schema: Value) -> Value {
+fn nullable(schema: &Value) -> Value {
     json!({"anyOf": [schema, {"type": "null"}]})
 }
 
