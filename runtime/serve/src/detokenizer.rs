@@ -1,6 +1,6 @@
-//! Text of new tokens as it becomes certain, and stop strings in it.
+//! Text of new tokens as it becomes certain, and what in it ends a sequence.
 
-use text::{DecodeStream, StopMatcher, Tokenizer};
+use text::{DecodeStream, FirstCall, StopMatcher, Tokenizer};
 
 use crate::{GenerateParams, ServeError};
 
@@ -12,8 +12,10 @@ pub(crate) struct Detokenizer {
     matcher: StopMatcher,
     /// Stop strings, if the one found is part of the text.
     included: Vec<String>,
-    /// Tokens to come in which no stop string counts.
+    /// Tokens to come in which no stop string counts, and no call.
     min_tokens: usize,
+    /// What finds the call that ends the text, and the number that stands for it.
+    first_call: Option<(FirstCall, usize)>,
 }
 
 impl Detokenizer {
@@ -33,7 +35,14 @@ impl Detokenizer {
             matcher: StopMatcher::new(stop)?,
             included: if *include_stop { stop.clone() } else { Vec::new() },
             min_tokens: *min_tokens,
+            first_call: None,
         })
+    }
+
+    /// Ends the text with its first call, as with a stop string behind the last one.
+    pub(crate) fn until(mut self, first_call: Option<FirstCall>, stops: usize) -> Detokenizer {
+        self.first_call = first_call.map(|call| (call, stops));
+        self
     }
 
     /// Takes a token, or the end of the sequence; gives the new text and the stop string that ends
@@ -43,11 +52,12 @@ impl Detokenizer {
         token: Option<u32>,
     ) -> Result<(String, Option<usize>), ServeError> {
         let mut new = String::new();
+        let is_early = token.is_some() && self.min_tokens > 0;
         match (token, &mut self.stream) {
             (_, None) => {}
             (Some(token), Some(stream)) => {
                 let piece = stream.push(token)?.unwrap_or_default();
-                if self.min_tokens > 0 {
+                if is_early {
                     self.min_tokens -= 1;
                     new = piece;
                 } else {
@@ -61,6 +71,13 @@ impl Detokenizer {
                     new += &self.matcher.clone().finish();
                 }
             }
+        }
+        if let Some((call, number)) = &mut self.first_call
+            && let Some(end) = call.push(&new)
+            && !is_early
+        {
+            new.truncate(end);
+            return Ok((new, Some(*number)));
         }
         let found = self.matcher.found();
         if let Some(stop) = found.and_then(|index| self.included.get_mut(index)) {

@@ -64,7 +64,7 @@ pub struct EngineOptions {
     pub max_num_batched_tokens: Option<NonZeroUsize>,
     /// Tokens of prompts in a step that other sequences decode in.
     pub prefill_chunk: NonZeroUsize,
-    /// Requests that may wait; further ones are refused.
+    /// Requests that may wait; further ones are refused. All of one call are taken if one is.
     pub max_queue: usize,
     /// Whether prompts reuse what others with the same beginning have computed.
     pub prefix_cache: bool,
@@ -294,14 +294,32 @@ impl Engine {
     /// # Errors
     /// [`SubmitError`], before anything is computed.
     pub fn submit(&self, request: Request) -> Result<EventStream, SubmitError> {
+        let mut streams = self.submit_all(vec![request])?;
+        streams.pop().ok_or(SubmitError::Draining)
+    }
+
+    /// Takes all requests of a call or none, with a stream each. They need room for one in the
+    /// queue: what is asked for together cannot be sent again in parts by who is refused.
+    ///
+    /// # Errors
+    /// [`SubmitError`], before anything is computed.
+    pub fn submit_all(&self, requests: Vec<Request>) -> Result<Vec<EventStream>, SubmitError> {
         let Shared { tokenizer, eos_ids, next, commands, .. } = &*self.shared;
         let limits = self.limits().ok_or_else(|| self.kind("does not generate text"))?;
-        let number = next.fetch_add(1, Ordering::Relaxed);
-        let prepared = prepare(request, number, limits, tokenizer.as_deref(), eos_ids)?;
-        self.reserve()?;
-        let (events, received) = mpsc::unbounded_channel();
-        commands.send(Command::Submit(prepared, events)).map_err(|_| SubmitError::Draining)?;
-        Ok(EventStream { request: number, events: received, commands: commands.clone() })
+        let prepare = |request| {
+            let number = next.fetch_add(1, Ordering::Relaxed);
+            let prepared = prepare(request, number, limits, tokenizer.as_deref(), eos_ids);
+            prepared.map(|prepared| (number, prepared))
+        };
+        let prepared = requests.into_iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
+        self.reserve(prepared.len())?;
+        let submit = |(request, prepared)| -> Result<EventStream, SubmitError> {
+            let (sender, events) = mpsc::unbounded_channel();
+            let sent = commands.send(Command::Submit(prepared, sender));
+            sent.map_err(|_| SubmitError::Draining)?;
+            Ok(EventStream { request, events, commands: commands.clone() })
+        };
+        prepared.into_iter().map(submit).collect()
     }
 
     /// One vector for each list of tokens, by a model of embeddings. Lists of several calls share
@@ -313,7 +331,7 @@ impl Engine {
         if self.info().kind != ModelKind::Encoder {
             return Err(self.kind("does not embed text").into());
         }
-        self.reserve()?;
+        self.reserve(1)?;
         let (answer, reply) = oneshot::channel();
         let command = Command::Embed(lists, answer);
         self.shared.commands.send(command).map_err(|_| SubmitError::Draining)?;
@@ -359,18 +377,18 @@ impl Engine {
         }
     }
 
-    /// Counts a request that is about to be sent, if one more may wait.
-    fn reserve(&self) -> Result<(), SubmitError> {
+    /// Counts requests that are about to be sent, if one more may wait.
+    fn reserve(&self, requests: usize) -> Result<(), SubmitError> {
         if self.is_draining() {
             return Err(SubmitError::Draining);
         }
         let Board { submitted, waiting, .. } = &*self.shared.board;
-        let sent = submitted.fetch_add(1, Ordering::Relaxed);
+        let sent = submitted.fetch_add(requests, Ordering::Relaxed);
         let waiting = sent + waiting.load(Ordering::Relaxed);
         if waiting < self.shared.max_queue {
             return Ok(());
         }
-        submitted.fetch_sub(1, Ordering::Relaxed);
+        submitted.fetch_sub(requests, Ordering::Relaxed);
         Err(SubmitError::QueueFull { waiting, retry_after: self.retry_after(waiting) })
     }
 

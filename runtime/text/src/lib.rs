@@ -64,4 +64,4 @@ pub use stop::StopMatcher;
 pub use stream::DecodeStream;
 pub use token_bytes::TokenBytes;
 pub use tokenizer::{Frame, Tokenizer};
-pub use tools::{Tool, ToolChoice, ToolEvent, ToolFormat, ToolParser};
+pub use tools::{FirstCall, Tool, ToolChoice, ToolEvent, ToolFormat, ToolParser};

@@ -9,8 +9,8 @@ use std::{fmt, str::FromStr};
 
 use crate::{error::TextError, mark::advance};
 
-const OPEN: &str = "<think>";
-const CLOSE: &str = "</think>";
+pub(crate) const OPEN: &str = "<think>";
+pub(crate) const CLOSE: &str = "</think>";
 
 /// When a model reasons.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -34,7 +34,7 @@ pub enum ReasoningEvent {
 /// Separates reasoning from the answer, incrementally.
 ///
 /// The tags are left out, with the line breaks beside them. Tags after the answer has begun are
-/// text. Where pieces are cut makes no difference to what the events add up to.
+/// text, those after a prompt that ends with a closing tag too. Where pieces are cut makes no difference to what the events add up to.
 ///
 /// ```
 /// # use brolly_text as text;
@@ -84,6 +84,23 @@ impl ReasoningFormat {
         let leaves_open = prompt.contains(OPEN) && !prompt.contains(CLOSE);
         Some(if leaves_open { Self::DeepSeekR1 } else { Self::Qwen3 })
     }
+
+    /// The tags. Where the vocabulary has them as special tokens, decoding must not skip them.
+    #[must_use]
+    pub fn marks(self) -> &'static [&'static str] {
+        &[OPEN, CLOSE]
+    }
+
+    /// Whether the text after `prompt` begins within reasoning; `None` if the text itself tells.
+    pub(crate) fn begins_within(self, prompt: &str) -> Option<bool> {
+        let end = prompt.trim_end();
+        match self {
+            _ if end.ends_with(OPEN) => Some(true),
+            _ if end.ends_with(CLOSE) => Some(false),
+            Self::DeepSeekR1 => Some(true),
+            Self::Qwen3 => None,
+        }
+    }
 }
 
 impl FromStr for ReasoningFormat {
@@ -116,10 +133,11 @@ impl ReasoningParser {
     /// A parser of the text of one answer to `prompt`, of which only the end matters.
     #[must_use]
     pub fn new(format: ReasoningFormat, prompt: &str) -> Self {
-        let end = prompt.trim_end();
-        let is_open = end.ends_with(OPEN);
-        let reasons = is_open || format == ReasoningFormat::DeepSeekR1 && !end.ends_with(CLOSE);
-        let state = State::Start { matched: 0, reasons };
+        let state = match format.begins_within(prompt) {
+            Some(true) => State::Start { matched: 0, reasons: true },
+            None => State::Start { matched: 0, reasons: false },
+            Some(false) => State::Text,
+        };
         Self { state, held: String::new(), events: Vec::new() }
     }
 
@@ -280,6 +298,7 @@ mod tests {
             (QWEN, "assistant\n", " \n<think>a</think>b", "a", "b"),
             (QWEN, "assistant\n", "\n c <think>", "", "\n c <think>"),
             (QWEN, "<think>\n\n</think>\n\n", "c", "", "c"),
+            (QWEN, "<think>\n\n</think>\n\n", "\n<think>c", "", "\n<think>c"),
             (QWEN, "<think>\n", "a</think>c", "a", "c"),
             (QWEN, "assistant\n", "<think>\n\n</think>\n\nc", "", "c"),
             (R1, "<think>\n", "a\n</think>\n\nc</think>", "a", "c</think>"),

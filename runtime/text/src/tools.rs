@@ -9,6 +9,7 @@
 //! events add up to. What turns out not to be a call is given back as text.
 
 mod call;
+mod first_call;
 mod format;
 mod grammar;
 mod hermes;
@@ -18,6 +19,7 @@ mod mistral;
 mod output;
 mod request;
 
+pub use first_call::FirstCall;
 pub use format::ToolFormat;
 pub use request::{Tool, ToolChoice};
 
@@ -107,6 +109,17 @@ impl ToolParser {
             }
         }
         self.output.take()
+    }
+
+    /// Whether a call has begun and the last one is over: its arguments are complete, or broke off.
+    #[must_use]
+    pub fn has_called(&self) -> bool {
+        let is_calling = match &self.machine {
+            Machine::Hermes(machine) => machine.is_calling(),
+            Machine::Llama(machine) => machine.is_calling(),
+            Machine::Mistral(machine) => machine.is_calling(),
+        };
+        self.output.calls() > 0 && !is_calling
     }
 
     /// The text ends; gives what was held back.

@@ -136,7 +136,8 @@ pub(crate) fn prepare(
             request: number,
             number: number_in_request,
             sampler: sampler.fork(number_in_request as u64),
-            text: Detokenizer::new(tokenizer, &prompt, &params)?,
+            text: Detokenizer::new(tokenizer, &prompt, &params)?
+                .until(request.first_call.clone(), params.stop.len()),
             constraint: request.constraint.clone(),
             stopping: stopping.clone(),
             top_logprobs: request.top_logprobs,

@@ -20,6 +20,9 @@ pub struct Request {
     pub prompt_logprobs: Option<usize>,
     /// What the output must follow.
     pub constraint: Option<text::Constraint>,
+    /// Ends a sequence with its first call of a tool, as [`Finish::Stop`](crate::Finish::Stop) with
+    /// the number behind those of the stop strings. The text ends where the call's arguments do.
+    pub first_call: Option<text::FirstCall>,
     /// Lower goes first; 0 is usual.
     pub priority: i32,
     /// Requests share cached prefixes with those of the same salt only.

@@ -109,6 +109,30 @@ fn a_full_queue_refuses_and_says_when_to_come_back() {
 }
 
 #[test]
+fn the_requests_of_a_call_are_taken_together_or_not_at_all() {
+    let options = EngineOptions {
+        max_queue: 3,
+        max_num_seqs: NonZeroUsize::new(1),
+        ..EngineOptions::default()
+    };
+    let engine = engine(Mock::new(|_| ()), &options);
+    let list = |n: u32| (0..n).map(|i| request(i, 30)).collect::<Vec<_>>();
+    let streams = engine.submit_all(list(20)).unwrap();
+    let refused = engine.submit_all(list(2)).unwrap_err();
+    assert!(matches!(refused, SubmitError::QueueFull { .. }), "{refused}");
+    for stream in streams {
+        assert_eq!(tokens(stream).1, Some(Finish::Length));
+    }
+    let mut bad = list(3);
+    bad[2].prompt.clear();
+    assert!(matches!(engine.submit_all(bad), Err(SubmitError::Refused(_))));
+    engine.drain();
+    engine.join().unwrap();
+    assert_eq!(engine.stats().finished_length, 20, "of a list refused, nothing is computed");
+    assert_eq!(engine.stats().finished_abort, 0);
+}
+
+#[test]
 fn draining_answers_what_was_accepted_and_takes_no_more() {
     let engine = engine(Mock::new(|_| ()), &EngineOptions::default());
     let streams: Vec<_> = (0..20).map(|i| engine.submit(request(i, 30)).unwrap()).collect();

@@ -9,7 +9,11 @@ use axum::{
 use http_body_util::{BodyExt, LengthLimitError, Limited};
 use serde_json::{Map, Value};
 
-use super::error::ApiError;
+use super::{
+    App,
+    error::ApiError,
+    fields::{Fields, Problems, Table},
+};
 
 /// How long a client may take to send a body.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);
@@ -21,14 +25,38 @@ const MAX_DEPTH: usize = 100;
 /// alone does not bound the memory.
 const MAX_VALUES: usize = 1 << 21;
 
+/// A body whose fields are compared with a route's table.
+pub(super) struct Checked {
+    pub(super) body: Map<String, Value>,
+    /// The name under which it asks for the model.
+    pub(super) model: String,
+    /// What is wrong with it so far.
+    pub(super) problems: Problems,
+}
+
+impl App {
+    /// Reads a request's body, for a route with these fields.
+    ///
+    /// # Errors
+    /// Those of [`read`], and 404 for another model than this server's.
+    pub(super) async fn read(
+        &self,
+        request: Request<Body>,
+        table: Table,
+    ) -> Result<Checked, ApiError> {
+        let body = read(request, self.options().max_body_bytes).await?;
+        let model = self.model(Fields(&body))?;
+        let mut problems = Problems::new(self.vocab_size());
+        problems.check_object(table, &body, "");
+        Ok(Checked { body, model, problems })
+    }
+}
+
 /// Reads the JSON object that is a request's body.
 ///
 /// # Errors
 /// 400 for other JSON or none, 408, 413 or 415.
-pub(crate) async fn read(
-    request: Request<Body>,
-    max_bytes: usize,
-) -> Result<Map<String, Value>, ApiError> {
+async fn read(request: Request<Body>, max_bytes: usize) -> Result<Map<String, Value>, ApiError> {
     read_within(request, max_bytes, READ_TIMEOUT).await
 }
 

@@ -13,10 +13,12 @@ use ir::ModelKind;
 use serde_json::{Map, Value};
 
 use super::{
-    App, aside, body,
+    App, aside,
+    body::Checked,
     error::ApiError,
-    fields::{self, Field, Fields, Kind, Problems, Table, field, required},
+    fields::{self, Field, Fields, Kind, Table, field, required},
     generation::{Events, Outputs, fit, read_bad_words},
+    inputs::{self, INPUTS},
     params::{MAX_LOGPROBS, Params, SHARED},
     route::respond_json,
     sse,
@@ -27,23 +29,13 @@ use answer::Answer;
 
 /// New tokens where the request says nothing.
 const MAX_TOKENS: usize = 16;
-/// Prompts of one call.
-const MAX_PROMPTS: usize = 2048;
-
-const TOKENS: Kind = Kind::List { of: &Kind::Token, from: 1, to: usize::MAX };
-
 /// The fields.
 pub(super) const TABLE: Table = &[OWN, SHARED, STRUCTURED];
 
 const OWN: &[Field] = &[
     required(
         "prompt",
-        Kind::OneOf(&[
-            Kind::Text,
-            TOKENS,
-            Kind::List { of: &Kind::Text, from: 1, to: MAX_PROMPTS },
-            Kind::List { of: &TOKENS, from: 1, to: MAX_PROMPTS },
-        ]),
+        INPUTS,
         "What to go on after: a text, a list of token ids, or a list of either.",
     ),
     field("max_tokens", Kind::at_least(0), "New tokens at most; 16 by default."),
@@ -88,8 +80,7 @@ pub(super) async fn answer(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     app.require(ModelKind::Decoder, "complete text")?;
-    let body = body::read(request, app.options().max_body_bytes).await?;
-    let call = Call::read(&app, body).await?;
+    let call = Call::read(&app, app.read(request, TABLE).await?).await?;
     let requests = call.requests(&app).await?;
     let prompts = requests.iter().map(|request| request.prompt.len()).sum();
     let stream = call.params.stream;
@@ -104,19 +95,16 @@ pub(super) async fn answer(
 }
 
 impl Call {
-    async fn read(app: &Arc<App>, body: Map<String, Value>) -> Result<Call, ApiError> {
+    async fn read(app: &Arc<App>, checked: Checked) -> Result<Call, ApiError> {
+        let Checked { body, model, mut problems } = checked;
         let fields = Fields(&body);
-        let model = app.model(fields)?;
-        let mut problems = Problems::new(app.vocab_size());
-        problems.check_object(TABLE, &body, "");
-        let params = Params::read(fields, &app.engine().bundle().generation, &mut problems);
+        let mut params = Params::read(fields, &app.engine().bundle().generation, &mut problems);
         problems.into_result()?;
         let is_echo = fields.bool("echo").unwrap_or(false);
         let logprobs = fields.count("logprobs");
         let skip_special = params.request.params.skip_special_tokens;
-        let size = body.get("prompt").map_or(0, weight);
+        let size = body.get("prompt").map_or(0, inputs::weight);
         let asked = fields.count("max_tokens");
-        let mut params = params;
         read_bad_words(app, &mut params)?;
         let context = app.clone();
         let prompts =
@@ -133,7 +121,7 @@ impl Call {
         if self.is_echo && self.logprobs.is_some() {
             shared.prompt_logprobs = shared.prompt_logprobs.max(self.logprobs);
         }
-        app.constrain(&mut shared, self.params.structure.clone()).await?;
+        app.constrain(&mut shared, self.params.structure.clone(), None).await?;
         let one = |(prompt, max_tokens): (&Prompt, &usize)| {
             let mut request = shared.clone();
             request.prompt.clone_from(&prompt.ids);
@@ -141,15 +129,6 @@ impl Call {
             request
         };
         Ok(self.prompts.iter().zip(&self.params.max_tokens).map(one).collect())
-    }
-}
-
-/// How much text there is to tokenize.
-fn weight(prompt: &Value) -> usize {
-    match prompt {
-        Value::String(text) => text.len(),
-        Value::Array(list) => list.iter().map(weight).sum(),
-        _ => 1,
     }
 }
 
@@ -172,11 +151,5 @@ fn read_prompts(
         };
         Ok(Prompt { ids, text })
     };
-    match body.get("prompt") {
-        Some(Value::Array(list)) if !list.iter().all(Value::is_number) => {
-            list.iter().map(one).collect()
-        }
-        Some(prompt) => Ok(vec![one(prompt)?]),
-        None => Ok(Vec::new()),
-    }
+    inputs::read(body.get("prompt"), one)
 }

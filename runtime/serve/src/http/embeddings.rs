@@ -10,33 +10,21 @@ use axum::{
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use ir::ModelKind;
 use serde::Serialize;
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::{
-    App, app, aside, body,
+    App, app, aside,
+    body::Checked,
     error::ApiError,
-    fields::{self, Fields, Kind, Problems, Table, field, required},
+    fields::{self, Fields, Kind, Table, field, required},
+    inputs::{self, INPUTS},
     route::respond_json,
 };
-
-/// Inputs of one call.
-const MAX_INPUTS: usize = 2048;
-
-const TOKENS: Kind = Kind::List { of: &Kind::Token, from: 1, to: usize::MAX };
 
 /// The fields.
 pub(super) const TABLE: Table = &[&[
     field("model", Kind::Text, "A name that `/v1/models` lists; by default the model served."),
-    required(
-        "input",
-        Kind::OneOf(&[
-            Kind::Text,
-            TOKENS,
-            Kind::List { of: &Kind::Text, from: 1, to: MAX_INPUTS },
-            Kind::List { of: &TOKENS, from: 1, to: MAX_INPUTS },
-        ]),
-        "What to embed: a text, a list of token ids, or a list of either.",
-    ),
+    required("input", INPUTS, "What to embed: a text, a list of token ids, or a list of either."),
     field(
         "encoding_format",
         Kind::Choice(&["float", "base64"]),
@@ -83,11 +71,8 @@ pub(super) async fn answer(
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
     app.require(ModelKind::Encoder, "embed text")?;
-    let body = body::read(request, app.options().max_body_bytes).await?;
+    let Checked { body, model, mut problems } = app.read(request, TABLE).await?;
     let fields = Fields(&body);
-    let model = app.model(fields)?;
-    let mut problems = Problems::new(app.vocab_size());
-    problems.check_object(TABLE, &body, "");
     let size = app.engine().info().hidden_size;
     if fields.integer("dimensions").is_some_and(|n| u64::try_from(n).is_ok_and(|n| n != size)) {
         problems
@@ -95,9 +80,13 @@ pub(super) async fn answer(
     }
     problems.into_result()?;
     let is_base64 = fields.text("encoding_format") == Some("base64");
-    let weight = fields.get("input").map_or(0, weight);
+    let weight = fields.get("input").map_or(0, inputs::weight);
     let context = app.clone();
-    let lists = aside(weight, move || read_inputs(&context, &body)).await?;
+    let one = move |value: &Value| match value {
+        Value::String(text) => encode(&context, text),
+        ids => Ok(fields::tokens(ids).unwrap_or_default()),
+    };
+    let lists = aside(weight, move || inputs::read(body.get("input"), one)).await?;
     let tokens = lists.iter().map(Vec::len).sum();
     let limit = app.options().request_timeout;
     let reply = app.engine().embed(lists).map_err(renamed)?;
@@ -125,20 +114,6 @@ fn written(
     app::json(&Answer { object: "list", data: data.collect(), model, usage })
 }
 
-fn read_inputs(app: &App, body: &Map<String, Value>) -> Result<Vec<Vec<u32>>, ApiError> {
-    let one = |value: &Value| match value {
-        Value::String(text) => encode(app, text),
-        ids => Ok(fields::tokens(ids).unwrap_or_default()),
-    };
-    match body.get("input") {
-        Some(Value::Array(list)) if !list.iter().all(Value::is_number) => {
-            list.iter().map(one).collect()
-        }
-        Some(input) => Ok(vec![one(input)?]),
-        None => Ok(Vec::new()),
-    }
-}
-
 /// Token ids of a text, prepared and cut as the model's configuration says.
 fn encode(app: &App, text: &str) -> Result<Vec<u32>, ApiError> {
     let config = app.engine().bundle().embedding.clone().unwrap_or_default();
@@ -151,14 +126,6 @@ fn encode(app: &App, text: &str) -> Result<Vec<u32>, ApiError> {
     tokens.map_err(|error| ApiError::from(error).rename("prompt", "input"))
 }
 
-fn weight(input: &Value) -> usize {
-    match input {
-        Value::String(text) => text.len(),
-        Value::Array(list) => list.iter().map(weight).sum(),
-        _ => 1,
-    }
-}
-
 /// The engine calls an input `text`.
 fn renamed(error: impl Into<ApiError>) -> ApiError {
     error.into().rename("text", "input")
@@ -167,6 +134,7 @@ fn renamed(error: impl Into<ApiError>) -> ApiError {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::http::tests::check_answer;
 
     #[test]
     fn numbers_read_back_exactly() {
@@ -174,6 +142,7 @@ mod tests {
         let text = written(&vectors, "m", 7, false).unwrap();
         assert!(text.contains("[0.1,-1e-30,"), "{text}");
         let value: Value = serde_json::from_str(&text).unwrap();
+        check_answer("/v1/embeddings", &value);
         let read = value["data"][0]["embedding"].as_array().unwrap();
         #[allow(clippy::cast_possible_truncation, reason = "that is what clients do")]
         let read: Vec<f32> = read.iter().map(|x| x.as_f64().unwrap() as f32).collect();
@@ -181,6 +150,7 @@ mod tests {
         assert_eq!(value["usage"]["total_tokens"], 7);
         let text = written(&vectors, "m", 7, true).unwrap();
         let value: Value = serde_json::from_str(&text).unwrap();
+        check_answer("/v1/embeddings", &value);
         let bytes = STANDARD.decode(value["data"][0]["embedding"].as_str().unwrap()).unwrap();
         assert_eq!(bytes[..4], 0.1_f32.to_le_bytes());
         assert_eq!((bytes.len(), &value["data"][1]["index"]), (12, &Value::from(1)));

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use futures_util::{StreamExt, stream::FuturesUnordered};
-use serde_json::{Value, json};
+use serde_json::Value;
 use tokio::time::{Instant, timeout_at};
 
 use super::{App, Boxed, error::ApiError, params::Params};
@@ -28,10 +28,7 @@ impl Events {
     /// Why one was not taken.
     pub(super) fn submit(app: &App, requests: Vec<Request>) -> Result<Events, ApiError> {
         let open = requests.iter().map(|request| request.n).collect();
-        let streams: Vec<EventStream> = requests
-            .into_iter()
-            .map(|request| app.engine().submit(request))
-            .collect::<Result<_, _>>()?;
+        let streams = app.engine().submit_all(requests)?;
         let limit = app.options().request_timeout;
         let streams = streams.into_iter().enumerate().map(|(index, s)| next(index, s)).collect();
         Ok(Events { streams, open, deadline: Instant::now() + limit, limit })
@@ -115,36 +112,6 @@ impl Outputs {
             }
         }
         Ok(outputs)
-    }
-}
-
-/// What a call has used so far.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Tally {
-    pub(super) prompt_tokens: usize,
-    pub(super) cached_tokens: usize,
-    pub(super) completion_tokens: usize,
-}
-
-impl Tally {
-    pub(super) fn json(self) -> Value {
-        let Tally { prompt_tokens, cached_tokens, completion_tokens } = self;
-        json!({
-            "prompt_tokens": prompt_tokens,
-            "completion_tokens": completion_tokens,
-            "total_tokens": prompt_tokens + completion_tokens,
-            "prompt_tokens_details": {"cached_tokens": cached_tokens},
-        })
-    }
-
-    /// Of everything that came.
-    pub(super) fn of(prompt_tokens: usize, outputs: &Outputs) -> Tally {
-        let tokens = outputs.sequences.iter().flatten().map(|output| output.tokens.len());
-        Tally {
-            prompt_tokens,
-            cached_tokens: outputs.prompts.iter().map(|prompt| prompt.cached_tokens).sum(),
-            completion_tokens: tokens.sum(),
-        }
     }
 }
 

@@ -1,4 +1,7 @@
-//! `GET /openapi.json`: what the server takes, as OpenAPI 3.1, from the tables that it checks by.
+//! `GET /openapi.json`: what the server takes and gives, as OpenAPI 3.1. What it takes is from the
+//! tables that it checks by.
+
+mod responses;
 
 use std::sync::Arc;
 
@@ -11,6 +14,8 @@ use super::{
     route::respond_json,
     tokens,
 };
+
+pub(super) use responses::answer_schema;
 
 /// A route of the document.
 struct Route {
@@ -110,7 +115,7 @@ fn operation(route: &Route, app: &App) -> Value {
     let Route { path, body, about, media } = route;
     let content = |media: &&str| {
         let schema = match *media {
-            "application/json" => json!({"type": "object"}),
+            "application/json" => answer_schema(path),
             _ => json!({"type": "string"}),
         };
         ((*media).to_owned(), json!({"schema": schema}))

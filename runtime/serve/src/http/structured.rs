@@ -4,7 +4,7 @@
 use std::sync::Arc;
 
 use serde_json::{Value, json};
-use text::Structure;
+use text::{ReasoningFormat, Structure};
 
 use super::{
     App, aside,
@@ -129,8 +129,8 @@ fn collect(
 }
 
 impl App {
-    /// Makes a request's answer follow a structure. The first one takes longer: it sorts the
-    /// vocabulary.
+    /// Makes a request's answer follow a structure, which begins after reasoning where the format
+    /// of that and the prompt's end are given. The first one takes longer: it sorts the vocabulary.
     ///
     /// # Errors
     /// 400 if it cannot be followed.
@@ -138,11 +138,16 @@ impl App {
         self: &Arc<App>,
         request: &mut Request,
         asked: Option<Asked>,
+        reasoning: Option<(ReasoningFormat, String)>,
     ) -> Result<(), ApiError> {
         let Some((field, structure)) = asked else { return Ok(()) };
         let app = self.clone();
         let compile = move || {
-            let compiled = app.grammars()?.compile(&structure);
+            let grammars = app.grammars()?;
+            let compiled = match reasoning {
+                Some((format, end)) => grammars.compile_after_reasoning(&structure, format, &end),
+                None => grammars.compile(&structure),
+            };
             compiled.map_err(|error| ApiError::from(error).rename("response_format", &field))
         };
         request.constraint = Some(aside(usize::MAX, compile).await?);

@@ -20,7 +20,7 @@ use http_body_util::BodyExt;
 use serde_json::{Value, json};
 use tower::util::ServiceExt;
 
-use super::{App, ServerOptions, route};
+use super::{App, ServerOptions, openapi, route};
 use crate::{StepModel, engine::Engine, testing::Mock};
 
 /// A server without a socket.
@@ -79,7 +79,9 @@ impl Server {
     async fn ok(&self, path: &str, body: Value) -> Value {
         let answer = self.post(path, &body).await;
         assert_eq!(answer.status, 200, "{body}: {}", answer.body);
-        answer.json()
+        let answer = answer.json();
+        check_answer(path, &answer);
+        answer
     }
 
     /// A refusal: status, field and message.
@@ -116,6 +118,13 @@ impl Answer {
         assert_eq!(value.as_object().unwrap().len(), 1);
         error
     }
+}
+
+/// Checks an answer by what the OpenAPI document says of its route.
+pub(super) fn check_answer(path: &str, answer: &Value) {
+    let validator = jsonschema::draft202012::new(&openapi::answer_schema(path)).unwrap();
+    let errors: Vec<String> = validator.iter_errors(answer).map(|e| e.to_string()).collect();
+    assert!(errors.is_empty(), "{path}: {errors:?} in {answer}");
 }
 
 /// The events of a stream, exactly as they must be written.

@@ -10,10 +10,11 @@ use axum::{
 use serde_json::json;
 
 use super::{
-    App, aside, body,
+    App, aside,
+    body::Checked,
     chat::{self, Conversation},
     error::ApiError,
-    fields::{Fields, Kind, Problems, Table, field, required},
+    fields::{Fields, Kind, Table, field, required},
     route::respond_json,
 };
 
@@ -43,11 +44,8 @@ pub(super) async fn tokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let body = body::read(request, app.options().max_body_bytes).await?;
+    let Checked { body, mut problems, .. } = app.read(request, TOKENIZE).await?;
     let fields = Fields(&body);
-    app.model(fields)?;
-    let mut problems = Problems::new(app.vocab_size());
-    problems.check_object(TOKENIZE, &body, "");
     let tokenizer = app.tokenizer()?;
     let tokens = match (fields.text("prompt"), fields.list("messages")) {
         (Some(text), None) => {
@@ -89,12 +87,9 @@ pub(super) async fn detokenize(
     State(app): State<Arc<App>>,
     request: Request<Body>,
 ) -> Result<Response, ApiError> {
-    let body = body::read(request, app.options().max_body_bytes).await?;
-    let fields = Fields(&body);
-    app.model(fields)?;
-    let mut problems = Problems::new(app.vocab_size());
-    problems.check_object(DETOKENIZE, &body, "");
+    let Checked { body, problems, .. } = app.read(request, DETOKENIZE).await?;
     problems.into_result()?;
+    let fields = Fields(&body);
     let tokens = fields.tokens("tokens").unwrap_or_default();
     let tokenizer = app.tokenizer()?;
     let decode = move || {

@@ -3,7 +3,7 @@
 use std::{
     fmt,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
         mpsc,
     },
@@ -18,9 +18,10 @@ use llguidance::{
 };
 use serde_json::{Value, json};
 
-use super::{Constraint, Structure, limits, vocabulary};
+use super::{BeforeMasks, Constraint, Structure, limits, vocabulary};
 use crate::{
     error::TextError,
+    reasoning::ReasoningFormat,
     tokenizer::{Tokenizer, guarded},
 };
 
@@ -63,6 +64,7 @@ struct Shared {
     eos_ids: Box<[u32]>,
     vocab_size: usize,
     running: AtomicUsize,
+    before: OnceLock<Arc<BeforeMasks>>,
 }
 
 impl GrammarCompiler {
@@ -88,15 +90,15 @@ impl GrammarCompiler {
             .map_err(|reason| TextError::Malformed { file: tokenizer.file().to_owned(), reason })?;
         factory.quiet();
         *factory.limits_mut() = limits::parser();
-        let running = AtomicUsize::new(0);
-        let shared = Shared { factory, eos_ids: eos_ids.into(), vocab_size, running };
+        let (running, before) = (AtomicUsize::new(0), OnceLock::new());
+        let shared = Shared { factory, eos_ids: eos_ids.into(), vocab_size, running, before };
         Ok(Self { shared: Arc::new(shared) })
     }
 
     /// Compiles a structure, with the first mask.
     ///
-    /// The work is bounded whatever the structure says, but takes milliseconds and, for a big
-    /// schema, a second: call it beside the loop that generates.
+    /// The work is bounded whatever the structure says and however busy the machine is, but takes
+    /// milliseconds and, for a big schema, a second: call it beside the loop that generates.
     ///
     /// # Errors
     /// [`TextError::Structure`] if the structure is malformed, asks for what cannot be enforced,
@@ -120,6 +122,35 @@ impl GrammarCompiler {
             .unwrap_or_else(|_| Err(refuse("it takes too long to compile")))
     }
 
+    /// As [`compile`](Self::compile), for an answer to `prompt` (of which the end matters) by a
+    /// model that may reason first: the structure begins where a
+    /// [`ReasoningParser`](crate::ReasoningParser) of the same format and prompt finds the answer.
+    ///
+    /// Reasoning is any text, and must be closed before the text may end. Where the text itself
+    /// tells whether it is reasoning, it begins with the opening tag or as the structure says. A
+    /// few line breaks may come between reasoning and answer; an answer after reasoning does not
+    /// begin with one, since the parser drops it.
+    ///
+    /// The first call takes longer: it goes over the vocabulary.
+    ///
+    /// # Errors
+    /// As [`compile`](Self::compile), and if every text of the structure begins with a line break.
+    pub fn compile_after_reasoning(
+        &self,
+        structure: &Structure,
+        format: ReasoningFormat,
+        prompt: &str,
+    ) -> Result<Constraint, TextError> {
+        let constraint = self.compile(structure)?;
+        let vocabulary = self.shared.factory.tok_env();
+        let masks = self.shared.before.get_or_init(|| {
+            let masks = BeforeMasks::new(vocabulary.tok_trie());
+            Arc::new(masks)
+        });
+        let begins_within = format.begins_within(prompt);
+        constraint.after_reasoning(masks.clone(), vocabulary.clone(), begins_within)
+    }
+
     fn compile_here(&self, structure: &Structure) -> Result<Constraint, TextError> {
         let Shared { factory, eos_ids, vocab_size, .. } = &*self.shared;
         let matcher = Matcher::new(factory.create_parser(grammar(structure)));
@@ -127,7 +158,8 @@ impl GrammarCompiler {
             return Err(refuse(&error));
         }
         let (eos_ids, vocab_size) = (eos_ids.clone(), *vocab_size);
-        let mut constraint = Constraint { matcher, eos_ids, vocab_size, mask: None, ended: false };
+        let (mask, before, ended) = (None, None, false);
+        let mut constraint = Constraint { matcher, eos_ids, vocab_size, mask, before, ended };
         match constraint.mask() {
             Ok(_) => Ok(constraint),
             Err(TextError::Constraint { reason }) => Err(refuse(&reason)),

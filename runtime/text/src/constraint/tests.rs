@@ -1,5 +1,7 @@
 //! Random walks under masks, masks of particular states, and structures that cost too much.
 
+mod reasoning;
+
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
@@ -142,12 +144,20 @@ proptest! {
     fn json_is_by_its_schema(choices in prop::collection::vec(any::<u16>(), 61)) {
         for schema in schemas() {
             for text in walks(&Structure::JsonSchema(schema.clone()), &choices) {
-                let value: Result<Value, _> = serde_json::from_str(&text);
-                prop_assert!(value.is_ok_and(|v| accepts(&schema, &schema, &v)), "{text:?} {schema}");
+                let is_right = match serde_json::from_str(&text) {
+                    Ok(value) => accepts(&schema, &schema, &value),
+                    // JSON has numbers that f64 has not.
+                    Err(error) => error.to_string().starts_with("number out of range"),
+                };
+                prop_assert!(is_right, "{text:?} {schema}");
             }
         }
         for text in walks(&Structure::JsonObject, &choices) {
-            prop_assert!(serde_json::from_str::<Value>(&text).unwrap().is_object());
+            let is_right = match serde_json::from_str::<Value>(&text) {
+                Ok(value) => value.is_object(),
+                Err(error) => error.to_string().starts_with("number out of range"),
+            };
+            prop_assert!(is_right, "{text:?}");
         }
     }
 

@@ -72,6 +72,11 @@ impl Hermes {
         }
     }
 
+    /// Whether the text is within an object that may be a call.
+    pub(super) fn is_calling(&self) -> bool {
+        matches!(self.state, State::Call(_))
+    }
+
     /// Whether what is held is the beginning of a closing tag.
     pub(super) fn is_closing(&self) -> bool {
         matches!(self.state, State::Close(_))

@@ -64,6 +64,11 @@ impl Llama {
         }
     }
 
+    /// Whether the text is within an object that may be a call.
+    pub(super) fn is_calling(&self) -> bool {
+        matches!(self.state, State::Call(_))
+    }
+
     /// What is held is text, and `c` may be.
     fn give_up(&mut self, c: char, output: &mut Output) {
         output.release();

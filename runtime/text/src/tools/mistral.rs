@@ -115,6 +115,11 @@ impl Mistral {
         }
     }
 
+    /// Whether the text is within an object that may be a call, or within arguments.
+    pub(super) fn is_calling(&self) -> bool {
+        matches!(self.state, State::Call(_) | State::Arguments(..))
+    }
+
     fn hold(&mut self, c: char, state: State, output: &mut Output) {
         output.hold(c);
         self.state = state;

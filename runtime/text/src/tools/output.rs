@@ -55,6 +55,11 @@ impl Output {
         self.calls += 1;
     }
 
+    /// Calls that have begun.
+    pub(super) fn calls(&self) -> usize {
+        self.calls
+    }
+
     /// Arguments of the call that began last.
     pub(super) fn arguments(&mut self, text: &str) {
         let at = self.calls.saturating_sub(1);

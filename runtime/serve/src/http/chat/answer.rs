@@ -11,21 +11,21 @@ use crate::{
     engine::{Event, NewToken, TokenLogprob},
     http::{
         App,
-        app::unix_seconds,
+        envelope::Envelope,
         error::ApiError,
-        generation::{Outputs, Tally, reasons},
+        generation::{Outputs, reasons},
         logprobs::{Names, chat_token, of_prompt},
         sse::Chunks,
     },
 };
 
+const CHUNK: &str = "chat.completion.chunk";
+
 /// What an answer is made with.
 pub(super) struct Answer {
     call: Call,
-    id: String,
-    created: u64,
+    envelope: Envelope,
     names: Names,
-    tally: Tally,
     choices: Vec<Choice>,
 }
 
@@ -48,21 +48,19 @@ impl Answer {
             logprobs: Vec::new(),
             tokens: Vec::new(),
         };
+        let (usage, prompt_tokens) = (call.params.usage, call.prompt.len());
         Answer {
-            id: app.id("chatcmpl"),
-            created: unix_seconds(),
+            envelope: Envelope::new(app, "chatcmpl", &call.model, usage, prompt_tokens),
             names: Names::new(app.token_bytes(), call.params.tokens_as_ids),
-            tally: Tally { prompt_tokens: call.prompt.len(), ..Tally::default() },
             choices: (0..call.params.request.n).map(choice).collect(),
             call,
         }
     }
 
     /// The whole answer.
-    pub(super) fn whole(mut self, outputs: Outputs) -> Value {
-        self.tally = Tally::of(self.tally.prompt_tokens, &outputs);
+    pub(super) fn whole(mut self, outputs: &Outputs) -> Value {
         let mut choices = Vec::new();
-        for (index, output) in outputs.sequences.into_iter().flatten().enumerate() {
+        for (index, output) in outputs.sequences.iter().flatten().enumerate() {
             let choice = &mut self.choices[index];
             let mut pieces = choice.splitter.push(&output.text);
             pieces.extend(choice.splitter.finish());
@@ -78,8 +76,7 @@ impl Answer {
             }
             choices.push(value);
         }
-        let mut whole = self.around("chat.completion", &choices);
-        whole["usage"] = self.tally.json();
+        let mut whole = self.envelope.whole("chat.completion", &choices, outputs);
         if let Some(most) = self.call.params.request.prompt_logprobs {
             let logprobs = outputs.prompts.first().map_or(&[][..], |done| &done.logprobs);
             whole["prompt_logprobs"] = of_prompt(&self.names, logprobs, most);
@@ -128,7 +125,7 @@ impl Answer {
     /// The id of a call that begins.
     fn new_call(&mut self, index: usize) -> String {
         let calls = &mut self.choices[index].calls;
-        let unique = self.id.trim_start_matches("chatcmpl-");
+        let unique = self.envelope.id.trim_start_matches("chatcmpl-");
         let id = format!("call_{unique}{index:x}x{:x}", calls.len());
         calls.push(id.clone());
         id
@@ -166,16 +163,6 @@ impl Answer {
         choice["stop_reason"] = stop;
     }
 
-    fn around(&self, object: &str, choices: &[Value]) -> Value {
-        json!({
-            "id": self.id,
-            "object": object,
-            "created": self.created,
-            "model": self.call.model,
-            "choices": choices,
-        })
-    }
-
     /// A chunk of a stream.
     fn chunk(&mut self, index: usize, delta: &Value) -> Value {
         let logprobs = match self.choices[index].logprobs.is_empty() {
@@ -188,17 +175,7 @@ impl Answer {
         if self.call.params.return_token_ids {
             choice["token_ids"] = tokens.into();
         }
-        self.usage(self.around("chat.completion.chunk", &[choice]))
-    }
-
-    fn usage(&self, mut chunk: Value) -> Value {
-        let usage = self.call.params.usage;
-        if usage.in_chunks {
-            chunk["usage"] = self.tally.json();
-        } else if usage.at_end {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
+        self.envelope.chunk(CHUNK, choice)
     }
 
     fn delta(&mut self, index: usize, piece: Piece) -> Value {
@@ -220,7 +197,7 @@ impl Answer {
 
     fn new_token(&mut self, new: &NewToken, out: &mut Vec<Value>) {
         let index = new.sequence;
-        self.tally.completion_tokens += usize::from(new.token.is_some());
+        self.envelope.tally.completion_tokens += usize::from(new.token.is_some());
         if let Some(token) = &new.token {
             self.note(index, token);
         }
@@ -258,7 +235,7 @@ impl Chunks for Answer {
 
     fn event(&mut self, _: usize, event: Event, out: &mut Vec<Value>) -> Result<(), ApiError> {
         match event {
-            Event::Prompt(done) => self.tally.cached_tokens += done.cached_tokens,
+            Event::Prompt(done) => self.envelope.tally.cached_tokens += done.cached_tokens,
             Event::Token(new) => self.new_token(&new, out),
             Event::Failed(error) => return Err(error.into()),
         }
@@ -266,10 +243,6 @@ impl Chunks for Answer {
     }
 
     fn end(&mut self, out: &mut Vec<Value>) {
-        if self.call.params.usage.at_end {
-            let mut last = self.around("chat.completion.chunk", &[]);
-            last["usage"] = self.tally.json();
-            out.push(last);
-        }
+        out.extend(self.envelope.last(CHUNK));
     }
 }

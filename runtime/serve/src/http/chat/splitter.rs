@@ -1,6 +1,6 @@
 //! The parts of an assistant's text: what is thought, said and called.
 
-use text::{ReasoningEvent, ReasoningFormat, ReasoningParser, ToolEvent, ToolFormat, ToolParser};
+use text::{ReasoningEvent, ReasoningParser, ToolEvent, ToolFormat, ToolParser};
 
 /// A further piece of a message.
 #[derive(Clone, Debug, PartialEq)]
@@ -36,14 +36,12 @@ pub(super) struct Splitter {
 }
 
 impl Splitter {
-    /// For the answer to a prompt, of which the end matters.
+    /// For one answer.
     pub(super) fn new(
-        reasoning: Option<ReasoningFormat>,
+        reasoning: Option<ReasoningParser>,
         tools: Option<ToolFormat>,
         is_single: bool,
-        prompt: &str,
     ) -> Splitter {
-        let reasoning = reasoning.map(|format| ReasoningParser::new(format, prompt));
         Splitter { reasoning, tools: tools.map(ToolParser::new), is_single }
     }
 
@@ -101,6 +99,8 @@ impl Splitter {
 
 #[cfg(test)]
 mod tests {
+    use text::ReasoningFormat;
+
     use super::*;
 
     #[test]
@@ -109,8 +109,8 @@ mod tests {
                     {\"a\": 1}}\n</tool_call>\n<tool_call>\n{\"name\": \"g\", \"arguments\": {}}\n\
                     </tool_call>";
         let split = |is_single, cut: usize| {
-            let (reasoning, tools) = (ReasoningFormat::Qwen3, ToolFormat::Hermes);
-            let mut splitter = Splitter::new(Some(reasoning), Some(tools), is_single, "x");
+            let reasoning = ReasoningParser::new(ReasoningFormat::Qwen3, "x");
+            let mut splitter = Splitter::new(Some(reasoning), Some(ToolFormat::Hermes), is_single);
             let mut pieces = splitter.push(&text[..cut]);
             pieces.extend(splitter.push(&text[cut..]));
             pieces.extend(splitter.finish());

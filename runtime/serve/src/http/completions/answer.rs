@@ -8,21 +8,21 @@ use crate::{
     engine::{Event, NewToken, PromptDone},
     http::{
         App,
-        app::unix_seconds,
+        envelope::Envelope,
         error::ApiError,
-        generation::{Output, Outputs, Tally, reasons},
+        generation::{Output, Outputs, reasons},
         logprobs::{CompletionLogprobs, Names, of_prompt},
         sse::Chunks,
     },
 };
 
+const OBJECT: &str = "text_completion";
+
 /// What an answer is made with.
 pub(super) struct Answer {
     call: Call,
-    id: String,
-    created: u64,
+    envelope: Envelope,
     names: Names,
-    tally: Tally,
     /// By prompt, then by sequence.
     offsets: Vec<Vec<Offsets>>,
 }
@@ -57,10 +57,8 @@ impl Answer {
             Ok(vec![Offsets { stream: stream.transpose()?, chars: 0 }; n])
         };
         Ok(Answer {
-            id: app.id("cmpl"),
-            created: unix_seconds(),
+            envelope: Envelope::new(app, "cmpl", &call.model, call.params.usage, prompt_tokens),
             names: Names::new(app.token_bytes(), call.params.tokens_as_ids),
-            tally: Tally { prompt_tokens, ..Tally::default() },
             offsets: call.prompts.iter().map(offsets).collect::<Result<_, _>>()?,
             call,
         })
@@ -74,10 +72,7 @@ impl Answer {
                 choices.push(self.choice(index, sequence, output, &outputs.prompts[index]));
             }
         }
-        self.tally = Tally::of(self.tally.prompt_tokens, outputs);
-        let mut whole = self.around(&choices);
-        whole["usage"] = self.tally.json();
-        whole
+        self.envelope.whole(OBJECT, &choices, outputs)
     }
 
     fn choice(
@@ -161,31 +156,9 @@ impl Answer {
         choice["stop_reason"] = stop;
     }
 
-    fn around(&self, choices: &[Value]) -> Value {
-        json!({
-            "id": self.id,
-            "object": "text_completion",
-            "created": self.created,
-            "model": self.call.model,
-            "choices": choices,
-        })
-    }
-
-    /// A chunk of a stream.
-    fn chunk(&self, choice: Value) -> Value {
-        let mut chunk = self.around(&[choice]);
-        let usage = self.call.params.usage;
-        if usage.in_chunks {
-            chunk["usage"] = self.tally.json();
-        } else if usage.at_end {
-            chunk["usage"] = Value::Null;
-        }
-        chunk
-    }
-
     fn new_token(&mut self, index: usize, new: &NewToken) -> Option<Value> {
         let mut logprobs = CompletionLogprobs::default();
-        self.tally.completion_tokens += usize::from(new.token.is_some());
+        self.envelope.tally.completion_tokens += usize::from(new.token.is_some());
         if let Some(token) = &new.token {
             self.logprob(index, new.sequence, token, &mut logprobs);
         }
@@ -200,7 +173,7 @@ impl Answer {
         if self.call.params.return_token_ids {
             choice["token_ids"] = new.token.iter().map(|token| token.token).collect();
         }
-        Some(self.chunk(choice))
+        Some(self.envelope.chunk(OBJECT, choice))
     }
 }
 
@@ -210,7 +183,7 @@ impl Chunks for Answer {
     fn event(&mut self, index: usize, event: Event, out: &mut Vec<Value>) -> Result<(), ApiError> {
         match event {
             Event::Prompt(done) => {
-                self.tally.cached_tokens += done.cached_tokens;
+                self.envelope.tally.cached_tokens += done.cached_tokens;
                 let tells_ids = self.call.params.return_token_ids;
                 if !self.call.is_echo && !tells_ids {
                     return Ok(());
@@ -227,7 +200,7 @@ impl Chunks for Answer {
                         choice["prompt_token_ids"] = ids.clone().into();
                         choice["token_ids"] = json!([]);
                     }
-                    out.push(self.chunk(choice));
+                    out.push(self.envelope.chunk(OBJECT, choice));
                 }
             }
             Event::Token(new) => out.extend(self.new_token(index, &new)),
@@ -237,10 +210,6 @@ impl Chunks for Answer {
     }
 
     fn end(&mut self, out: &mut Vec<Value>) {
-        if self.call.params.usage.at_end {
-            let mut last = self.around(&[]);
-            last["usage"] = self.tally.json();
-            out.push(last);
-        }
+        out.extend(self.envelope.last(OBJECT));
     }
 }

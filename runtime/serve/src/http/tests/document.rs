@@ -22,10 +22,17 @@ async fn the_document_and_the_routes_agree() {
         let methods = methods.as_object().unwrap();
         assert_eq!(methods.len(), 1, "{path}");
         let (method, operation) = methods.iter().next().unwrap();
-        let status = server.send(get(&path.replace("{id}", "MockForCausalLM"))).await.status;
+        let answer = server.send(get(&path.replace("{id}", "MockForCausalLM"))).await;
         let want = if method == "get" { 200 } else { 405 };
-        assert_eq!(status, want, "{path}");
-        assert!(operation["responses"]["200"].is_object(), "{path}");
+        assert_eq!(answer.status, want, "{path}");
+        let content = &operation["responses"]["200"]["content"];
+        if let Some(json) = content.get("application/json") {
+            assert_eq!(json["schema"], openapi::answer_schema(path));
+            assert!(json["schema"]["properties"].is_object(), "{path}");
+        }
+        if method == "get" && content.get("application/json").is_some() {
+            check_answer(path, &answer.json());
+        }
         let needs_key = operation["responses"].get("401").is_some();
         assert_eq!(needs_key, path != "/health", "{path}");
         let schema = &operation["requestBody"]["content"]["application/json"]["schema"];

@@ -173,3 +173,13 @@ async fn a_full_queue_says_when_to_come_back() {
     assert_eq!((answer.status, &answer.error()["code"]), (429, &json!("queue_full")));
     assert!(answer.headers["retry-after"].to_str().unwrap().parse::<u64>().unwrap() >= 1);
 }
+
+#[tokio::test]
+async fn a_list_of_prompts_is_one_request_to_the_queue() {
+    let options = EngineOptions { max_queue: 1, ..EngineOptions::default() };
+    let engine = model::engine_with(model::hashing(), |_| (), &options);
+    let server = Server::new(engine, ServerOptions::default());
+    let body = greedy(json!({"prompt": vec!["a"; 9], "max_tokens": 3}));
+    let answer = server.ok("/v1/completions", body).await;
+    assert_eq!(answer["choices"].as_array().unwrap().len(), 9);
+}

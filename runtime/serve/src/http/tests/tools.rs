@@ -8,11 +8,12 @@ use super::*;
 const PATH: &str = "/v1/chat/completions";
 
 fn saying(text: &str) -> Server {
-    let options = ServerOptions {
-        tool_format: Some(ToolFormat::Hermes),
-        reasoning_format: Some(ReasoningFormat::Qwen3),
-        ..ServerOptions::default()
-    };
+    server(text, Some(ReasoningFormat::Qwen3))
+}
+
+fn server(text: &str, reasoning_format: Option<ReasoningFormat>) -> Server {
+    let tool_format = Some(ToolFormat::Hermes);
+    let options = ServerOptions { tool_format, reasoning_format, ..ServerOptions::default() };
     Server::new(model::engine(model::Script::new(text), |_| ()), options)
 }
 
@@ -93,9 +94,16 @@ async fn calls_and_reasoning_are_told_apart_from_text() {
             .collect();
         assert!(ids.iter().all(|id| id.as_str().unwrap().starts_with("call_")));
         assert!(ids.len() < 2 || ids[0] != ids[1]);
+        // A token is a byte, and the end is one more.
+        let (end, _) = CALLS.match_indices("}}").next().unwrap();
+        let generated = if ids.len() == 1 { end + 2 } else { CALLS.len() + 1 };
+        assert_eq!(answer["usage"]["completion_tokens"], generated);
         let chunks = server.chunks(PATH, ask(more)).await;
         assert_eq!(joined(&chunks), whole(&answer));
     }
+    let more = json!({"parallel_tool_calls": false, "min_tokens": 100});
+    let (parts, finish) = whole(&server.ok(PATH, ask(more)).await);
+    assert_eq!((&parts["calls"], finish), (&json!([f]), json!("tool_calls")));
     let answer = server.ok(PATH, ask(json!({"tool_choice": "none"}))).await;
     let (parts, finish) = whole(&answer);
     assert_eq!((&parts["calls"], finish), (&json!([]), json!("stop")));
@@ -104,7 +112,7 @@ async fn calls_and_reasoning_are_told_apart_from_text() {
 
 #[tokio::test]
 async fn calls_can_be_required_and_named() {
-    let server = saying("I would rather talk.");
+    let server = server("I would rather talk.", None);
     let named = json!({"type": "function", "function": {"name": "g"}});
     for (choice, name) in [(json!("required"), "f"), (named, "g")] {
         let body = ask(json!({"tool_choice": choice, "parallel_tool_calls": false}));
@@ -124,7 +132,7 @@ async fn calls_can_be_required_and_named() {
 
 #[tokio::test]
 async fn answers_follow_structures() {
-    let server = saying("yes and no");
+    let server = Server::saying("yes and no");
     let schema = json!({"type": "object", "properties": {"ok": {"const": true}},
         "required": ["ok"], "additionalProperties": false});
     let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
@@ -152,6 +160,63 @@ async fn answers_follow_structures() {
         assert_eq!(text(path, json!({"guided_choice": ["no", "yes"]})).await, "yes");
         assert_eq!(text(path, json!({"guided_regex": "[a-c]{2}"})).await.len(), 2);
     }
+}
+
+#[tokio::test]
+async fn structures_begin_where_reasoning_ends() {
+    let thought = "<think>\nPerhaps {\"ok\": false}?\n</think>\n\n";
+    let schema = json!({"type": "object", "properties": {"ok": {"type": "boolean"}},
+        "required": ["ok"], "additionalProperties": false});
+    let format = json!({"type": "json_schema", "json_schema": {"name": "x", "schema": schema}});
+    let call = "<tool_call>\n{\"name\": \"g\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+    let tools = json!({"tools": ask(json!({}))["tools"], "tool_choice": "required",
+        "parallel_tool_calls": false});
+    let g = json!({"name": "g", "arguments": "{\"a\": 1}"});
+    for (said, more, content, calls, finish) in [
+        (
+            "{\"ok\": true}!",
+            json!({"response_format": format}),
+            "{\"ok\": true}",
+            json!([]),
+            "stop",
+        ),
+        ("no way", json!({"guided_choice": ["no", "yes"]}), "no", json!([]), "stop"),
+        (call, tools, "", json!([g]), "tool_calls"),
+    ] {
+        let server = saying(&format!("{thought}{said}"));
+        let body = |more: &Value| {
+            let mut body = greedy(json!({"messages": conversation("hello"), "n": 2}));
+            body.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+            body
+        };
+        let answer = server.ok(PATH, body(&more)).await;
+        let want =
+            json!({"content": content, "reasoning": "Perhaps {\"ok\": false}?", "calls": calls});
+        assert_eq!(whole(&answer), (want, json!(finish)), "{more}");
+        let mut single = body(&more);
+        single["n"] = json!(1);
+        assert_eq!(joined(&server.chunks(PATH, single).await), whole(&answer));
+        // Without reasoning, the structure holds from the first token on.
+        for no_thought in [
+            json!({"chat_template_kwargs": {"enable_thinking": false}}),
+            json!({"reasoning_effort": "none"}),
+        ] {
+            let mut silent = body(&more);
+            silent.as_object_mut().unwrap().extend(no_thought.as_object().unwrap().clone());
+            silent["max_tokens"] = json!(60);
+            let (parts, _) = whole(&server.ok(PATH, silent).await);
+            assert_eq!(parts["reasoning"], "");
+            let text = parts["content"].as_str().unwrap();
+            let is_answer = ["{", "no", "yes"].iter().any(|begin| text.starts_with(begin));
+            assert!(is_answer || !parts["calls"][0].is_null(), "{parts}");
+        }
+    }
+    // A model that does not reason answers at once.
+    let server = saying("yes");
+    let mut body = greedy(json!({"messages": conversation("hello")}));
+    body["guided_choice"] = json!(["no", "yes"]);
+    let want = json!({"content": "yes", "reasoning": "", "calls": []});
+    assert_eq!(whole(&server.ok(PATH, body).await), (want, json!("stop")));
 }
 
 #[tokio::test]
