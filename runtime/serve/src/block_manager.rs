@@ -8,6 +8,8 @@
 //! nothing of tensors: a block's number is an index into the first axis of every cache, and
 //! [`BlockCopy`] says which ones to copy before the next step.
 
+#[cfg(any(test, debug_assertions))]
+mod invariants;
 mod table;
 
 use crate::{

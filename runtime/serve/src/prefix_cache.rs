@@ -16,6 +16,9 @@
 //! leaf is in use: then each is before the last block of a running sequence, so there are no more
 //! than these sequences are long.
 
+#[cfg(any(test, debug_assertions))]
+mod invariants;
+
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,

@@ -34,7 +34,8 @@ pub enum ReasoningEvent {
 /// Separates reasoning from the answer, incrementally.
 ///
 /// The tags are left out, with the line breaks beside them. Tags after the answer has begun are
-/// text, those after a prompt that ends with a closing tag too. Where pieces are cut makes no difference to what the events add up to.
+/// text, those after a prompt that ends with a closing tag too. Where pieces are cut makes no
+/// difference to what the events add up to.
 ///
 /// ```
 /// # use brolly_text as text;

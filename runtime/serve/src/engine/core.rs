@@ -164,8 +164,17 @@ impl<M: StepModel> Core<M> {
         for new in news {
             self.tell(new, sink);
         }
+        #[cfg(debug_assertions)]
+        self.check();
         self.update_gauges();
         Ok(true)
+    }
+
+    /// Checks what must always hold between memory and sequences.
+    #[cfg(any(test, debug_assertions))]
+    pub(crate) fn check(&self) {
+        let all = self.scheduler.running().iter().chain(self.scheduler.waiting());
+        self.scheduler.blocks().check(all.map(|sequence| &sequence.table));
     }
 
     fn id(&mut self) -> SequenceId {

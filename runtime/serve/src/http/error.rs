@@ -150,7 +150,7 @@ impl From<TextError> for ApiError {
             | TextError::Conversation { .. }
             | TextError::Template { .. } => ApiError::invalid(message).with_param("messages"),
             TextError::Structure { .. } => ApiError::invalid(message).with_param("response_format"),
-            TextError::Constraint { .. } => ApiError::internal(message),
+            TextError::Constraint { .. } => ApiError::invalid(message),
             TextError::Tools { field, .. } => ApiError::invalid(message).with_param(field),
             TextError::EmptyStop { .. } => ApiError::invalid(message).with_param("stop"),
             TextError::Encode { .. } | TextError::Decode { .. } => {

@@ -48,9 +48,7 @@ impl Bench {
     fn step(&mut self) -> bool {
         let Bench { core, answers, .. } = self;
         let more = core.step(&mut |request, event| note(answers, request, event)).unwrap();
-        let scheduler = core.scheduler();
-        let all = scheduler.running().iter().chain(scheduler.waiting());
-        scheduler.blocks().check(all.map(|s| &s.table));
+        core.check();
         more
     }
 
