@@ -33,6 +33,11 @@ pub(crate) struct Checkpoint {
 }
 
 impl Checkpoint {
+    /// Whether a folder holds one.
+    pub(crate) fn is_in(folder: &Path) -> bool {
+        folder.join(SINGLE).exists() || folder.join(INDEX).exists()
+    }
+
     /// Reads the headers of a folder's safetensors.
     ///
     /// # Errors

@@ -226,6 +226,38 @@ pub(crate) fn import(
     Ok(Imported { module, weights: Box::new(weights), info })
 }
 
+/// Imports a folder of a language model to be trained: weights are f32 whatever the checkpoint
+/// stores, and there need not be a checkpoint.
+///
+/// # Errors
+/// Every problem of its files and of the options; that the model is none of language.
+pub(crate) fn import_to_train(
+    folder: &Path,
+    options: &ImportOptions,
+) -> Result<Imported, Vec<FrontendError>> {
+    let config = folder.join("config.json");
+    let text = json::read_bytes(&config)?;
+    let mut description = Description::parse(&config, &text, options)?;
+    if matches!(description.model, Model::Encoder(_)) {
+        let why = "is of an encoder; language models are what is trained".to_owned();
+        return Err(vec![FrontendError::file(&config, why)]);
+    }
+    if !Checkpoint::is_in(folder) {
+        let (module, info) = description.module(DType::F32, options)?;
+        return Ok(Imported { module, weights: Box::new(ModelTensors::new()), info });
+    }
+    let (prefix, weights) = description.select(&Checkpoint::open(folder)?)?;
+    let ty = |t: &Tensor| TensorType::new(DType::F32, t.shape().iter().copied());
+    let types = weights.iter().map(|(name, t)| (name.clone(), ty(t))).collect();
+    let (module, info) = description.build(prefix, types, options)?;
+    let wide = |(name, t): (Arc<str>, Tensor)| match t.dtype() {
+        DType::F32 => (name, t),
+        _ => (name, t.cast(DType::F32)),
+    };
+    let weights: ModelTensors = weights.into_iter().map(wide).collect();
+    Ok(Imported { module, weights: Box::new(weights), info })
+}
+
 /// Whether a config, whatever else is wrong with it, is that of an encoder.
 fn is_encoder(file: &Path, text: &[u8]) -> bool {
     let Ok(map) = json::object(file, text) else { return false };

@@ -79,6 +79,18 @@ pub struct Imported {
     pub info: ModelInfo,
 }
 
+/// Imports a Hugging Face folder of a language model to be trained. Weights are f32, with or without
+/// a checkpoint; with `dtype` bf16 or f16 their matrices are rounded where they are used.
+///
+/// # Errors
+/// Every problem found, see [`FrontendError`].
+pub fn import_to_train(
+    folder: &Path,
+    options: &ImportOptions,
+) -> Result<Imported, Vec<FrontendError>> {
+    huggingface::import_to_train(folder, options)
+}
+
 /// Imports a Hugging Face folder or an `.onnx` file.
 ///
 /// # Errors

@@ -26,6 +26,7 @@ pub mod rule;
 mod rules;
 #[cfg(test)]
 mod testing;
+mod train_step;
 mod weight_only;
 
 pub use canonicalize::{FoldLimits, canonicalize};
@@ -37,3 +38,4 @@ pub use plan_memory::{Plan, plan_memory};
 pub use prepare::{Recipe, prepare};
 pub use quantize::quantize;
 pub use report::{Fusion, FusionCount, Report};
+pub use train_step::{Parameter, Update, train_step};

@@ -36,13 +36,13 @@ pub struct PageOptions {
     pub max_blocks: i64,
 }
 
-/// A parameter that a run updates in place: its new value is the output of that name.
+/// A parameter whose memory outlives a run, which may update it in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
     /// Name of the parameter.
     pub param: Arc<str>,
-    /// Name of the output.
-    pub output: Arc<str>,
+    /// Name of the output that is its new value; `None` where a run leaves it as it is.
+    pub output: Option<Arc<str>>,
 }
 
 /// Adds the entry `step` beside `entry`, and returns the states that it carries.
@@ -235,7 +235,7 @@ fn page_entry(
                     *number += 1;
                     args.push(b.param(&name, paged.ty(p).clone()).map_err(wrap)?);
                     let output = format!("{name}.out");
-                    states.push(State { param: name.into(), output: output.into() });
+                    states.push(State { param: name.into(), output: Some(output.into()) });
                 }
                 let mut results = b.call(&callee, &args).map_err(wrap)?;
                 outputs.extend(results.split_off(node.results().len()));
@@ -255,7 +255,9 @@ fn page_entry(
         }
     }
     for (state, v) in states.iter().zip(outputs) {
-        b.output(&state.output, v);
+        if let Some(output) = &state.output {
+            b.output(output, v);
+        }
     }
     Ok((b.finish(), states))
 }

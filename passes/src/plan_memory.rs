@@ -92,7 +92,8 @@ struct Planner<'a> {
     kernels: &'a dyn Kernels,
     symbols: Arc<Symbols>,
     state_params: Vec<Arc<str>>,
-    state_outputs: HashMap<Arc<str>, usize>,
+    /// The state that an output is the new value of.
+    state_outputs: HashMap<Arc<str>, Arc<str>>,
     storage: BTreeMap<Value, Storage>,
     /// How many operands and outputs read a value.
     readers: BTreeMap<Value, usize>,
@@ -115,7 +116,7 @@ impl<'a> Planner<'a> {
         states: &[State],
         kernels: &'a dyn Kernels,
     ) -> Self {
-        let outputs = states.iter().enumerate().map(|(i, s)| (s.output.clone(), i));
+        let outputs = states.iter().filter_map(|s| Some((s.output.clone()?, s.param.clone())));
         let mut readers = BTreeMap::new();
         let order = graph.topo();
         let operands = order.iter().flat_map(|id| graph.node(*id).inputs().iter().flatten());
@@ -391,7 +392,9 @@ impl<'a> Planner<'a> {
         for (name, v) in &self.graph.outputs.clone() {
             let Some(x) = self.storage.get(v).cloned() else { continue };
             if let Some(state) = self.state_outputs.get(name) {
-                if x.memory != Memory::State(u32::try_from(*state).expect("few states")) {
+                let number = self.states.iter().position(|port| port.name == *state);
+                let number = number.and_then(|n| u32::try_from(n).ok());
+                if number.is_none_or(|n| x.memory != Memory::State(n)) {
                     let why = format!("output `{name}` is not its state updated in place");
                     self.errors.push(PassError::new(entry, why));
                 }

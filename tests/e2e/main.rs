@@ -18,4 +18,5 @@ mod quantized;
 mod samples;
 mod soak;
 mod support;
+mod train;
 mod tuning;

@@ -17,7 +17,7 @@ struct Case {
 }
 
 /// Reads the `.npy` files that the reference scripts write: version 1, little endian, C order.
-fn npy(path: &Path) -> Tensor {
+pub(crate) fn npy(path: &Path) -> Tensor {
     let bytes = std::fs::read(path).unwrap();
     assert_eq!(&bytes[..6], b"\x93NUMPY");
     let end = 10 + usize::from(u16::from_le_bytes([bytes[8], bytes[9]]));

@@ -43,6 +43,7 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
         import,
         target,
         quantize: None,
+        training: None,
         kv_dtype: DType::F32,
         text,
         threads: None,

@@ -28,6 +28,9 @@ pub(super) struct Matmul;
 const ROW_BLOCK: i64 = 96;
 /// Steps of k in a block.
 const K_BLOCK: i64 = 256;
+/// Rows for which a panel is not worth packing. Read in place, its lines are as far apart as rows
+/// of the matrix, and with a power of two between them few stay in the first cache.
+const FEW_ROWS: i64 = 12;
 /// Columns of a panel.
 const PANEL: i64 = 16;
 /// Rows of the widest register tile.
@@ -135,10 +138,11 @@ impl Product<'_> {
         e.for_each(e.i64(0), self.k, K_BLOCK, |first| {
             let steps = e.min(e.i64(K_BLOCK), e.sub(self.k, first));
             let in_place = part.b_axes[1].is(1) && part.b.dtype == ir::DType::F32;
-            let whole = e.cmp(Cmp::Eq, part.columns, e.i64(PANEL));
             if in_place {
+                let whole = e.cmp(Cmp::Eq, part.columns, e.i64(PANEL));
+                let few = e.cmp(Cmp::Le, part.rows, e.i64(FEW_ROWS));
                 e.either(
-                    whole,
+                    e.and(whole, few),
                     || {
                         let from = self.cx.offset(e.i64(0), first, &part.b_axes[0]);
                         let from = part.b.at(self.cx, from).base;

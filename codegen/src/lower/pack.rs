@@ -4,7 +4,7 @@
 use ir::Dim;
 
 use super::cx::Cx;
-use crate::emit::{Elem, Ty, Val};
+use crate::emit::{Cmp, Elem, Ty, Val};
 
 /// Rows of a panel.
 pub(super) const ROWS: i64 = 16;
@@ -40,6 +40,18 @@ pub(super) fn pack_rows(cx: &Cx<'_>, rows: &Rows<'_>, count: Val, columns: Val, 
             e.store_at(e.cast(value, Elem::F32), panel, to);
         }
     };
+    if rows.row.is(1) {
+        let whole = e.cmp(Cmp::Eq, count, e.i64(ROWS));
+        let lines = || {
+            e.for_each(e.i64(0), columns, 1, |column| {
+                let from = cx.scale(column, rows.column);
+                let line = e.load_at(Ty::Vector(rows.elem, ROWS.cast_unsigned()), starts[0], from);
+                e.store_at(e.cast(line, Elem::F32), panel, e.mul_const(column, ROWS));
+            });
+        };
+        e.either(whole, lines, || e.for_each(e.i64(0), columns, 1, scalar));
+        return;
+    }
     if !rows.column.is(1) {
         e.for_each(e.i64(0), columns, 1, scalar);
         return;

@@ -12,7 +12,7 @@ pub(super) struct Update;
 
 impl Lower for Update {
     fn ops(&self) -> &'static [&'static str] {
-        &["adamw_step", "lion_step", "sgd_step", "sgd_momentum_step"]
+        &["accumulate", "adamw_step", "lion_step", "sgd_step", "sgd_momentum_step"]
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {

@@ -141,6 +141,7 @@ ops! {
     linear_cross_entropy: LinearCrossEntropy,
     linear_cross_entropy_grad: LinearCrossEntropyGrad,
     // Updates of parameters.
+    accumulate: Accumulate,
     adamw_step: AdamwStep,
     lion_step: LionStep,
     sgd_step: SgdStep,

@@ -88,13 +88,14 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
         import,
         target,
         quantize,
+        training,
         kv_dtype,
         tuning,
         text: _,
         threads: _,
         kernel_cache: _,
     } = options;
-    let chosen = format!("{import:?} {target:?} {quantize:?} {kv_dtype:?} {tuning:?}");
+    let chosen = format!("{import:?} {target:?} {quantize:?} {training:?} {kv_dtype:?} {tuning:?}");
     h.update(chosen.as_bytes());
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
@@ -132,6 +133,7 @@ mod tests {
             import: Default::default(),
             target: Target::x86_64_v3(),
             quantize: None,
+            training: None,
             kv_dtype: DType::F32,
             text: serde_json::Value::Null,
             threads: None,

@@ -17,7 +17,7 @@ use ir::{
 use passes::{Fusion, Recipe};
 
 use crate::{
-    CompileError, KernelCache, Progress,
+    CompileError, KernelCache, Progress, Training,
     fold::fold,
     parallel,
     pipeline::{Context, PASSES},
@@ -50,6 +50,8 @@ pub struct CompileOptions {
     pub target: Target,
     /// Whether weights become integers; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
+    /// What to train, for an artifact that trains instead of one that serves.
+    pub training: Option<Training>,
     /// How a language model keeps keys and values: f32, bf16, f16, or i8 with an f32 scale for
     /// each token and head.
     pub kv_dtype: DType,
@@ -124,18 +126,27 @@ pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, Comp
     Ok(fusions)
 }
 
+fn import(model: &Path, options: &CompileOptions) -> Result<frontend::Imported, CompileError> {
+    let import = match options.training {
+        Some(_) => frontend::import_to_train,
+        None => frontend::import,
+    };
+    import(model, &options.import).map_err(CompileError::Import)
+}
+
 /// Runs all passes on a model and reads something off what they found.
 pub(crate) fn after_passes<R>(
     model: &Path,
     options: &CompileOptions,
     read: impl FnOnce(&Context<'_>) -> R,
 ) -> Result<R, CompileError> {
-    let mut imported = frontend::import(model, &options.import).map_err(CompileError::Import)?;
+    let mut imported = import(model, options)?;
     let codegen = Codegen::new(options.target.clone());
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
     cx.quantize = options.quantize;
     cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
+    cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
@@ -153,9 +164,7 @@ pub fn compile(
     progress: &dyn Progress,
 ) -> Result<Compiled, CompileError> {
     let mut stages = Stages { progress, done: Vec::new() };
-    let imported = stages
-        .run("import", 0, || frontend::import(model, &options.import))
-        .map_err(CompileError::Import)?;
+    let imported = stages.run("import", 0, || import(model, options))?;
     let (mut module, weights, info) = (imported.module, imported.weights, imported.info);
     let threads = parallel::threads(options.threads);
     let mut codegen = Codegen::new(options.target.clone()).on_threads(threads);
@@ -166,6 +175,7 @@ pub fn compile(
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
     cx.kv_dtype = options.kv_dtype;
+    cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
     for pass in PASSES {
         stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
     }

@@ -16,6 +16,7 @@ mod kernel_cache;
 mod parallel;
 mod pipeline;
 mod progress;
+mod training;
 mod tune;
 
 pub use cache::Cache;
@@ -26,7 +27,9 @@ pub use codegen::{
 pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
 pub use error::CompileError;
 pub use frontend::model_files;
+pub use passes::Update;
 pub use kernel_cache::KernelCache;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
+pub use training::{Group, Training};
 pub use tune::{Product, TuneOptions, Tuned, products, tune};

@@ -1,9 +1,9 @@
 //! The passes in order, as one table.
 
-use std::{io::Write as _, sync::Arc};
+use std::{collections::BTreeMap, io::Write as _, sync::Arc};
 
 use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
-use passes::{FoldLimits, PageOptions, PassError, Plan, Recipe, Report, State};
+use passes::{FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, State};
 
 use crate::Quantization;
 
@@ -16,7 +16,10 @@ pub(crate) struct Context<'a> {
     pub(crate) target: Target,
     pub(crate) kv_dtype: DType,
     pub(crate) report: Report,
-    pub(crate) states: Vec<State>,
+    /// What is trained; `None` for a program that serves.
+    pub(crate) parameters: Option<Vec<Parameter>>,
+    /// Of each entry.
+    pub(crate) states: BTreeMap<Arc<str>, Vec<State>>,
     pub(crate) recipes: Vec<Recipe>,
     pub(crate) plans: Vec<Plan>,
 }
@@ -31,6 +34,7 @@ pub(crate) struct Pass {
 pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "optimize", run: optimize },
     Pass { name: "page-kv", run: page_kv },
+    Pass { name: "train-step", run: train_step },
     Pass { name: "expand", run: expand },
     Pass { name: "quantize", run: quantize },
     Pass { name: "prepare", run: prepare },
@@ -80,7 +84,7 @@ fn optimize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErr
 }
 
 fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
-    if cx.kind != ModelKind::Decoder {
+    if cx.kind != ModelKind::Decoder || cx.parameters.is_some() {
         return Ok(());
     }
     let options = PageOptions {
@@ -89,9 +93,19 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
         max_seq_len: i64::try_from(cx.max_seq_len).unwrap_or(i64::MAX / 4),
         max_blocks: MAX_BLOCKS,
     };
-    cx.states = passes::page_kv(module, "forward", options)?;
+    let states = passes::page_kv(module, "forward", options)?;
+    cx.states.insert("step".into(), states);
     module.entries = vec!["step".into()];
     keep_reachable(module);
+    Ok(())
+}
+
+fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    if let Some(parameters) = &cx.parameters {
+        cx.states = passes::train_step(module, "forward", parameters)?;
+        keep_reachable(module);
+        passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
+    }
     Ok(())
 }
 
@@ -138,7 +152,8 @@ fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassEr
 
 fn plan_memory(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     for entry in module.entries.clone() {
-        cx.plans.push(passes::plan_memory(module, &entry, &cx.states, cx.kernels)?);
+        let states = cx.states.get(&entry).map_or(&[][..], Vec::as_slice);
+        cx.plans.push(passes::plan_memory(module, &entry, states, cx.kernels)?);
     }
     Ok(())
 }
@@ -212,7 +227,8 @@ impl<'a> Context<'a> {
             target: Target::x86_64_v3(),
             kv_dtype: DType::F32,
             report: Report::default(),
-            states: Vec::new(),
+            parameters: None,
+            states: BTreeMap::new(),
             recipes: Vec::new(),
             plans: Vec::new(),
         }

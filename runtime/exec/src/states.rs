@@ -62,6 +62,16 @@ impl States {
         }
     }
 
+    /// The bytes of a state; `None` if there is none of that name.
+    pub fn get(&self, name: &str) -> Option<&[u8]> {
+        self.0.iter().find(|(n, _)| **n == *name).map(|(_, arena)| arena.as_slice())
+    }
+
+    /// The bytes of a state, to be written.
+    pub fn bytes_mut(&mut self, name: &str) -> Option<&mut [u8]> {
+        self.get_mut(name).map(Arena::as_mut_slice)
+    }
+
     pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Arena> {
         self.0.iter_mut().find(|(n, _)| **n == *name).map(|(_, arena)| arena)
     }

@@ -1,0 +1,122 @@
+//! Where the figures of a run go: lines of JSON, and TensorBoard.
+
+mod tensorboard;
+
+use std::{
+    fs::{File, OpenOptions},
+    io::Write as _,
+    path::{Path, PathBuf},
+};
+
+use serde::Serialize;
+
+use crate::TrainError;
+
+use tensorboard::EventFile;
+
+/// A line of figures.
+#[derive(Clone, Copy, Debug, PartialEq, Serialize)]
+pub struct Line {
+    /// The step, from 1 on.
+    pub step: u64,
+    /// Mean cross-entropy over all targets.
+    pub loss: f64,
+    /// Norm of all gradients together, before clipping.
+    pub grad_norm: f64,
+    /// The learning rate.
+    pub lr: f64,
+    /// Tokens of all ranks a second.
+    pub tokens_per_s: f64,
+    /// Touched memory of this rank.
+    pub peak_bytes: u64,
+    /// Mean loss on the evaluation's data, where it was computed after this step.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub eval_loss: Option<f64>,
+}
+
+/// Files that figures are added to. Each line is whole on disk's way before the next step begins.
+#[derive(Debug)]
+pub struct Log {
+    jsonl: Option<(PathBuf, File)>,
+    events: Option<EventFile>,
+}
+
+impl Log {
+    /// Opens the files; what they hold stays.
+    ///
+    /// # Errors
+    /// [`TrainError::File`] if one cannot be written.
+    pub fn open(jsonl: Option<&Path>, tensorboard: Option<&Path>) -> Result<Log, TrainError> {
+        let open = |path: &Path| {
+            make_parent(path)?;
+            let file = OpenOptions::new().create(true).append(true).open(path);
+            Ok((path.to_owned(), file.map_err(|e| TrainError::file(path, e))?))
+        };
+        let jsonl = jsonl.map(open).transpose()?;
+        let events = tensorboard.map(EventFile::create).transpose()?;
+        Ok(Log { jsonl, events })
+    }
+
+    /// Adds a line.
+    ///
+    /// # Errors
+    /// [`TrainError::File`] if it cannot be written, as on a full disk.
+    pub fn write(&mut self, line: &Line) -> Result<(), TrainError> {
+        if let Some((path, file)) = &mut self.jsonl {
+            let mut text = serde_json::to_string(line).map_err(|e| TrainError::file(path, e))?;
+            text.push('\n');
+            file.write_all(text.as_bytes()).map_err(|e| TrainError::file(path, e))?;
+        }
+        if let Some(events) = &mut self.events {
+            let scalars = [
+                ("train/loss", Some(line.loss)),
+                ("train/grad_norm", Some(line.grad_norm)),
+                ("train/lr", Some(line.lr)),
+                ("train/tokens_per_s", Some(line.tokens_per_s)),
+                ("eval/loss", line.eval_loss),
+            ];
+            let scalars = scalars.iter().filter_map(|(tag, x)| Some((*tag, (*x)? as f32)));
+            events.scalars(line.step, &scalars.collect::<Vec<_>>())?;
+        }
+        Ok(())
+    }
+}
+
+fn make_parent(path: &Path) -> Result<(), TrainError> {
+    match path.parent() {
+        Some(dir) => std::fs::create_dir_all(dir).map_err(|e| TrainError::file(dir, e)),
+        None => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_added_and_read_back() {
+        let dir = std::env::temp_dir().join(format!("brolly-log-{}", std::process::id()));
+        let path = dir.join("deep/metrics.jsonl");
+        let line = Line {
+            step: 1,
+            loss: 0.1 + 0.2,
+            grad_norm: 1.5,
+            lr: 3e-4,
+            tokens_per_s: 10.0,
+            peak_bytes: 7,
+            eval_loss: None,
+        };
+        for step in 1..=2 {
+            let mut log = Log::open(Some(&path), None).unwrap();
+            log.write(&Line { step, ..line }).unwrap();
+        }
+        let text = std::fs::read_to_string(&path).unwrap();
+        let lines: Vec<serde_json::Value> =
+            text.lines().map(|line| serde_json::from_str(line).unwrap()).collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[1]["step"], 2);
+        assert_eq!(lines[0]["loss"], 0.1 + 0.2);
+        assert!(lines[0].get("eval_loss").is_none());
+        std::fs::remove_dir_all(dir).unwrap();
+    }
+}

@@ -1,0 +1,191 @@
+//! Weights of a model's folder: read to start from, written to be used elsewhere.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use ir::{DType, Tensor, map_file};
+use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use serde::Deserialize;
+
+use crate::{ParameterInfo, TrainStep, TrainError};
+
+const SINGLE: &str = "model.safetensors";
+const INDEX: &str = "model.safetensors.index.json";
+
+/// `model.safetensors.index.json`.
+#[derive(Deserialize)]
+struct Index {
+    weight_map: BTreeMap<String, String>,
+}
+
+/// A mapped file of tensors.
+type Mapped = (PathBuf, Box<dyn AsRef<[u8]>>);
+
+/// The files that hold the weights of a folder, mapped.
+fn mapped(folder: &Path) -> Result<Vec<Mapped>, TrainError> {
+    let map = |path: PathBuf| match map_file(&path) {
+        Ok(map) => Ok((path, Box::new(map) as Box<dyn AsRef<[u8]>>)),
+        Err(e) => Err(TrainError::file(&path, e)),
+    };
+    files(folder)?.into_iter().map(map).collect()
+}
+
+fn tensors(mapped: &Mapped) -> Result<SafeTensors<'_>, TrainError> {
+    let (path, map) = mapped;
+    SafeTensors::deserialize((**map).as_ref()).map_err(|e| TrainError::file(path, e))
+}
+
+/// The files that hold the weights of a folder.
+fn files(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
+    let index = folder.join(INDEX);
+    if !index.is_file() {
+        return Ok(vec![folder.join(SINGLE)]);
+    }
+    let text = fs::read(&index).map_err(|e| TrainError::file(&index, e))?;
+    let read: Index = serde_json::from_slice(&text).map_err(|e| TrainError::file(&index, e))?;
+    let mut names: Vec<String> = read.weight_map.into_values().collect();
+    names.sort_unstable();
+    names.dedup();
+    let is_inside = |name: &String| Path::new(name).file_name().is_some_and(|f| f == &**name);
+    if let Some(outside) = names.iter().find(|name| !is_inside(name)) {
+        return Err(TrainError::file(&index, format!("names {outside}, which is not beside it")));
+    }
+    Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// Sets every parameter to its tensor in a model's folder.
+///
+/// # Errors
+/// [`TrainError::File`] that names the file: one that cannot be read, every parameter that is
+/// missing or has another shape, and every value that is not finite.
+pub fn load_pretrained(step: &mut TrainStep, folder: &Path) -> Result<(), TrainError> {
+    let mut missing: BTreeMap<String, ParameterInfo> =
+        step.parameters().iter().map(|p| (p.name.to_string(), p.clone())).collect();
+    let mut problems = Vec::new();
+    for file in &mapped(folder)? {
+        for (name, view) in tensors(file)?.iter() {
+            let Some(parameter) = missing.remove(name) else { continue };
+            if let Err(why) = set(step, &parameter, &view) {
+                problems.push(format!("`{name}` {why}"));
+            }
+        }
+    }
+    problems.extend(missing.keys().map(|name| format!("`{name}` is missing")));
+    if problems.is_empty() {
+        return Ok(());
+    }
+    Err(TrainError::file(folder, problems.join("; ")))
+}
+
+fn set(step: &mut TrainStep, parameter: &ParameterInfo, view: &TensorView<'_>) -> Result<(), String> {
+    if view.shape() != parameter.shape {
+        return Err(format!("has shape {:?}, not {:?}", view.shape(), parameter.shape));
+    }
+    let dtype = dtype_of(view.dtype()).ok_or_else(|| {
+        format!("has elements of type {:?}, which are no numbers to train", view.dtype())
+    })?;
+    let tensor = Tensor::from_bytes(dtype, view.shape(), view.data().to_vec());
+    let tensor = if dtype == parameter.dtype { tensor } else { tensor.cast(parameter.dtype) };
+    if tensor.to_f32s().iter().any(|x| !x.is_finite()) {
+        return Err("has values that are not finite".to_owned());
+    }
+    let state = step.state_mut(&format!("param.{}", parameter.name));
+    state.ok_or("is no parameter")?.copy_from_slice(&tensor.to_bytes());
+    Ok(())
+}
+
+fn dtype_of(dtype: Dtype) -> Option<DType> {
+    Some(match dtype {
+        Dtype::F64 => DType::F64,
+        Dtype::F32 => DType::F32,
+        Dtype::F16 => DType::F16,
+        Dtype::BF16 => DType::Bf16,
+        _ => return None,
+    })
+}
+
+/// How the file format names an element type.
+pub(crate) fn safetensors_dtype(dtype: DType) -> Option<Dtype> {
+    Some(match dtype {
+        DType::F64 => Dtype::F64,
+        DType::F32 => Dtype::F32,
+        DType::F16 => Dtype::F16,
+        DType::Bf16 => Dtype::BF16,
+        _ => return None,
+    })
+}
+
+/// Writes tensors to a file, and waits until they are on disk.
+pub(crate) fn write(
+    path: &Path,
+    tensors: &[(String, DType, Vec<usize>, &[u8])],
+) -> Result<(), TrainError> {
+    let view = |(name, dtype, shape, bytes): &(String, DType, Vec<usize>, &'_ [u8])| {
+        let unknown = || TrainError::file(path, format!("`{name}` is of type {dtype}"));
+        let dtype = safetensors_dtype(*dtype).ok_or_else(unknown)?;
+        let view = TensorView::new(dtype, shape.clone(), bytes);
+        Ok((name.clone(), view.map_err(|e| TrainError::file(path, e))?))
+    };
+    let views = tensors.iter().map(view).collect::<Result<Vec<_>, TrainError>>()?;
+    // transformers asks for this.
+    let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    safetensors::serialize_to_file(views, Some(metadata), path)
+        .map_err(|e| TrainError::file(path, e))?;
+    let file = fs::File::open(path).map_err(|e| TrainError::file(path, e))?;
+    file.sync_all().map_err(|e| TrainError::file(path, e))
+}
+
+/// Files of a model's folder that go along with new weights.
+const COMPANIONS: [&str; 9] = [
+    "config.json",
+    "generation_config.json",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "chat_template.jinja",
+    "vocab.json",
+    "merges.txt",
+];
+
+/// Writes the parameters as a folder that transformers loads, with what else the folder `source`
+/// holds. Weights that are not trained are taken from there.
+///
+/// # Errors
+/// [`TrainError::File`], and `folder` is then as before.
+pub fn export(step: &TrainStep, source: &Path, folder: &Path) -> Result<(), TrainError> {
+    let staging = folder.with_extension("partial");
+    if staging.exists() {
+        fs::remove_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
+    }
+    fs::create_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
+    let mut all = Vec::new();
+    for p in step.parameters() {
+        let bytes = step.state(&format!("param.{}", p.name)).unwrap_or_default();
+        all.push((p.name.to_string(), p.dtype, p.shape.clone(), bytes));
+    }
+    let frozen = if step.frozen().is_empty() { Vec::new() } else { mapped(source)? };
+    let frozen = frozen.iter().map(tensors).collect::<Result<Vec<_>, TrainError>>()?;
+    for name in step.frozen() {
+        let view = frozen.iter().find_map(|file| file.tensor(name).ok());
+        let dtype = view.as_ref().and_then(|view| dtype_of(view.dtype()));
+        let (Some(view), Some(dtype)) = (view, dtype) else {
+            return Err(TrainError::file(source, format!("has no weight `{name}`")));
+        };
+        all.push((name.to_string(), dtype, view.shape().to_vec(), view.data()));
+    }
+    write(&staging.join(SINGLE), &all)?;
+    for name in COMPANIONS {
+        let from = source.join(name);
+        if from.is_file() {
+            fs::copy(&from, staging.join(name)).map_err(|e| TrainError::file(&from, e))?;
+        }
+    }
+    if folder.exists() {
+        fs::remove_dir_all(folder).map_err(|e| TrainError::file(folder, e))?;
+    }
+    fs::rename(&staging, folder).map_err(|e| TrainError::file(folder, e))
+}
