@@ -2,6 +2,8 @@
 //! tables that it checks by.
 
 mod responses;
+mod schema;
+mod streams;
 
 use std::sync::Arc;
 
@@ -16,6 +18,10 @@ use super::{
 };
 
 pub(super) use responses::answer_schema;
+#[cfg(test)]
+pub(super) use streams::chunk_schema;
+
+use streams::event_schema;
 
 /// A route of the document.
 struct Route {
@@ -116,6 +122,7 @@ fn operation(route: &Route, app: &App) -> Value {
     let content = |media: &&str| {
         let schema = match *media {
             "application/json" => answer_schema(path),
+            "text/event-stream" => event_schema(path),
             _ => json!({"type": "string"}),
         };
         ((*media).to_owned(), json!({"schema": schema}))

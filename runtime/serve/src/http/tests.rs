@@ -99,7 +99,10 @@ impl Server {
         let answer = self.post(path, &body).await;
         assert_eq!(answer.status, 200, "{body}: {}", answer.body);
         assert_eq!(answer.headers["content-type"], "text/event-stream; charset=utf-8");
-        chunks(&answer.body)
+        let chunks = chunks(&answer.body);
+        let schema = openapi::chunk_schema(path);
+        chunks.iter().filter(|c| c.get("error").is_none()).for_each(|c| check_by(&schema, path, c));
+        chunks
     }
 }
 
@@ -122,7 +125,11 @@ impl Answer {
 
 /// Checks an answer by what the OpenAPI document says of its route.
 pub(super) fn check_answer(path: &str, answer: &Value) {
-    let validator = jsonschema::draft202012::new(&openapi::answer_schema(path)).unwrap();
+    check_by(&openapi::answer_schema(path), path, answer);
+}
+
+fn check_by(schema: &Value, path: &str, answer: &Value) {
+    let validator = jsonschema::draft202012::new(schema).unwrap();
     let errors: Vec<String> = validator.iter_errors(answer).map(|e| e.to_string()).collect();
     assert!(errors.is_empty(), "{path}: {errors:?} in {answer}");
 }

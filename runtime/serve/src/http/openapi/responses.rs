@@ -1,6 +1,8 @@
 //! What each route answers with 200, as JSON Schema (2020-12).
 
-use serde_json::{Map, Value, json};
+use serde_json::{Value, json};
+
+use super::schema::{by_name, count, list, nullable, number, object, text};
 
 /// The schema of a route's JSON; any object for those that answer with none.
 pub(in crate::http) fn answer_schema(path: &str) -> Value {
@@ -47,6 +49,11 @@ fn model() -> Value {
 }
 
 fn completion() -> Value {
+    let choice = completion_choice(&json!({"enum": ["stop", "length", "abort"]}));
+    envelope("text_completion", &choice, &[])
+}
+
+pub(super) fn completion_choice(finish: &Value) -> Value {
     let logprobs = object(
         &[
             ("tokens", list(&text())),
@@ -56,12 +63,12 @@ fn completion() -> Value {
         ],
         &[],
     );
-    let choice = object(
+    object(
         &[
             ("index", count()),
             ("text", text()),
             ("logprobs", nullable(&logprobs)),
-            ("finish_reason", json!({"enum": ["stop", "length", "abort"]})),
+            ("finish_reason", finish.clone()),
             ("stop_reason", stop_reason()),
         ],
         &[
@@ -69,8 +76,7 @@ fn completion() -> Value {
             ("prompt_token_ids", list(&count())),
             ("token_ids", list(&count())),
         ],
-    );
-    envelope("text_completion", &choice, &[])
+    )
 }
 
 fn chat_completion() -> Value {
@@ -85,19 +91,11 @@ fn chat_completion() -> Value {
         ],
         &[("reasoning_content", text()), ("tool_calls", list(&call))],
     );
-    let token = [
-        ("token", text()),
-        ("logprob", number()),
-        ("bytes", nullable(&list(&json!({"type": "integer", "minimum": 0, "maximum": 255})))),
-    ];
-    let top = ("top_logprobs", list(&object(&token, &[])));
-    let told = object(&[&token[..], &[top]].concat(), &[]);
-    let logprobs = object(&[("content", list(&told)), ("refusal", json!({"type": "null"}))], &[]);
     let choice = object(
         &[
             ("index", count()),
             ("message", message),
-            ("logprobs", nullable(&logprobs)),
+            ("logprobs", chat_logprobs()),
             ("finish_reason", json!({"enum": ["stop", "length", "tool_calls", "abort"]})),
             ("stop_reason", stop_reason()),
         ],
@@ -107,18 +105,20 @@ fn chat_completion() -> Value {
     envelope("chat.completion", &choice, &further)
 }
 
+/// Probabilities of an answer's tokens, or null.
+pub(super) fn chat_logprobs() -> Value {
+    let token = [
+        ("token", text()),
+        ("logprob", number()),
+        ("bytes", nullable(&list(&json!({"type": "integer", "minimum": 0, "maximum": 255})))),
+    ];
+    let top = ("top_logprobs", list(&object(&token, &[])));
+    let told = object(&[&token[..], &[top]].concat(), &[]);
+    nullable(&object(&[("content", list(&told)), ("refusal", json!({"type": "null"}))], &[]))
+}
+
 /// What is around the choices of a call.
 fn envelope(kind: &str, choice: &Value, further: &[(&str, Value)]) -> Value {
-    let cached = object(&[("cached_tokens", count())], &[]);
-    let usage = object(
-        &[
-            ("prompt_tokens", count()),
-            ("completion_tokens", count()),
-            ("total_tokens", count()),
-            ("prompt_tokens_details", cached),
-        ],
-        &[],
-    );
     object(
         &[
             ("id", text()),
@@ -126,14 +126,28 @@ fn envelope(kind: &str, choice: &Value, further: &[(&str, Value)]) -> Value {
             ("created", count()),
             ("model", text()),
             ("choices", list(choice)),
-            ("usage", usage),
+            ("usage", usage()),
         ],
         further,
     )
 }
 
+/// Tokens that a call has used.
+pub(super) fn usage() -> Value {
+    let cached = object(&[("cached_tokens", count())], &[]);
+    object(
+        &[
+            ("prompt_tokens", count()),
+            ("completion_tokens", count()),
+            ("total_tokens", count()),
+            ("prompt_tokens_details", cached),
+        ],
+        &[],
+    )
+}
+
 /// A text or token that ended the answer.
-fn stop_reason() -> Value {
+pub(super) fn stop_reason() -> Value {
     json!({"type": ["string", "integer", "null"]})
 }
 
@@ -232,41 +246,4 @@ fn document() -> Value {
         ],
         &[("security", list(&any()))],
     )
-}
-
-/// An object with these fields, and perhaps those.
-fn object(fields: &[(&str, Value)], further: &[(&str, Value)]) -> Value {
-    let property = |(name, schema): &(&str, Value)| ((*name).to_owned(), schema.clone());
-    let properties: Map<String, Value> = fields.iter().chain(further).map(property).collect();
-    let required: Vec<&str> = fields.iter().map(|(name, _)| *name).collect();
-    json!({
-        "type": "object",
-        "properties": properties,
-        "required": required,
-        "additionalProperties": false,
-    })
-}
-
-fn by_name(of: &Value) -> Value {
-    json!({"type": "object", "additionalProperties": of})
-}
-
-fn list(of: &Value) -> Value {
-    json!({"type": "array", "items": of})
-}
-
-fn nullable(schema: &Value) -> Value {
-    json!({"anyOf": [schema, {"type": "null"}]})
-}
-
-fn text() -> Value {
-    json!({"type": "string"})
-}
-
-fn number() -> Value {
-    json!({"type": "number"})
-}
-
-fn count() -> Value {
-    json!({"type": "integer", "minimum": 0})
 }
