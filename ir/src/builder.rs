@@ -189,6 +189,18 @@ impl<'m> Builder<'m> {
         self.constant(Tensor::from_f64s(dtype, &[], [value]))
     }
 
+    /// A tensor of one value throughout.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn full(&mut self, dtype: DType, value: f64, shape: &[Dim]) -> Result<Value, OpError> {
+        let scalar = self.scalar(dtype, value)?;
+        if shape.is_empty() {
+            return Ok(scalar);
+        }
+        self.op1("broadcast_to", Attrs::none().with("shape", shape.to_vec()), &[scalar])
+    }
+
     /// Copies a graph's body in, its parameters bound to `args`, and returns its outputs.
     ///
     /// # Errors

@@ -5,7 +5,11 @@
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
-use petgraph::{Direction, stable_graph::NodeIndex, stable_graph::StableDiGraph};
+use petgraph::{
+    Direction,
+    stable_graph::{NodeIndex, StableDiGraph},
+    visit::NodeIndexable,
+};
 use smallvec::SmallVec;
 
 use crate::{Attrs, Fact, OpRef, TensorType};
@@ -153,6 +157,17 @@ impl Graph {
     /// Every node, in order of creation.
     pub fn node_ids(&self) -> Vec<NodeId> {
         self.nodes.node_indices().map(NodeId).collect()
+    }
+
+    /// The nodes numbered `first` or more, in order of creation.
+    pub fn nodes_from(&self, first: usize) -> Vec<NodeId> {
+        let numbers = (first..self.bound()).map(NodeIndex::new);
+        numbers.filter(|n| self.nodes.contains_node(*n)).map(NodeId).collect()
+    }
+
+    /// A number that no node has reached: that of the next, where none has been removed.
+    pub fn bound(&self) -> usize {
+        self.nodes.node_bound()
     }
 
     /// Number of nodes.

@@ -30,6 +30,7 @@ pub mod tensor;
 mod text;
 mod types;
 mod verify;
+mod vjp;
 
 pub use attr::{Attr, Attrs, Float, TensorAttr};
 pub use builder::Builder;
@@ -56,3 +57,4 @@ pub use tensor::{Bytes, Tensor};
 pub use text::{ParseError, parse_module};
 pub use types::{Fact, Shape, TensorType};
 pub use verify::{VerifyError, verify};
+pub use vjp::{Vjp, VjpCx, VjpRule, sum_to};

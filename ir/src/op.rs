@@ -7,7 +7,7 @@ use std::{
 };
 
 use crate::{
-    Attr, Attrs, Builder, DType, Dim, Env, Fact, Symbols, Tensor, TensorType, Value, ops::OPS,
+    Attr, Attrs, Builder, DType, Dim, Env, Fact, Symbols, Tensor, TensorType, Value, Vjp, ops::OPS,
 };
 
 /// An operator: its name, signature, type inference and meaning.
@@ -55,6 +55,9 @@ pub trait OpDef: Sync {
 
     /// What the operator computes.
     fn body(&self) -> Body;
+
+    /// How it is differentiated, from attributes and the operands' types.
+    fn vjp(&self, attrs: &Attrs, args: &[Option<TensorType>]) -> Vjp;
 
     /// Floating point operations of one evaluation; by default one per result element.
     fn flops(&self, _attrs: &Attrs, _args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
@@ -304,8 +307,9 @@ impl Signature {
                 (None, Some(default)) => default(),
                 (None, None) => return Err(OpError::attr(spec.name, "is required")),
             };
-            // `[1, 2]` may stand for sizes, and `1` for a float.
+            // `[1, 2]` may stand for sizes, `1` for one of them, and for a float.
             let value = match (spec.kind, value) {
+                (AttrKind::Dims, Attr::Int(v)) => Attr::Dims(vec![v.into()]),
                 (AttrKind::Dims, Attr::Ints(v)) => {
                     Attr::Dims(v.into_iter().map(Dim::from).collect())
                 }

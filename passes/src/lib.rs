@@ -5,7 +5,7 @@
 //! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
 //! products of integers, [`prepare`] separates what is
 //! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
-//! a place.
+//! a place. [`vjp::differentiate`] adds gradients.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].
@@ -27,6 +27,7 @@ mod rules;
 #[cfg(test)]
 mod testing;
 mod train_step;
+pub mod vjp;
 mod weight_only;
 
 pub use canonicalize::{FoldLimits, canonicalize};

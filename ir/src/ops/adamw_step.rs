@@ -2,7 +2,7 @@
 
 use super::update::{decay, in_f32, infer_update, samples, times};
 use crate::{
-    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, one, required},
 };
 
@@ -73,6 +73,9 @@ impl OpDef for AdamwStep {
                 Ok(vec![b.sub(param, step)?, m, v])
             })
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("updates a parameter; losses are differentiated, steps are not")
     }
     fn samples(&self) -> Vec<Sample> {
         let attrs = Attrs::none().with("beta1", 0.9).with("beta2", 0.95).with("eps", 1e-8);

@@ -2,7 +2,8 @@
 
 use super::order::{AXIS, DESCENDING, flops, in_order, sample};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::one,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
+    op::one,
 };
 
 /// Indices that put the elements along an axis in order: stable, NaN above every number, zeros of
@@ -29,6 +30,9 @@ impl OpDef for Argsort {
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         flops(args)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         vec![

@@ -1,9 +1,10 @@
 //! `attention`: the only operator that mixes positions.
 
+use super::attention_batched::batched_attention;
 use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, one, optional, required, same_dtype},
 };
 
@@ -145,6 +146,15 @@ impl OpDef for Attention {
             _ => Dim::from(1i64),
         };
         results[0].elements() * keys * Dim::from(4i64)
+    }
+    fn vjp(&self, _: &Attrs, args: &[Option<TensorType>]) -> Vjp {
+        match args {
+            // The same result, and what the gradient has the weights again from.
+            [Some(q), ..] if q.rank() == 3 => {
+                Vjp::Replaced(|b, attrs, args| b.op("attention_lse", attrs.clone(), &args[..4]))
+            }
+            _ => Vjp::Rule(batched_attention),
+        }
     }
     fn samples(&self) -> Vec<Sample> {
         let cu = Tensor::from_i64s(DType::I32, &[3], [0, 4, 11]);

@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
+    Vjp, op::one,
 };
 
 /// Gradient of [`AttentionLse`](super::attention_lse::AttentionLse)'s `y` by q, k and v.
@@ -77,6 +77,9 @@ impl OpDef for AttentionGrad {
         // Three products along the key's size, two along the value's.
         let each = q.shape[2].clone() * Dim::from(6) + v.shape[2].clone() * Dim::from(4);
         pairs * each
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("is a gradient itself, and has no second derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |attrs: Attrs| {

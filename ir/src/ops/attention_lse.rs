@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Attr, AttrSpec, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
-    Tensor, TensorType,
+    Tensor, TensorType, Vjp,
     op::{AttrKind, defaulted, one, required, same_dtype},
 };
 
@@ -66,6 +66,17 @@ impl OpDef for AttentionLse {
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         let keys = args[1].as_ref().map_or(Dim::from(1), |k| k.shape[0].clone());
         results[0].elements() * keys * Dim::from(4i64)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            if cx.cotangents[1].is_some() {
+                return Err(OpError::new("has no derivative by way of its logarithms"));
+            }
+            let ([q, k, v, cu], dy) = ([0, 1, 2, 3].map(|i| cx.arg(i)), cx.cotangent(0)?);
+            let args = [q, k, v, cx.results[0], cx.results[1], dy, cu].map(Some);
+            let grads = cx.b.op("attention_grad", cx.attrs.clone(), &args)?;
+            Ok(grads.into_iter().map(Some).collect())
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         masks().into_iter().map(|attrs| Sample { attrs, args: operands() }).collect()

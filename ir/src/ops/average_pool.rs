@@ -1,11 +1,12 @@
 //! `average_pool`.
 
+use super::conv_adjoint::average_pool_rule;
 use super::{
     max_pool::samples,
     window::{CEIL, DILATIONS, PADS, STRIDES, Window, infer_pool, pool, pool_flops},
 };
 use crate::{
-    Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, one, required},
 };
 
@@ -61,6 +62,9 @@ impl OpDef for AveragePool {
     }
     fn flops(&self, attrs: &Attrs, _: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         pool_flops(attrs, results)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(average_pool_rule)
     }
     fn samples(&self) -> Vec<Sample> {
         let padded = samples().into_iter().map(|mut sample| {

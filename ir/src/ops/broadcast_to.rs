@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -44,6 +44,9 @@ impl OpDef for BroadcastTo {
         Body::Primitive(|cx, args| {
             vec![args[0].as_ref().expect("operand").broadcast_to(&cx.shape(0))]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| Ok(vec![Some(cx.cotangent(0)?)]))
     }
     fn samples(&self) -> Vec<Sample> {
         let x = Some(spread(DType::F32, &[3, 1], -1.0, 1.0));

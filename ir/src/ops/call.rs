@@ -1,7 +1,7 @@
 //! `call`: another function of the module.
 
 use crate::{
-    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, required, variadic},
 };
 
@@ -38,6 +38,9 @@ impl OpDef for Call {
     }
     fn body(&self) -> Body {
         Body::Structural
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Structural
     }
     fn samples(&self) -> Vec<Sample> {
         Vec::new()

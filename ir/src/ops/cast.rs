@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -41,6 +41,12 @@ impl OpDef for Cast {
             }
             vec![x.cast(to)]
         })
+    }
+    fn vjp(&self, attrs: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        match attrs.dtype("to").is_float() {
+            true => Vjp::Rule(|cx| Ok(vec![Some(cx.cotangent(0)?)])),
+            false => Vjp::Zero,
+        }
     }
     fn samples(&self) -> Vec<Sample> {
         let x = spread(DType::F32, &[3, 21], -9.0, 9.0);

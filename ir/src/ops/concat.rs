@@ -3,7 +3,8 @@
 use super::elementwise::spread;
 use crate::tensor::for_each_index;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, normalize_axis, required, same_dtype, variadic},
 };
 
@@ -63,6 +64,21 @@ impl OpDef for Concat {
                 }
             });
             vec![Tensor::from_bytes(args[0].dtype(), &shape, bytes)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let dy = cx.cotangent(0)?;
+            let axis = normalize_axis(cx.attrs.int("axis"), cx.ty(0).rank()).expect("inferred");
+            let mut start = Dim::from(0);
+            let mut out = Vec::new();
+            for i in 0..cx.args.len() {
+                let end = start.clone() + cx.ty(i).shape[axis].clone();
+                let range = (start, end.clone());
+                out.push(cx.when(i, |cx| cx.b.slice(dy, axis as i64, range.0, range.1))?);
+                start = end;
+            }
+            Ok(out)
         })
     }
     fn samples(&self) -> Vec<Sample> {

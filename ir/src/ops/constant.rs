@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, required},
 };
 
@@ -24,6 +24,9 @@ impl OpDef for Constant {
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, _| vec![cx.attrs.tensor("value").cast(cx.results[0].dtype)])
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         let value = spread(DType::F32, &[2, 3], -1.0, 1.0);

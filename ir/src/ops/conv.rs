@@ -1,8 +1,10 @@
 //! `conv`.
 
+use super::conv_adjoint::conv_rule;
 use super::window::{DILATIONS, PADS, STRIDES, Window, constants, each_place, flat, sample};
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, AttrSpec, defaulted, one, optional, same_dtype},
     tensor::for_each_index,
 };
@@ -81,6 +83,9 @@ impl OpDef for Conv {
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         let w = args[1].as_ref().map_or(Dim::from(0), |w| product(&w.shape[1..]));
         results[0].elements() * w * Dim::from(2)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(conv_rule)
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |x: &[usize], w: &[usize], bias: bool, attrs: Attrs| Sample {

@@ -1,5 +1,6 @@
 //! `conv_transpose`.
 
+use super::conv_adjoint::conv_transpose_rule;
 use super::{
     conv::{GROUP, check_bias, group, product},
     window::{
@@ -8,6 +9,7 @@ use super::{
 };
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{one, optional},
     tensor::for_each_index,
 };
@@ -95,6 +97,9 @@ impl OpDef for ConvTranspose {
         let [x, w] = [0, 1].map(|i| args[i].as_ref());
         let w = w.map_or(Dim::from(0), |w| product(&w.shape[1..]));
         x.map_or(Dim::from(0), TensorType::elements) * w * Dim::from(2)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(conv_transpose_rule)
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |x: &[usize], w: &[usize], bias: usize, attrs: Attrs| Sample {

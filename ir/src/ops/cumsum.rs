@@ -1,8 +1,9 @@
 //! `cumsum`.
 
+use super::adjoint::flip;
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, Vjp,
     op::{AttrKind, normalize_axis, one, required},
 };
 
@@ -37,6 +38,15 @@ impl OpDef for Cumsum {
                 let sums = running(x.to_i64s(), inner, n, i64::wrapping_add);
                 Tensor::from_i64s(dtype, x.shape(), sums)
             }]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let dy = cx.cotangent(0)?;
+            let axis = normalize_axis(cx.attrs.int("axis"), cx.ty(0).rank()).expect("inferred");
+            let dy = flip(cx.b, dy, axis)?;
+            let sums = cx.b.op1("cumsum", cx.attrs.clone(), &[dy])?;
+            Ok(vec![Some(flip(cx.b, sums, axis)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -8,7 +8,13 @@ binary! {
     Div, "div", ["Div"], Number, 1.0..9.0, None,
     Some(quotient),
     |a, b| a / b,
-    |a, b| if b == 0 { 0 } else { a.wrapping_div(b) }
+    |a, b| if b == 0 { 0 } else { a.wrapping_div(b) },
+    |g, [_, b, _], dc| g.div(dc, b),
+    |g, [_, b, c], dc| {
+        let s = g.div(c, b)?;
+        let s = g.neg(s)?;
+        g.mul(dc, s)
+    }
 }
 
 /// Where nothing is divided by zero, and nothing negative is rounded.

@@ -2,8 +2,8 @@
 //! declare one operator each.
 
 use crate::{
-    Arity, Attrs, DType, Dim, EvalCx, Fact, InferCx, OpError, Operand, Sample, Signature, Symbols,
-    Tensor, TensorType, op::same_dtype,
+    Arity, Attrs, Builder, DType, Dim, EvalCx, Fact, InferCx, OpError, Operand, Sample, Signature,
+    Symbols, Tensor, TensorType, Value, op::same_dtype,
 };
 
 pub(super) static UNARY: Signature =
@@ -153,11 +153,51 @@ pub(super) fn binary_samples(domain: Domain, lo: f64, hi: f64) -> Vec<Sample> {
     out
 }
 
+/// The derivative of `y = f(x)`: `zero`, or the cotangent of x, `|b, x, y, dy| ..`.
+macro_rules! unary_vjp {
+    (zero) => {
+        crate::Vjp::Zero
+    };
+    ($rule:expr) => {
+        crate::Vjp::Rule(|cx| {
+            let rule: super::elementwise::UnaryRule = $rule;
+            let (x, y, dy) = (cx.arg(0), cx.results[0], cx.cotangent(0)?);
+            Ok(vec![Some(rule(cx.b, x, y, dy)?)])
+        })
+    };
+}
+pub(super) use unary_vjp;
+
+/// The derivative of `c = f(a, b)`: `zero`, or the cotangents of both, each
+/// `|g, [a, b, c], dc| ..`.
+macro_rules! binary_vjp {
+    (zero) => {
+        crate::Vjp::Zero
+    };
+    ($by_a:expr, $by_b:expr) => {
+        crate::Vjp::Rule(|cx| {
+            let rules: [super::elementwise::BinaryRule; 2] = [$by_a, $by_b];
+            let (values, dc) = ([cx.arg(0), cx.arg(1), cx.results[0]], cx.cotangent(0)?);
+            Ok(vec![
+                cx.when(0, |cx| rules[0](cx.b, values, dc))?,
+                cx.when(1, |cx| rules[1](cx.b, values, dc))?,
+            ])
+        })
+    };
+}
+pub(super) use binary_vjp;
+
+/// The cotangent of x from x, y and that of y.
+pub(super) type UnaryRule = fn(&mut Builder<'_>, Value, Value, Value) -> Result<Value, OpError>;
+
+/// The cotangent of an operand from both, the result and its cotangent.
+pub(super) type BinaryRule = fn(&mut Builder<'_>, [Value; 3], Value) -> Result<Value, OpError>;
+
 /// Declares a unary primitive: type, name, ONNX names, domain, sample range, float and integer
-/// functions.
+/// functions, derivative (see [`unary_vjp`]).
 macro_rules! unary {
     ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:literal),*], $domain:ident,
-     $lo:literal..$hi:literal, $float:expr, $int:expr) => {
+     $lo:literal..$hi:literal, $float:expr, $int:expr, $($vjp:tt)+) => {
         $(#[$doc])*
         pub(super) struct $ty;
 
@@ -183,6 +223,9 @@ macro_rules! unary {
                     super::elementwise::eval_unary(cx, args, $float, $int)
                 })
             }
+            fn vjp(&self, _: &crate::Attrs, _: &[Option<crate::TensorType>]) -> crate::Vjp {
+                super::elementwise::unary_vjp!($($vjp)+)
+            }
             fn samples(&self) -> Vec<crate::Sample> {
                 use super::elementwise::{Domain, unary_samples};
                 unary_samples(Domain::$domain, $lo, $hi)
@@ -193,10 +236,12 @@ macro_rules! unary {
 pub(super) use unary;
 
 /// Declares a binary primitive: as [`unary`], with the result's element type where it is not that
-/// of the operands, and the function on symbolic sizes, if any.
+/// of the operands, the function on symbolic sizes, if any, and last the derivative (see
+/// [`binary_vjp`]).
 macro_rules! binary {
     ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:literal),*], $domain:ident,
-     $lo:literal..$hi:literal, $result:expr, $symbolic:expr, $float:expr, $int:expr) => {
+     $lo:literal..$hi:literal, $result:expr, $symbolic:expr, $float:expr, $int:expr,
+     $($vjp:tt)+) => {
         $(#[$doc])*
         pub(super) struct $ty;
 
@@ -222,6 +267,9 @@ macro_rules! binary {
                     super::elementwise::eval_binary(cx, args, $float, $int)
                 })
             }
+            fn vjp(&self, _: &crate::Attrs, _: &[Option<crate::TensorType>]) -> crate::Vjp {
+                super::elementwise::binary_vjp!($($vjp)+)
+            }
             fn samples(&self) -> Vec<crate::Sample> {
                 use super::elementwise::{Domain, binary_samples};
                 binary_samples(Domain::$domain, $lo, $hi)
@@ -231,10 +279,11 @@ macro_rules! binary {
 }
 pub(super) use binary;
 
-/// Declares a unary composite on floats: type, name, ONNX names, sample range, expansion.
+/// Declares a unary composite on floats: type, name, ONNX names, sample range, expansion,
+/// derivative (see [`unary_vjp`]).
 macro_rules! activation {
     ($(#[$doc:meta])* $ty:ident, $name:literal, [$($onnx:literal),*], $lo:literal..$hi:literal,
-     $expand:expr) => {
+     $expand:expr, $($vjp:tt)+) => {
         $(#[$doc])*
         pub(super) struct $ty;
 
@@ -264,6 +313,9 @@ macro_rules! activation {
                     ) -> Result<crate::Value, crate::OpError> = $expand;
                     Ok(vec![expand(b, x)?])
                 })
+            }
+            fn vjp(&self, _: &crate::Attrs, _: &[Option<crate::TensorType>]) -> crate::Vjp {
+                super::elementwise::unary_vjp!($($vjp)+)
             }
             fn samples(&self) -> Vec<crate::Sample> {
                 use super::elementwise::{Domain, unary_samples};

@@ -1,21 +1,24 @@
 //! `embedding_grad`.
 
+use super::adjoint::{from_front, inside};
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, normalize_axis, one, required},
 };
 
 /// Gradient of a table that `gather` picked rows from along axis 0: row `n` is the sum of `dy[t]`
 /// over the tokens with `ids[t] = n`, from the first token on, in f32.
 ///
-/// Negative ids count from the end; one out of range adds nothing.
+/// Negative ids count from the end; one out of range adds nothing. `rows` is one size, which may be
+/// symbolic.
 /// # Shapes
 /// `dy: [T, D]`, `ids: [T]` i32 or i64 → `[rows, D]` f32.
 pub(super) struct EmbeddingGrad;
 
 static SIGNATURE: Signature =
-    Signature { operands: &[one("dy"), one("ids")], attrs: &[required("rows", AttrKind::Int)] };
+    Signature { operands: &[one("dy"), one("ids")], attrs: &[required("rows", AttrKind::Dims)] };
 
 impl OpDef for EmbeddingGrad {
     fn name(&self) -> &'static str {
@@ -33,11 +36,13 @@ impl OpDef for EmbeddingGrad {
             return Err(OpError::new(format!("takes [T, D] and [T], got {dy} and {ids}")));
         };
         cx.same("tokens", t, t2)?;
-        let rows = cx.attrs.int("rows");
-        if rows < 0 {
-            return Err(OpError::attr("rows", format_args!("is {rows}, not a number of rows")));
-        }
-        Ok(vec![Fact::of(TensorType::new(DType::F32, [Dim::from(rows), d.clone()]))])
+        let rows = match cx.attrs.dims("rows") {
+            [rows] if rows.bounds(cx.symbols).hi >= 0 => rows.clone(),
+            rows => {
+                return Err(OpError::attr("rows", format_args!("is {rows:?}, not one size")));
+            }
+        };
+        Ok(vec![Fact::of(TensorType::new(DType::F32, [rows, d.clone()]))])
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, args| {
@@ -56,6 +61,18 @@ impl OpDef for EmbeddingGrad {
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         args[0].as_ref().map_or(Dim::from(0), TensorType::elements)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dtable, ids, rows) =
+                (cx.cotangent(0)?, cx.arg(1), cx.attrs.dims("rows")[0].clone());
+            let ids = from_front(cx.b, ids, &rows)?;
+            let fits = inside(cx.b, ids, &rows)?;
+            let fits = cx.b.reshape(fits, vec![cx.ty(1).shape[0].clone(), Dim::from(1)])?;
+            let picked = cx.b.gather(dtable, ids, 0)?;
+            let zero = cx.b.scalar(cx.b.ty(picked).dtype, 0.0)?;
+            Ok(vec![Some(cx.b.select(fits, picked, zero)?)])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |dtype: DType, d: usize, ids: &[i64]| Sample {

@@ -1,10 +1,18 @@
 //! `erf`.
 
+use super::adjoint::times;
 use super::elementwise::unary;
 
 unary! {
     /// The error function, `2/√π ∫₀ˣ exp(-t²) dt`.
-    Erf, "erf", ["Erf"], Float, -4.0..4.0, erf, |_| unreachable!("floats only")
+    Erf, "erf", ["Erf"], Float, -4.0..4.0, erf, |_| unreachable!("floats only"),
+    |b, x, _, dy| {
+        let e = b.mul(x, x)?;
+        let e = b.neg(e)?;
+        let e = b.exp(e)?;
+        let e = times(b, e, std::f64::consts::FRAC_2_SQRT_PI)?;
+        b.mul(dy, e)
+    }
 }
 
 /// By its Maclaurin series for |x| < 3 and a continued fraction beyond (Abramowitz & Stegun 7.1.5

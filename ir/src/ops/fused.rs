@@ -1,7 +1,7 @@
 //! `fused`: several elementwise operators in one loop.
 
 use crate::{
-    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, required, variadic},
 };
 
@@ -24,6 +24,9 @@ impl OpDef for Fused {
     }
     fn body(&self) -> Body {
         Body::Structural
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("is made after differentiation, when loops are fused")
     }
     fn samples(&self) -> Vec<Sample> {
         Vec::new()

@@ -4,7 +4,7 @@ use super::elementwise::spread;
 use crate::tensor::for_each_index;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, normalize_axis, one},
 };
 
@@ -64,6 +64,32 @@ impl OpDef for Gather {
                 }
             });
             vec![Tensor::from_bytes(data.dtype(), &cx.shape(0), bytes)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, ids, ty) = (cx.cotangent(0)?, cx.arg(1), cx.ty(0));
+            let axis = normalize_axis(cx.attrs.int("axis"), ty.rank()).expect("inferred");
+            let picked = cx.ty(1);
+            let around = ty.shape[..axis].iter().chain(&ty.shape[axis + 1..]);
+            let around: Vec<Dim> = around.cloned().collect();
+            let (count, width) = (picked.elements(), TensorType::new(ty.dtype, around.clone()));
+            // Picked axes to the front, and the table's back to its place.
+            let (lead, rank) = (axis as i64, (ty.rank() - 1) as i64);
+            let picks = picked.rank() as i64;
+            let front = (lead..lead + picks).chain(0..lead).chain(lead + picks..rank + picks);
+            let dy = cx.b.transpose(dy, &front.collect::<Vec<_>>())?;
+            let dy = cx.b.reshape(dy, vec![count.clone(), width.elements()])?;
+            let mut ids = cx.b.reshape(ids, vec![count])?;
+            if !matches!(picked.dtype, DType::I32 | DType::I64) {
+                ids = cx.b.cast(ids, DType::I64)?;
+            }
+            let rows = Attrs::none().with("rows", vec![ty.shape[axis].clone()]);
+            let sums = cx.b.op1("embedding_grad", rows, &[dy, ids])?;
+            let shape = [ty.shape[axis].clone()].into_iter().chain(around);
+            let sums = cx.b.reshape(sums, shape.collect())?;
+            let back = (1..=lead).chain([0]).chain(lead + 1..=rank);
+            Ok(vec![Some(cx.b.transpose(sums, &back.collect::<Vec<_>>())?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -1,9 +1,11 @@
 //! `gather_elements`.
 
+use super::adjoint::add_elements;
 use super::elementwise::spread;
 use crate::tensor::for_each_index;
 use crate::{
     Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, defaulted, normalize_axis, one},
 };
 
@@ -61,6 +63,13 @@ impl OpDef for GatherElements {
                 }
             });
             vec![Tensor::from_bytes(data.dtype(), &cx.shape(0), bytes)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, ids, ty) = (cx.cotangent(0)?, cx.arg(1), cx.ty(0));
+            let axis = normalize_axis(cx.attrs.int("axis"), ty.rank()).expect("inferred");
+            Ok(vec![Some(add_elements(cx.b, dy, ids, axis, &ty.shape)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -1,10 +1,12 @@
 //! `gather_nd`.
 
+use super::adjoint::{add_rows, from_front, inside, iota, size};
 use super::elementwise::spread;
 use super::gather_elements::outside;
 use crate::tensor::for_each_index;
 use crate::{
-    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Attr, Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Tensor, TensorType, Value, Vjp,
     op::{AttrKind, defaulted, normalize_axis, one},
 };
 
@@ -81,6 +83,19 @@ impl OpDef for GatherNd {
             vec![Tensor::from_bytes(data.dtype(), &cx.shape(0), bytes)]
         })
     }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, ids, ty) = (cx.cotangent(0)?, cx.arg(1), cx.ty(0));
+            let batch = usize::try_from(cx.attrs.int("batch_dims")).expect("inferred");
+            let (place, rows) = places(cx.b, ids, batch, &ty.shape)?;
+            let count = cx.b.ty(place).shape[0].clone();
+            let named = batch + tuple_length(cx.b.ty(ids));
+            let width = ty.shape[named..].iter().fold(Dim::from(1), |n, d| n * d.clone());
+            let dy = cx.b.reshape(dy, vec![count, width])?;
+            let sums = add_rows(cx.b, dy, place, &rows)?;
+            Ok(vec![Some(cx.b.reshape(sums, ty.shape.to_vec())?)])
+        })
+    }
     fn samples(&self) -> Vec<Sample> {
         let data = Some(spread(DType::F32, &[2, 3, 20], -1.0, 1.0));
         let make = |batch: i64, shape: &[usize], indices: Vec<i64>| Sample {
@@ -93,4 +108,49 @@ impl OpDef for GatherNd {
             make(1, &[2, 1, 2], vec![0, 3, 2, -2]),
         ]
     }
+}
+
+/// The length of the tuples along the last axis of indices.
+pub(super) fn tuple_length(indices: &TensorType) -> usize {
+    let last = indices.shape.last().and_then(Dim::as_const);
+    last.and_then(|k| usize::try_from(k).ok()).unwrap_or(0)
+}
+
+/// The place of every tuple in the named leading axes of `data`, in row-major order and -1 outside,
+/// as one axis; and how many places there are.
+fn places(
+    b: &mut Builder<'_>,
+    indices: Value,
+    batch: usize,
+    data: &[Dim],
+) -> Result<(Value, Dim), OpError> {
+    let ty = b.ty(indices).clone();
+    let grid = ty.shape[..ty.rank() - 1].to_vec();
+    let (mut place, mut fits) = (b.full(DType::I64, 0.0, &grid)?, None);
+    let named = &data[..batch + tuple_length(&ty)];
+    for (a, extent) in named.iter().enumerate() {
+        let at = match a.checked_sub(batch) {
+            None => iota(b, &grid, a, DType::I64)?,
+            Some(j) => {
+                let entry = b.slice(indices, -1, j, j + 1)?;
+                let entry = b.reshape(entry, grid.clone())?;
+                let entry = from_front(b, entry, extent)?;
+                let own = inside(b, entry, extent)?;
+                fits = Some(match fits {
+                    None => own,
+                    Some(others) => b.op1("and", Attrs::none(), &[others, own])?,
+                });
+                entry
+            }
+        };
+        let extent = size(b, extent, DType::I64)?;
+        place = b.mul(place, extent)?;
+        place = b.add(place, at)?;
+    }
+    if let Some(fits) = fits {
+        let none = b.scalar(DType::I64, -1.0)?;
+        place = b.select(fits, place, none)?;
+    }
+    let product = |dims: &[Dim]| dims.iter().fold(Dim::from(1), |n, d| n * d.clone());
+    Ok((b.reshape(place, vec![product(&grid)])?, product(named)))
 }

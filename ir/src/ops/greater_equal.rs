@@ -8,5 +8,6 @@ binary! {
     -3.0..3.0, Some(crate::DType::Bool),
     None,
     |a, b| f64::from(u8::from(a >= b)),
-    |a, b| i64::from(a >= b)
+    |a, b| i64::from(a >= b),
+    zero
 }

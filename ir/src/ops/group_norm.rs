@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, required, same_dtype},
 };
 
@@ -75,6 +75,9 @@ impl OpDef for GroupNorm {
             let y = b.mul(y, weight?)?;
             Ok(vec![b.add(y, bias?)?])
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Expansion
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |shape: &[usize], groups: i64| {

@@ -1,12 +1,14 @@
 //! `grouped_gated_linear`: both halves of the gated MLPs of experts in one product.
 
+use super::interleave::separate;
 use super::{
     elementwise::spread,
     grouped_linear::{by_expert, infer_grouped},
-    linear::{activation, product},
+    linear::{activation, in_parts, product},
 };
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -47,6 +49,17 @@ impl OpDef for GroupedGatedLinear {
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         let k = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
         results[0].elements() * k * Dim::from(4i64)
+    }
+    fn vjp(&self, _: &Attrs, args: &[Option<TensorType>]) -> Vjp {
+        in_parts(args, |b, attrs, args| {
+            let plain = Attrs::none().with("n", attrs.int("n"));
+            let [gate, up] = separate(b, args[1].expect("operand"))?;
+            let gate = b.op("grouped_linear", plain.clone(), &[args[0], Some(gate), args[2]])?[0];
+            let up = b.op("grouped_linear", plain, &[args[0], Some(up), args[2]])?[0];
+            let gate =
+                if attrs.str("act") == "none" { gate } else { b.unary(attrs.str("act"), gate)? };
+            Ok(vec![b.mul(gate, up)?])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |dtype: DType, offsets: [i64; 4], act: &str| Sample {

@@ -1,12 +1,14 @@
 //! `grouped_linear`: rows sorted by expert, each times its expert's packed weight.
 
+use super::adjoint::{compare, exchange, iota, segments};
+use super::pack::unpack;
 use super::{
     elementwise::spread,
-    linear::{activation, infer_product, product},
+    linear::{activation, in_parts, infer_product, product},
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Value, Vjp, VjpCx,
     op::{AttrKind, defaulted, one, optional, required, same_dtype},
 };
 
@@ -60,6 +62,26 @@ impl OpDef for GroupedLinear {
         let k = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
         results[0].elements() * k * Dim::from(2i64)
     }
+    fn vjp(&self, attrs: &Attrs, args: &[Option<TensorType>]) -> Vjp {
+        match attrs.str("act") {
+            "none" => Vjp::Rule(grouped_rule),
+            _ => in_parts(args, |b, attrs, args| {
+                let plain = attrs.clone().with("act", "none");
+                let y = b.op("grouped_linear", plain, args)?[0];
+                let y = b.unary(attrs.str("act"), y)?;
+                if attrs.str("act") != "sigmoid" {
+                    return Ok(vec![y]);
+                }
+                // Rows of no expert are zero, which sigmoid is nowhere.
+                let offsets = args[2].expect("operand");
+                let tokens = b.ty(y).shape[0].clone();
+                let (_, within) = segments(b, offsets, &tokens)?;
+                let within = b.reshape(within, vec![tokens, Dim::from(1)])?;
+                let zero = b.scalar(b.ty(y).dtype, 0.0)?;
+                Ok(vec![b.select(within, y, zero)?])
+            }),
+        }
+    }
     fn samples(&self) -> Vec<Sample> {
         let make = |dtype: DType, offsets: [i64; 4], act: &str, bias: bool| Sample {
             attrs: Attrs::none().with("n", 37i64).with("act", act),
@@ -76,6 +98,46 @@ impl OpDef for GroupedLinear {
             make(DType::F16, [2, 2, 2, 2], "none", true),
         ]
     }
+}
+/// Cotangents of products by expert, without activation.
+fn grouped_rule(cx: &mut VjpCx<'_, '_>) -> Result<Vec<Option<Value>>, OpError> {
+    let ([x, w, offsets], dy) = ([0, 1, 2].map(|i| cx.arg(i)), cx.cotangent(0)?);
+    let n = Dim::from(cx.attrs.int("n"));
+    let [rows, width] = [0, 1].map(|i| cx.ty(0).shape[i].clone());
+    let by_x = cx.when(0, |cx| {
+        let width = width.as_const().ok_or_else(|| OpError::new("takes rows of constant width"))?;
+        let w = unpack(cx.b, w, &n)?;
+        let w = exchange(cx.b, w, 2, 1)?;
+        let w = cx.b.op1("pack", Attrs::none(), &[w])?;
+        cx.b.op1("grouped_linear", Attrs::none().with("n", width), &[dy, w, offsets])
+    })?;
+    if !cx.needs(1) && !cx.needs(3) {
+        return Ok(vec![by_x]);
+    }
+    let experts = cx.ty(1).shape[0].clone();
+    let grid = [experts.clone(), rows.clone()];
+    let at = iota(cx.b, &grid, 1, DType::I32)?;
+    let column = vec![experts.clone(), Dim::from(1)];
+    let first = cx.b.slice(offsets, 0, 0i64, experts.clone())?;
+    let first = cx.b.reshape(first, column.clone())?;
+    let end = cx.b.slice(offsets, 0, 1i64, experts.clone() + Dim::from(1))?;
+    let end = cx.b.reshape(end, column)?;
+    let begun = compare(cx.b, "greater_equal", at, first)?;
+    let open = compare(cx.b, "less", at, end)?;
+    let own = compare(cx.b, "and", begun, open)?;
+    let by_w = cx.when(1, |cx| {
+        let own = cx.b.reshape(own, vec![experts, Dim::from(1), rows])?;
+        let x = exchange(cx.b, x, 2, 1)?;
+        let zero = cx.b.scalar(cx.b.ty(x).dtype, 0.0)?;
+        let x = cx.b.select(own, x, zero)?;
+        let dw = cx.b.matmul(x, dy)?;
+        cx.b.op1("pack", Attrs::none(), &[dw])
+    })?;
+    let by_bias = cx.when(3, |cx| {
+        let own = cx.b.cast(own, cx.b.ty(dy).dtype)?;
+        cx.b.matmul(own, dy)
+    })?;
+    Ok(vec![by_x, by_w, None, by_bias])
 }
 
 /// Checks weight and offsets; returns the type of the product.

@@ -2,8 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::one,
-    tensor::for_each_index,
+    Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType, Value, Vjp, op::one, tensor::for_each_index,
 };
 
 /// Panels of `a` and `b` in turn: `out[.., 2p] = a[.., p]`, `out[.., 2p + 1] = b[.., p]`.
@@ -44,6 +44,12 @@ impl OpDef for Interleave {
             vec![Tensor::from_bytes(a.dtype(), &cx.shape(0), out)]
         })
     }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let dy = cx.cotangent(0)?;
+            Ok(separate(cx.b, dy)?.map(Some).to_vec())
+        })
+    }
     fn samples(&self) -> Vec<Sample> {
         let make = |shape: &[usize]| {
             let args = [[-2.0, 2.0], [2.0, -2.0]].map(|[l, h]| spread(DType::F32, shape, l, h));
@@ -51,4 +57,25 @@ impl OpDef for Interleave {
         };
         vec![make(&[2, 5, 16]), make(&[3, 2, 5, 16])]
     }
+}
+
+/// The two weights that were interleaved.
+pub(super) fn separate(b: &mut Builder<'_>, w: Value) -> Result<[Value; 2], OpError> {
+    let node = b.graph().node(w.node);
+    if node.op.name() == "interleave" {
+        return Ok([node.input(0), node.input(1)]);
+    }
+    let ty = b.ty(w).clone();
+    let [lead @ .., panels, k, width] = &*ty.shape else {
+        return Err(OpError::new(format!("takes an interleaved weight, got {ty}")));
+    };
+    let tail = [k.clone(), width.clone()];
+    let half = lead.iter().cloned().chain([panels.floor_div(2)]);
+    let pairs = half.clone().chain([Dim::from(2)]).chain(tail.clone());
+    let pairs = b.reshape(w, pairs.collect())?;
+    let mut pick = |i: i64| {
+        let one = b.slice(pairs, -3, i, i + 1)?;
+        b.reshape(one, half.clone().chain(tail.clone()).collect())
+    };
+    Ok([pick(0)?, pick(1)?])
 }

@@ -3,7 +3,7 @@
 use crate::tensor::for_each_index;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, normalize_axis, required},
 };
 
@@ -46,6 +46,9 @@ impl OpDef for Iota {
             for_each_index(&shape, |index| values.push(index[axis] as i64));
             vec![Tensor::from_i64s(cx.results[0].dtype, &shape, values)]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         let attrs = Attrs::none().with("shape", vec![Dim::from(3i64), Dim::from(20i64)]);

@@ -1,7 +1,9 @@
 //! `is_nan`.
 
 use super::elementwise::{UNARY, eval_unary, spread};
-use crate::{Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature};
+use crate::{
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
+};
 
 /// Whether `x` is not a number.
 pub(super) struct IsNan;
@@ -24,6 +26,9 @@ impl OpDef for IsNan {
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, args| eval_unary(cx, args, |x| f64::from(u8::from(x.is_nan())), |_| 0))
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         let mut v = spread(DType::F32, &[2, 19], -1.0, 1.0).to_f64s();

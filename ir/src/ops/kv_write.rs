@@ -3,6 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{one, optional, same_dtype},
 };
 
@@ -117,6 +118,11 @@ impl OpDef for KvWrite {
     }
     fn flops(&self, _: &Attrs, _: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         Dim::from(0)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused(
+            "writes memory that steps of serving share; differentiate the function before page_kv",
+        )
     }
     fn samples(&self) -> Vec<Sample> {
         let slots = Tensor::from_i64s(DType::I32, &[3], [5, 17, -1]);

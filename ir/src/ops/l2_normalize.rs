@@ -1,8 +1,9 @@
 //! `l2_normalize`.
 
+use super::adjoint::compare;
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, one},
 };
 
@@ -39,6 +40,24 @@ impl OpDef for L2Normalize {
             let norm = b.unary("sqrt", sum)?;
             let norm = b.op1("maximum", Attrs::none(), &[norm, eps])?;
             Ok(vec![b.div(x, norm)?])
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (x, y, dtype, dy) = (cx.arg(0), cx.results[0], cx.ty(0).dtype, cx.cotangent(0)?);
+            let (eps, zero) =
+                (cx.b.scalar(dtype, cx.attrs.float("eps"))?, cx.b.scalar(dtype, 0.0)?);
+            let square = cx.b.mul(x, x)?;
+            let sum = cx.b.reduce("reduce_sum", square, &[-1], true)?;
+            let norm = cx.b.unary("sqrt", sum)?;
+            let free = compare(cx.b, "greater", norm, eps)?;
+            let norm = cx.b.select(free, norm, eps)?;
+            let along = cx.b.mul(dy, y)?;
+            let along = cx.b.reduce("reduce_sum", along, &[-1], true)?;
+            let along = cx.b.select(free, along, zero)?;
+            let along = cx.b.mul(y, along)?;
+            let rest = cx.b.sub(dy, along)?;
+            Ok(vec![Some(cx.b.div(rest, norm)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, optional, required, same_dtype},
 };
 
@@ -55,6 +55,14 @@ impl OpDef for LayerNorm {
                 Some(bias) => b.add(y, bias)?,
                 None => y,
             }])
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let dy = cx.cotangent(0)?;
+            let args = [cx.args[0], cx.args[1], Some(dy)];
+            let grads = cx.b.op("layer_norm_grad", cx.attrs.clone(), &args)?;
+            Ok(grads.into_iter().map(Some).take(cx.args.len()).collect())
         })
     }
     fn samples(&self) -> Vec<Sample> {

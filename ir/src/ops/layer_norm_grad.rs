@@ -2,7 +2,7 @@
 
 use super::norm_grad::{example, expand_norm, infer_norm};
 use crate::{
-    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -35,6 +35,9 @@ impl OpDef for LayerNormGrad {
     }
     fn body(&self) -> Body {
         Body::Composite(|b, attrs, args| expand_norm(b, attrs, args, true))
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("is a gradient itself, and has no second derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let attrs = Attrs::none().with("eps", 1e-5);

@@ -1,9 +1,12 @@
 //! `linear`: product with a packed weight, and what may follow it.
 
+use super::adjoint::exchange;
 use super::elementwise::spread;
+use super::matmul::rows;
+use super::pack::unpack;
 use crate::{
-    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    Attr, Attrs, Body, DType, Dim, Expand, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Tensor, TensorType, Vjp,
     op::{AttrKind, defaulted, one, optional, required, same_dtype},
 };
 
@@ -66,6 +69,41 @@ impl OpDef for Linear {
         let k = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
         results[0].elements() * k * Dim::from(2i64)
     }
+    fn vjp(&self, attrs: &Attrs, args: &[Option<TensorType>]) -> Vjp {
+        match attrs.str("act") {
+            "none" => Vjp::Rule(|cx| {
+                let ([x, w], ty) = ([0, 1].map(|i| cx.arg(i)), cx.ty(0));
+                let dy = cx.cotangent(0)?;
+                let n = Dim::from(cx.attrs.int("n"));
+                let by_x = cx.when(0, |cx| {
+                    let w = unpack(cx.b, w, &n)?;
+                    let w = cx.b.cast(w, ty.dtype)?;
+                    let w = exchange(cx.b, w, 2, 1)?;
+                    let dy = rows(cx.b, dy)?;
+                    let dx = cx.b.matmul(dy, w)?;
+                    cx.b.reshape(dx, ty.shape.to_vec())
+                })?;
+                let by_w = cx.when(1, |cx| {
+                    let x = rows(cx.b, x)?;
+                    let x = exchange(cx.b, x, 2, 1)?;
+                    let dy = rows(cx.b, dy)?;
+                    let dw = cx.b.matmul(x, dy)?;
+                    cx.b.op1("pack", Attrs::none(), &[dw])
+                })?;
+                Ok(vec![by_x, by_w, Some(dy), Some(dy)])
+            }),
+            _ => in_parts(args, |b, attrs, args| {
+                let plain = attrs.clone().with("act", "none");
+                let bias = args.get(2).copied().flatten();
+                let y = b.op("linear", plain, &[args[0], args[1], bias])?[0];
+                let y = b.unary(attrs.str("act"), y)?;
+                Ok(vec![match args.get(3).copied().flatten() {
+                    Some(residual) => b.add(y, residual)?,
+                    None => y,
+                }])
+            }),
+        }
+    }
     fn samples(&self) -> Vec<Sample> {
         let mut samples = Vec::new();
         for rows in [1, 3, 7, 20] {
@@ -100,6 +138,15 @@ pub(super) fn activation(name: &str) -> Option<fn(f64) -> f64> {
         }
         _ => return None,
     })
+}
+
+/// The derivative of a product and what follows it by those of its parts, whose results can be kept
+/// where no sum is rounded before it is activated: in f32, in which kernels add, and f64.
+pub(super) fn in_parts(args: &[Option<TensorType>], parts: Expand) -> Vjp {
+    match args {
+        [Some(x), ..] if matches!(x.dtype, DType::F32 | DType::F64) => Vjp::Replaced(parts),
+        _ => Vjp::Recomputed(parts),
+    }
 }
 
 /// `x · w` for packed `w`, `[rows, n]` in row-major order.

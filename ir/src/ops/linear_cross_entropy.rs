@@ -1,9 +1,10 @@
 //! `linear_cross_entropy`: a language model's head and its loss in one.
 
+use super::adjoint::{exchange, plus};
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, EvalCx, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{one, same_dtype},
 };
 
@@ -47,6 +48,37 @@ impl OpDef for LinearCrossEntropy {
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         products(args) * Dim::from(2)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let [x, w, targets, lse] = [cx.arg(0), cx.arg(1), cx.arg(2), cx.results[1]];
+            let (mut dx, mut dw) = (None, None);
+            if let Some(dloss) = cx.cotangents[0] {
+                let args = [x, w, targets, lse, dloss].map(Some);
+                let grads = cx.b.op("linear_cross_entropy_grad", Attrs::none(), &args)?;
+                (dx, dw) = (Some(grads[0]), Some(grads[1]));
+            }
+            // By way of the logarithms, which losses seldom use, all logits are computed again.
+            if let Some(dlse) = cx.cotangents[1] {
+                let column = vec![cx.ty(0).shape[0].clone(), Dim::from(1)];
+                let [lse, dlse] = [lse, dlse].map(|v| cx.b.reshape(v, column.clone()));
+                let (lse, dlse) = (cx.b.cast(lse?, cx.ty(0).dtype)?, dlse?);
+                let dlse = cx.b.cast(dlse, cx.ty(0).dtype)?;
+                let transposed = exchange(cx.b, w, 2, 1)?;
+                let p = cx.b.matmul(x, transposed)?;
+                let p = cx.b.sub(p, lse)?;
+                let p = cx.b.exp(p)?;
+                let p = cx.b.mul(p, dlse)?;
+                let own = cx.when(0, |cx| cx.b.matmul(p, w))?;
+                dx = plus(cx.b, dx, own)?;
+                let own = cx.when(1, |cx| {
+                    let p = exchange(cx.b, p, 2, 1)?;
+                    cx.b.matmul(p, x)
+                })?;
+                dw = plus(cx.b, dw, own)?;
+            }
+            Ok(vec![dx, dw])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         examples()

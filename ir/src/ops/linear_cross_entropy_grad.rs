@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
+    Vjp, op::one,
 };
 
 /// Gradient of [`LinearCrossEntropy`](super::linear_cross_entropy::LinearCrossEntropy)'s `loss` by
@@ -66,6 +66,9 @@ impl OpDef for LinearCrossEntropyGrad {
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         // The logits once for either result.
         products(args) * Dim::from(8)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("is a gradient itself, and has no second derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let with_rows = |mut sample: Sample| {

@@ -4,7 +4,7 @@ use super::update::{
     ONE_STATE, ONE_STATE_IN_PLACE, WEIGHT_DECAY, decay, in_f32, infer_update, samples, times,
 };
 use crate::{
-    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, required},
 };
 
@@ -50,6 +50,9 @@ impl OpDef for LionStep {
                 Ok(vec![b.sub(param, step)?, m])
             })
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("updates a parameter; losses are differentiated, steps are not")
     }
     fn samples(&self) -> Vec<Sample> {
         let attrs = Attrs::none().with("beta1", 0.9).with("beta2", 0.99).with("weight_decay", 0.1);

@@ -2,7 +2,8 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::one,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
+    op::one,
 };
 
 /// `log Σ exp(x)` over the last axis, by way of the maximum: `[.., N] -> [..]`.
@@ -39,6 +40,16 @@ impl OpDef for Logsumexp {
             let shape = b.ty(log).shape.to_vec();
             let max = b.reshape(max, shape)?;
             Ok(vec![b.add(log, max)?])
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (x, y, dy) = (cx.arg(0), cx.results[0], cx.cotangent(0)?);
+            let shape: Vec<_> = cx.b.ty(y).shape.iter().cloned().chain([Dim::from(1)]).collect();
+            let [y, dy] = [cx.b.reshape(y, shape.clone())?, cx.b.reshape(dy, shape)?];
+            let p = cx.b.sub(x, y)?;
+            let p = cx.b.exp(p)?;
+            Ok(vec![Some(cx.b.mul(p, dy)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

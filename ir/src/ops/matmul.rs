@@ -1,8 +1,10 @@
 //! `matmul`.
 
+use super::adjoint::exchange;
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType, Value, Vjp,
     op::{one, same_dtype},
 };
 
@@ -60,6 +62,25 @@ impl OpDef for Matmul {
         let k = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
         results[0].elements() * k * Dim::from(2i64)
     }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, [a, b]) = (cx.cotangent(0)?, [cx.arg(0), cx.arg(1)]);
+            let by_a = cx.when(0, |cx| {
+                let b = exchange(cx.b, b, 2, 1)?;
+                cx.b.matmul(dy, b)
+            })?;
+            let by_b = cx.when(1, |cx| {
+                let (mut a, mut dy) = (a, dy);
+                // Rows of all batches meet one matrix in one sum.
+                if cx.ty(1).rank() == 2 {
+                    [a, dy] = [rows(cx.b, a)?, rows(cx.b, dy)?];
+                }
+                let a = exchange(cx.b, a, 2, 1)?;
+                cx.b.matmul(a, dy)
+            })?;
+            Ok(vec![by_a, by_b])
+        })
+    }
     fn samples(&self) -> Vec<Sample> {
         let make = |a: &[usize], b: &[usize]| Sample {
             attrs: Attrs::none(),
@@ -70,6 +91,16 @@ impl OpDef for Matmul {
         };
         vec![make(&[5, 7], &[7, 18]), make(&[2, 1, 3, 4], &[3, 4, 5]), make(&[1, 9], &[9, 33])]
     }
+}
+/// `[.., N]` as `[R, N]`.
+pub(super) fn rows(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
+    let ty = b.ty(x);
+    let Some((width, lead)) = ty.shape.split_last().filter(|(_, lead)| lead.len() != 1) else {
+        return Ok(x);
+    };
+    let count = lead.iter().fold(Dim::from(1), |n, d| n * d.clone());
+    let shape = vec![count, width.clone()];
+    b.reshape(x, shape)
 }
 
 /// `[batch, M, K] · [batch, K, N]` in row-major order, each sum from `k = 0` on.

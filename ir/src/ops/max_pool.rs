@@ -1,8 +1,9 @@
 //! `max_pool`.
 
+use super::conv_adjoint::max_pool_rule;
 use super::window::{CEIL, DILATIONS, PADS, STRIDES, infer_pool, pool, pool_flops, sample};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -42,6 +43,9 @@ impl OpDef for MaxPool {
     }
     fn flops(&self, attrs: &Attrs, _: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         pool_flops(attrs, results)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(max_pool_rule)
     }
     fn samples(&self) -> Vec<Sample> {
         samples()

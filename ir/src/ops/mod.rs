@@ -1,5 +1,8 @@
 //! The operator table: one file an operator, listed once.
 
+mod adjoint;
+mod attention_batched;
+mod conv_adjoint;
 mod elementwise;
 mod order;
 mod reduction;

@@ -1,8 +1,10 @@
 //! `moe_combine`: what the experts of a token made of it, summed.
 
+use super::adjoint::{add_rows, inside};
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{one, same_dtype},
 };
 
@@ -55,6 +57,33 @@ impl OpDef for MoeCombine {
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         let k = args[1].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
         results[0].elements() * k * Dim::from(2)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, slots) = (cx.cotangent(0)?, cx.arg(1));
+            let [y, weights] = [cx.arg(0), cx.arg(2)];
+            let [[rows, n], [t, k]] =
+                [cx.ty(0), cx.ty(1)].map(|ty| [ty.shape[0].clone(), ty.shape[1].clone()]);
+            let each = cx.b.reshape(dy, vec![t.clone(), Dim::from(1), n.clone()])?;
+            let by_y = cx.when(0, |cx| {
+                let column = vec![t.clone(), k.clone(), Dim::from(1)];
+                let weights = cx.b.reshape(weights, column)?;
+                let part = cx.b.mul(each, weights)?;
+                let count = t.clone() * k.clone();
+                let part = cx.b.reshape(part, vec![count.clone(), n.clone()])?;
+                let slots = cx.b.reshape(slots, vec![count])?;
+                add_rows(cx.b, part, slots, &rows)
+            })?;
+            let by_weights = cx.when(2, |cx| {
+                let fits = inside(cx.b, slots, &rows)?;
+                let picked = cx.b.gather(y, slots, 0)?;
+                let dot = cx.b.mul(each, picked)?;
+                let dot = cx.b.reduce("reduce_sum", dot, &[-1], false)?;
+                let zero = cx.b.scalar(cx.b.ty(dot).dtype, 0.0)?;
+                cx.b.select(fits, dot, zero)
+            })?;
+            Ok(vec![by_y, None, by_weights])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         let slots = Tensor::from_i64s(DType::I32, &[5, 2], [3, 0, 9, -1, 4, 5, 10, 1, 2, 8]);

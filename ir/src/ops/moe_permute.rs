@@ -2,6 +2,7 @@
 
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -58,6 +59,9 @@ impl OpDef for MoePermute {
             let results = [tokens, slots, offsets].into_iter().enumerate();
             results.map(|(i, v)| Tensor::from_i64s(DType::I32, &cx.shape(i), v)).collect()
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |shape: [usize; 2], experts: i64| {

@@ -3,6 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Vjp,
     op::{AttrKind, defaulted, one, required},
 };
 
@@ -71,6 +72,9 @@ impl OpDef for MoeRoute {
             }
             Ok(vec![weights, b.cast(top[1], DType::I32)?])
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Expansion
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |softmax: &str, renormalise: bool| Sample {

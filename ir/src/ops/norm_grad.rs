@@ -3,7 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
-    Tensor, TensorType, Value,
+    Tensor, TensorType, Value, Vjp,
     op::{AttrKind, defaulted, one, required, same_dtype},
 };
 
@@ -88,6 +88,9 @@ impl OpDef for NormGrad {
     }
     fn flops(&self, _: &Attrs, _: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         results[0].elements() * Dim::from(12i64)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("is a gradient itself, and has no second derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let samples = [(false, 3, 37), (true, 131, 20), (false, 64, 16), (true, 1, 5)];

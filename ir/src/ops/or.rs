@@ -7,5 +7,6 @@ binary! {
     Or, "or", ["Or"], Bool, 0.0..2.0, None,
     None,
     |_, _| unreachable!("booleans only"),
-    |a, b| a | b
+    |a, b| a | b,
+    zero
 }

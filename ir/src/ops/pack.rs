@@ -1,9 +1,10 @@
 //! `pack`: a weight in the order in which kernels read it.
 
+use super::adjoint::exchange;
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one, tensor::for_each_index,
+    Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType, Value, Vjp, op::one, tensor::for_each_index,
 };
 
 /// Columns in panels of sixteen, each panel row by row, the last one padded with zeros; matrices
@@ -45,11 +46,32 @@ impl OpDef for Pack {
             vec![Tensor::from_bytes(w.dtype(), &cx.shape(0), out)]
         })
     }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, ty) = (cx.cotangent(0)?, cx.ty(0));
+            Ok(vec![Some(unpack(cx.b, dy, &ty.shape[ty.rank() - 1])?)])
+        })
+    }
     fn samples(&self) -> Vec<Sample> {
         let w = |shape: &[usize]| Some(spread(DType::F32, shape, -2.0, 2.0));
         let make = |shape| Sample { attrs: Attrs::none(), args: vec![w(shape)] };
         vec![make(&[5, 37]), make(&[3, 5, 18])]
     }
+}
+/// The first `n` columns of a packed matrix, or of those along leading axes.
+pub(super) fn unpack(b: &mut Builder<'_>, packed: Value, n: &Dim) -> Result<Value, OpError> {
+    let node = b.graph().node(packed.node);
+    if node.op.name() == "pack" {
+        return Ok(node.input(0));
+    }
+    let y = exchange(b, packed, 3, 2)?;
+    let [lead @ .., k, panels, width] = &*b.ty(y).shape else {
+        return Err(OpError::new(format!("takes a packed weight, got {}", b.ty(y))));
+    };
+    let columns = panels.clone() * width.clone();
+    let shape = lead.iter().chain([k]).cloned().chain([columns]).collect();
+    let y = b.reshape(y, shape)?;
+    b.slice(y, -1, 0i64, n.clone())
 }
 
 /// Appends the panels of a matrix, whose further axes have extent one.

@@ -7,7 +7,7 @@ use super::{
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, one, optional, required, same_dtype},
 };
 
@@ -136,6 +136,11 @@ impl OpDef for PagedAttention {
             }
             vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), out)]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused(
+            "reads memory that steps of serving share; differentiate the function before page_kv",
+        )
     }
     fn samples(&self) -> Vec<Sample> {
         let ints = |shape: &[usize], v: &[i64]| {

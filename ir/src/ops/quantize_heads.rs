@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, Vjp,
     op::one, ops::quantize_rows::inverse,
 };
 
@@ -69,6 +69,9 @@ impl OpDef for QuantizeHeads {
                 ),
             ]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("rounds keys and values to integers, which has no derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |shape: &[usize]| Sample {

@@ -3,7 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, one},
 };
 
@@ -75,6 +75,9 @@ impl OpDef for QuantizeRows {
             }
             vec![Tensor::from_bytes(DType::U8, &cx.shape(0), out)]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("rounds activations to integers, which has no derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |shape: &[usize], bits: i64| Sample {

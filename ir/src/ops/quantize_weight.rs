@@ -11,7 +11,7 @@ use half::{bf16, f16};
 use super::{QUANT_BLOCK, elementwise::spread, pack::PANEL};
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, one, required},
 };
 
@@ -113,6 +113,11 @@ impl OpDef for QuantizeWeight {
             }
             vec![Tensor::from_bytes(DType::U8, &cx.shape(0), out)]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused(
+            "rounds weights to integers, which has no derivative; train the weights that they come from",
+        )
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |dtype, k: usize, bits: i64, layout: &str| Sample {

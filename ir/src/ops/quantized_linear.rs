@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, one, optional, required},
 };
 
@@ -107,6 +107,11 @@ impl OpDef for QuantizedLinear {
         let span = if integers { QUANT_BLOCK } else { QUANT_GROUP };
         let halves = if attrs.bool("gated") { 2i64 } else { 1 };
         results[0].elements() * spans * Dim::from(2 * span as i64 * halves)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused(
+            "multiplies integers, which have no derivative; train the model that was quantised",
+        )
     }
     fn samples(&self) -> Vec<Sample> {
         let mut samples = Vec::new();

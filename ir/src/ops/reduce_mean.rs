@@ -1,7 +1,7 @@
 //! `reduce_mean`.
 
 use crate::{
-    Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, normalize_axis, one, required},
 };
 
@@ -43,6 +43,9 @@ impl OpDef for ReduceMean {
             };
             Ok(vec![b.div(sum, n)?])
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Expansion
     }
     fn samples(&self) -> Vec<Sample> {
         super::reduction::samples()

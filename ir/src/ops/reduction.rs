@@ -2,8 +2,9 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, DType, EvalCx, Fact, InferCx, OpError, Sample, Signature, Tensor, TensorType,
-    op::{AttrKind, defaulted, one, required},
+    Attr, Attrs, DType, Dim, EvalCx, Fact, InferCx, OpError, Sample, Signature, Tensor, TensorType,
+    Value, VjpCx,
+    op::{AttrKind, defaulted, normalize_axis, one, required},
     tensor::for_each_index,
 };
 
@@ -69,6 +70,36 @@ fn folded<T: Copy>(
     out
 }
 
+/// A reduced value, of the reduction that is differentiated, repeated along the axes that it lacks.
+pub(super) fn repeated(cx: &mut VjpCx<'_, '_>, reduced: Value) -> Result<Value, OpError> {
+    let shape = cx.ty(0).shape;
+    let axes = axes(cx);
+    let kept = shape.iter().enumerate();
+    let kept = kept.map(|(i, d)| if axes.contains(&i) { Dim::from(1) } else { d.clone() });
+    let v = cx.b.reshape(reduced, kept.collect())?;
+    cx.b.op1("broadcast_to", Attrs::none().with("shape", shape.to_vec()), &[v])
+}
+
+/// The reduced axes, counted from the front.
+pub(super) fn axes(cx: &VjpCx<'_, '_>) -> Vec<usize> {
+    let rank = cx.ty(0).rank();
+    cx.attrs.ints("axes").iter().filter_map(|a| normalize_axis(*a, rank)).collect()
+}
+
+/// The derivative of an extremum: its cotangent, shared evenly among the elements that equal it.
+pub(super) fn extremum(cx: &mut VjpCx<'_, '_>) -> Result<Vec<Option<Value>>, OpError> {
+    let (x, dtype, dy) = (cx.arg(0), cx.ty(0).dtype, cx.cotangent(0)?);
+    let y = repeated(cx, cx.results[0])?;
+    let hit = cx.b.op1("equal", Attrs::none(), &[x, y])?;
+    let one = cx.b.cast(hit, dtype)?;
+    let axes: Vec<i64> = axes(cx).into_iter().map(|a| a as i64).collect();
+    let count = cx.b.reduce("reduce_sum", one, &axes, cx.attrs.bool("keep"))?;
+    let share = cx.b.div(dy, count)?;
+    let share = repeated(cx, share)?;
+    let zero = cx.b.scalar(dtype, 0.0)?;
+    Ok(vec![Some(cx.b.select(hit, share, zero)?)])
+}
+
 pub(super) fn samples() -> Vec<Sample> {
     let make = |shape: &[usize], axes: &[i64], keep: bool| Sample {
         attrs: Attrs::none().with("axes", axes.to_vec()).with("keep", keep),
@@ -82,9 +113,10 @@ pub(super) fn samples() -> Vec<Sample> {
     ]
 }
 
-/// Declares a reducing primitive: type, name, then start value and fold of floats and of integers.
+/// Declares a reducing primitive: type, name, then start value and fold of floats and of
+/// integers, and the rule of its derivative.
 macro_rules! reduction {
-    ($(#[$doc:meta])* $ty:ident, $name:literal, $float:expr, $int:expr) => {
+    ($(#[$doc:meta])* $ty:ident, $name:literal, $float:expr, $int:expr, $vjp:expr) => {
         $(#[$doc])*
         pub(super) struct $ty;
 
@@ -102,6 +134,9 @@ macro_rules! reduction {
                 crate::Body::Primitive(|cx, args| {
                     super::reduction::eval(cx, args, $float, $int)
                 })
+            }
+            fn vjp(&self, _: &crate::Attrs, _: &[Option<crate::TensorType>]) -> crate::Vjp {
+                crate::Vjp::Rule($vjp)
             }
             fn samples(&self) -> Vec<crate::Sample> {
                 super::reduction::samples()

@@ -8,7 +8,15 @@ binary! {
     Rem, "rem", [], Number, 1.0..9.0, None,
     None,
     |a, b| a % b,
-    floor_mod
+    floor_mod,
+    |_, _, dc| Ok(dc),
+    |g, [a, b, c], dc| {
+        let n = g.sub(a, c)?;
+        let n = g.div(n, b)?;
+        let n = g.unary("round", n)?;
+        let n = g.neg(n)?;
+        g.mul(dc, n)
+    }
 }
 
 /// The remainder that has the divisor's sign; zero for a divisor of zero.

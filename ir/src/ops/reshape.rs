@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, required},
 };
 
@@ -33,6 +33,12 @@ impl OpDef for Reshape {
     }
     fn body(&self) -> Body {
         Body::Primitive(|cx, args| vec![args[0].as_ref().expect("operand").reshape(&cx.shape(0))])
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, shape) = (cx.cotangent(0)?, cx.ty(0).shape.to_vec());
+            Ok(vec![Some(cx.b.reshape(dy, shape)?)])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         let x = Some(spread(DType::F32, &[4, 6], -1.0, 1.0));

@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, one, required, same_dtype},
 };
 
@@ -45,6 +45,14 @@ impl OpDef for RmsNorm {
             let r = b.unary("rsqrt", mean)?;
             let y = b.mul(x, r)?;
             Ok(vec![b.mul(y, w)?])
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let dy = cx.cotangent(0)?;
+            let args = [cx.args[0], cx.args[1], Some(dy)];
+            let grads = cx.b.op("rms_norm_grad", cx.attrs.clone(), &args)?;
+            Ok(grads.into_iter().map(Some).collect())
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -3,7 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
-    Tensor, Value,
+    Tensor, TensorType, Value, Vjp,
     op::{AttrKind, defaulted, one, same_dtype},
 };
 
@@ -88,6 +88,30 @@ impl OpDef for Rope {
             Ok(vec![b.concat(&[y, rest], 2)?])
         })
     }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, [x, cos, sin]) = (cx.cotangent(0)?, [0, 1, 2].map(|i| cx.arg(i)));
+            // The rotation back.
+            let by_x = cx.when(0, |cx| {
+                let sin = cx.b.neg(sin)?;
+                cx.b.op1("rope", cx.attrs.clone(), &[dy, cos, sin])
+            })?;
+            if !cx.needs(1) && !cx.needs(2) {
+                return Ok(vec![by_x]);
+            }
+            let half = cx.ty(1).shape[1].clone();
+            let style = cx.attrs.str("style");
+            let [x, dy] = [halves(cx.b, x, &half, style)?, halves(cx.b, dy, &half, style)?];
+            let mut turned = |[a, b]: [Value; 2], [da, db]: [Value; 2], minus: bool| {
+                let (p, q) = (cx.b.mul(a, da)?, cx.b.mul(b, db)?);
+                let sum = if minus { cx.b.sub(p, q)? } else { cx.b.add(p, q)? };
+                cx.b.reduce("reduce_sum", sum, &[1], false)
+            };
+            let by_cos = turned(x, dy, false)?;
+            let by_sin = turned(x, [dy[1], dy[0]], true)?;
+            Ok(vec![by_x, Some(by_cos), Some(by_sin)])
+        })
+    }
     fn samples(&self) -> Vec<Sample> {
         let angles = spread(DType::F32, &[5, 4], -3.0, 3.0).to_f64s();
         let table = |f: fn(f64) -> f64| {
@@ -103,4 +127,20 @@ impl OpDef for Rope {
         };
         vec![make(8, "half"), make(8, "interleaved"), make(11, "half")]
     }
+}
+
+/// The two elements of every pair: `[T, H, D]` → `[T, H, R/2]` each.
+fn halves(b: &mut Builder<'_>, x: Value, half: &Dim, style: &str) -> Result<[Value; 2], OpError> {
+    if style == "half" {
+        let end = half.clone() * Dim::from(2);
+        return Ok([b.slice(x, 2, 0i64, half.clone())?, b.slice(x, 2, half.clone(), end)?]);
+    }
+    let rotated = b.slice(x, 2, 0i64, half.clone() * Dim::from(2))?;
+    let shape = [&b.ty(x).shape[..2], &[half.clone()]].concat();
+    let pairs = b.reshape(rotated, [&shape[..], &[Dim::from(2)]].concat())?;
+    let mut pick = |i: i64| {
+        let one = b.slice(pairs, 3, i, i + 1)?;
+        b.reshape(one, shape.clone())
+    };
+    Ok([pick(0)?, pick(1)?])
 }

@@ -1,10 +1,12 @@
 //! `scatter_nd`.
 
+use super::adjoint::{compare, iota};
 use super::elementwise::spread;
-use super::gather_nd::tuples;
+use super::gather_nd::{tuple_length, tuples};
 use crate::tensor::{contiguous_strides, for_each_index};
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
+    TensorType, Value, Vjp,
     op::{normalize_axis, one, same_dtype},
 };
 
@@ -61,6 +63,23 @@ impl OpDef for ScatterNd {
             vec![Tensor::from_bytes(data.dtype(), data.shape(), out)]
         })
     }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (ids, dy, ty) = (cx.arg(1), cx.cotangent(0)?, cx.ty(2));
+            let data = cx.when(0, |cx| {
+                let zeros = cx.b.full(ty.dtype, 0.0, &ty.shape)?;
+                cx.b.op1("scatter_nd", Attrs::none(), &[dy, ids, zeros])
+            })?;
+            let updates = cx.when(2, |cx| {
+                let data = cx.ty(0).shape;
+                let last = counts(cx.b, ids, &data, ty.rank())?;
+                let picked = cx.b.op1("gather_nd", Attrs::none(), &[dy, ids])?;
+                let zero = cx.b.scalar(ty.dtype, 0.0)?;
+                cx.b.select(last, picked, zero)
+            })?;
+            Ok(vec![data, None, updates])
+        })
+    }
     fn samples(&self) -> Vec<Sample> {
         let data = Some(spread(DType::F32, &[3, 20], -1.0, 1.0));
         let make = |shape: &[usize], indices: Vec<i64>, updates: &[usize]| Sample {
@@ -73,4 +92,26 @@ impl OpDef for ScatterNd {
         };
         vec![make(&[2, 1], vec![2, 0], &[2, 20]), make(&[2, 2], vec![1, -1, 0, 5], &[2])]
     }
+}
+
+/// Whether each tuple is the last that names its place, of `rank` axes.
+fn counts(
+    b: &mut Builder<'_>,
+    indices: Value,
+    data: &[Dim],
+    rank: usize,
+) -> Result<Value, OpError> {
+    let ty = b.ty(indices).clone();
+    let grid = ty.shape[..ty.rank() - 1].to_vec();
+    let count = grid.iter().fold(Dim::from(1), |n, d| n * d.clone());
+    let number = iota(b, &[count], 0, DType::I64)?;
+    let one = b.scalar(DType::I64, 1.0)?;
+    let number = b.add(number, one)?;
+    let number = b.reshape(number, grid.clone())?;
+    let nobody = b.full(DType::I64, 0.0, &data[..tuple_length(&ty)])?;
+    let last = b.op1("scatter_nd", Attrs::none(), &[nobody, indices, number])?;
+    let last = b.op1("gather_nd", Attrs::none(), &[last, indices])?;
+    let own = compare(b, "equal", last, number)?;
+    let more = rank - grid.len();
+    b.reshape(own, grid.into_iter().chain(vec![Dim::from(1); more]).collect())
 }

@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, one, optional, same_dtype},
 };
 
@@ -82,6 +82,9 @@ impl OpDef for Score {
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         let d = args[0].as_ref().and_then(|a| a.shape.last().cloned()).unwrap_or_default();
         results[0].elements() * d * Dim::from(2i64)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Expansion
     }
     fn samples(&self) -> Vec<Sample> {
         let f = |shape: &[usize]| Some(spread(crate::DType::F32, shape, -2.0, 2.0));

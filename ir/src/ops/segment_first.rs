@@ -1,9 +1,10 @@
 //! `segment_first`.
 
+use super::adjoint::{compare, iota, segments};
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
+    Vjp, op::one,
 };
 
 /// The first row of each segment; zero for an empty one.
@@ -40,6 +41,20 @@ impl OpDef for SegmentFirst {
                 (0..h).map(move |c| if start < end { x[start * h + c] } else { 0.0 })
             });
             vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), segments)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, cu, tokens) = (cx.cotangent(0)?, cx.arg(1), cx.ty(0).shape[0].clone());
+            let (own, within) = segments(cx.b, cu, &tokens)?;
+            let first = cx.b.gather(cu, own, 0)?;
+            let at = iota(cx.b, &[tokens.clone()], 0, DType::I32)?;
+            let first = compare(cx.b, "equal", first, at)?;
+            let first = compare(cx.b, "and", first, within)?;
+            let first = cx.b.reshape(first, vec![tokens, Dim::from(1)])?;
+            let picked = cx.b.gather(dy, own, 0)?;
+            let zero = cx.b.scalar(cx.ty(0).dtype, 0.0)?;
+            Ok(vec![Some(cx.b.select(first, picked, zero)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

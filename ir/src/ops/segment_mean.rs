@@ -1,9 +1,10 @@
 //! `segment_mean`.
 
+use super::adjoint::segments;
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
-    op::one,
+    Vjp, op::one,
 };
 
 /// Mean of the rows of each segment; zero for an empty one.
@@ -41,6 +42,28 @@ impl OpDef for SegmentMean {
                 (0..h).map(move |c| (start..end).map(|r| x[r * h + c]).sum::<f64>() / n)
             });
             vec![Tensor::from_f64s(cx.results[0].dtype, &cx.shape(0), segments)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, cu, tokens) = (cx.cotangent(0)?, cx.arg(1), cx.ty(0).shape[0].clone());
+            let (own, within) = segments(cx.b, cu, &tokens)?;
+            let ends = cx.ty(1).shape[0].clone();
+            let [first, end] = [
+                cx.b.slice(cu, 0, 0i64, ends.clone() - Dim::from(1))?,
+                cx.b.slice(cu, 0, 1i64, ends)?,
+            ];
+            let one = cx.b.scalar(DType::I32, 1.0)?;
+            let length = cx.b.sub(end, first)?;
+            let length = cx.b.op1("maximum", Attrs::none(), &[length, one])?;
+            let length = cx.b.cast(length, cx.ty(0).dtype)?;
+            let column = vec![cx.b.ty(length).shape[0].clone(), Dim::from(1)];
+            let length = cx.b.reshape(length, column)?;
+            let share = cx.b.div(dy, length)?;
+            let share = cx.b.gather(share, own, 0)?;
+            let within = cx.b.reshape(within, vec![tokens, Dim::from(1)])?;
+            let zero = cx.b.scalar(cx.ty(0).dtype, 0.0)?;
+            Ok(vec![Some(cx.b.select(within, share, zero)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

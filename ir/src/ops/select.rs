@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, Vjp,
     op::{one, same_dtype},
 };
 
@@ -49,6 +49,17 @@ impl OpDef for Select {
                 let it = pick.map(|(c, (a, b))| if *c != 0 { a } else { b });
                 Tensor::from_i64s(cx.results[0].dtype, &shape, it)
             }]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (cond, dy) = (cx.arg(0), cx.cotangent(0)?);
+            let zero = cx.b.scalar(cx.ty(1).dtype, 0.0)?;
+            Ok(vec![
+                None,
+                cx.when(1, |cx| cx.b.select(cond, dy, zero))?,
+                cx.when(2, |cx| cx.b.select(cond, zero, dy))?,
+            ])
         })
     }
     fn samples(&self) -> Vec<Sample> {

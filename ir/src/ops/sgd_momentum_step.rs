@@ -4,7 +4,7 @@ use super::update::{
     ONE_STATE, ONE_STATE_IN_PLACE, WEIGHT_DECAY, decay, in_f32, infer_update, samples, times,
 };
 use crate::{
-    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, required},
 };
 
@@ -56,6 +56,9 @@ impl OpDef for SgdMomentumStep {
                 Ok(vec![b.sub(param, step)?, m])
             })
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("updates a parameter; losses are differentiated, steps are not")
     }
     fn samples(&self) -> Vec<Sample> {
         let attrs = Attrs::none().with("momentum", 0.9);

@@ -2,7 +2,7 @@
 
 use super::update::{decay, in_f32, infer_update, samples};
 use crate::{
-    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, one},
 };
 
@@ -40,6 +40,9 @@ impl OpDef for SgdStep {
                 Ok(vec![b.sub(param, step)?])
             })
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("updates a parameter; losses are differentiated, steps are not")
     }
     fn samples(&self) -> Vec<Sample> {
         samples(&Attrs::none().with("weight_decay", 0.1), 0, &[0.01, 0.5])

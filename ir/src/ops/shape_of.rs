@@ -3,6 +3,7 @@
 use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType,
+    Vjp,
     op::{AttrKind, defaulted, one},
 };
 
@@ -48,6 +49,9 @@ impl OpDef for ShapeOf {
             let dims = axes.map(|(d, _)| *d as i64);
             vec![Tensor::from_i64s(DType::I64, &cx.shape(0), dims)]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         let x = Some(spread(DType::F32, &[3, 4, 5], -1.0, 1.0));

@@ -10,5 +10,11 @@ activation! {
         let e = b.exp(e)?;
         let d = b.add(one, e)?;
         b.unary("reciprocal", d)
+    },
+    |b, _, y, dy| {
+        let one = b.scalar(b.ty(y).dtype, 1.0)?;
+        let rest = b.sub(one, y)?;
+        let s = b.mul(y, rest)?;
+        b.mul(dy, s)
     }
 }

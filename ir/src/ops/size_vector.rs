@@ -2,7 +2,7 @@
 
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType,
+    TensorType, Vjp,
     op::{AttrKind, defaulted, required},
 };
 
@@ -44,6 +44,9 @@ impl OpDef for SizeVector {
             let values = sizes.map(|d| d.eval(cx.env).expect("symbols are bound"));
             vec![Tensor::from_i64s(cx.results[0].dtype, &cx.shape(0), values)]
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Zero
     }
     fn samples(&self) -> Vec<Sample> {
         let attrs = Attrs::none().with("sizes", vec![Dim::from(3i64), Dim::from(7i64)]);

@@ -1,8 +1,10 @@
 //! `slice`.
 
+use super::adjoint::{flip, lay};
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Vjp,
     op::{AttrKind, defaulted, normalize_axis, one, required},
 };
 
@@ -67,9 +69,24 @@ impl OpDef for Slice {
             let x = args[0].as_ref().expect("operand");
             let axis = normalize_axis(cx.attrs.int("axis"), x.rank()).expect("inferred");
             let start = cx.attrs.dims("range")[0].eval(cx.env).expect("symbols are bound");
-            let start = usize::try_from(start).expect("range within the axis");
+            // A range of no elements may begin before the first.
+            let start = usize::try_from(start.max(0)).expect("64-bit");
             let step = isize::try_from(cx.attrs.int("step")).expect("64-bit");
             vec![x.slice(axis, start, cx.shape(0)[axis], step)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, ty) = (cx.cotangent(0)?, cx.ty(0));
+            let axis = normalize_axis(cx.attrs.int("axis"), ty.rank()).expect("inferred");
+            let (start, step) = (cx.attrs.dims("range")[0].clone(), cx.attrs.int("step"));
+            if step > 0 {
+                return Ok(vec![Some(lay(cx.b, dy, axis, (start, step), &ty.shape[axis])?)]);
+            }
+            let n = cx.b.ty(dy).shape[axis].clone();
+            let first = start + (n - Dim::from(1)) * Dim::from(step);
+            let dy = flip(cx.b, dy, axis)?;
+            Ok(vec![Some(lay(cx.b, dy, axis, (first, -step), &ty.shape[axis])?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attr, Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, one},
 };
 
@@ -34,6 +34,15 @@ impl OpDef for Softmax {
             let e = b.exp(e)?;
             let sum = b.reduce("reduce_sum", e, &axis, true)?;
             Ok(vec![b.div(e, sum)?])
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (y, dy) = (cx.results[0], cx.cotangent(0)?);
+            let weighted = cx.b.mul(dy, y)?;
+            let mean = cx.b.reduce("reduce_sum", weighted, &[cx.attrs.int("axis")], true)?;
+            let rest = cx.b.sub(dy, mean)?;
+            Ok(vec![Some(cx.b.mul(y, rest)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

@@ -17,5 +17,9 @@ activation! {
         let e = b.add(e, one)?;
         let rest = b.unary("log", e)?;
         b.add(positive, rest)
+    },
+    |b, x, _, dy| {
+        let s = b.unary("sigmoid", x)?;
+        b.mul(dy, s)
     }
 }

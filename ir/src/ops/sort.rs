@@ -2,7 +2,8 @@
 
 use super::order::{AXIS, DESCENDING, flops, in_order, sample};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, op::one,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
+    op::one,
 };
 
 /// Elements in order along an axis, and where each came from: stable, NaN above every number,
@@ -30,6 +31,14 @@ impl OpDef for Sort {
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         flops(args)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let dy = cx.cotangent(0)?;
+            let axis = Attrs::none().with("axis", cx.attrs.int("axis"));
+            let back = cx.b.op1("argsort", axis.clone(), &[cx.results[1]])?;
+            Ok(vec![Some(cx.b.op1("gather_elements", axis, &[dy, back])?)])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         vec![

@@ -1,8 +1,9 @@
 //! `topk`.
 
+use super::adjoint::add_elements;
 use super::order::{AXIS, indices, mixed, places, values};
 use crate::{
-    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, defaulted, normalize_axis, one, required},
 };
 
@@ -65,6 +66,13 @@ impl OpDef for Topk {
     }
     fn flops(&self, _: &Attrs, args: &[Option<TensorType>], _: &[TensorType]) -> Dim {
         args[0].as_ref().map_or(Dim::from(0), TensorType::elements)
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, ty) = (cx.cotangent(0)?, cx.ty(0));
+            let axis = normalize_axis(cx.attrs.int("axis"), ty.rank()).expect("inferred");
+            Ok(vec![Some(add_elements(cx.b, dy, cx.results[1], axis, &ty.shape)?)])
+        })
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |dtype: DType, shape: &[usize], axis: i64, k: i64, largest: bool| Sample {

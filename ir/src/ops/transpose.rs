@@ -2,7 +2,7 @@
 
 use super::elementwise::spread;
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, normalize_axis, one, required},
 };
 
@@ -39,6 +39,16 @@ impl OpDef for Transpose {
             let axis = |p: &i64| normalize_axis(*p, x.rank()).expect("inferred");
             let perm: Vec<usize> = cx.attrs.ints("perm").iter().map(axis).collect();
             vec![x.transpose(&perm)]
+        })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Rule(|cx| {
+            let (dy, rank) = (cx.cotangent(0)?, cx.ty(0).rank());
+            let mut back = vec![0; rank];
+            for (i, p) in cx.attrs.ints("perm").iter().enumerate() {
+                back[normalize_axis(*p, rank).expect("inferred")] = i as i64;
+            }
+            Ok(vec![Some(cx.b.transpose(dy, &back)?)])
         })
     }
     fn samples(&self) -> Vec<Sample> {

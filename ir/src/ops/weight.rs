@@ -1,7 +1,7 @@
 //! `weight`: a named weight of the module.
 
 use crate::{
-    Body, Fact, InferCx, OpDef, OpError, Sample, Signature,
+    Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
     op::{AttrKind, required},
 };
 
@@ -24,6 +24,9 @@ impl OpDef for Weight {
     }
     fn body(&self) -> Body {
         Body::Structural
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Structural
     }
     fn samples(&self) -> Vec<Sample> {
         Vec::new()
