@@ -29,6 +29,7 @@ mod moe;
 mod norm_grad;
 mod order;
 mod pack;
+mod pack_weight;
 mod pool;
 mod quantize;
 mod quantize_heads;
@@ -143,6 +144,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &moe::Permute,
     &norm_grad::NormGrad,
     &order::Order,
+    &pack_weight::PackWeight,
     &pool::Pool,
     &quantize::QuantizeRows,
     &quantize_heads::QuantizeHeads,

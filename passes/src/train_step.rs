@@ -16,8 +16,6 @@
 //! to update at all: that is why they are entries of their own.
 
 mod loss;
-#[cfg(test)]
-mod tests;
 mod update;
 
 use std::{
@@ -25,9 +23,12 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Attrs, Builder, DType, Graph, Module, OpError, TensorType, Value};
+use ir::{Attr, Attrs, Builder, DType, Graph, Module, OpError, TensorType, Value};
 
-use self::{loss::LOSS, update::state_type};
+use self::{
+    loss::{LOSS, TOTAL},
+    update::state_type,
+};
 use crate::{
     PassError,
     page_kv::State,
@@ -35,6 +36,13 @@ use crate::{
 };
 
 pub use update::{Parameter, Update};
+
+const EVALUATE: &str = "evaluate";
+
+/// Name of the function with the loss and its gradients.
+fn gradients() -> String {
+    format!("{LOSS}.grad")
+}
 
 /// Name of a state that holds something of a weight.
 fn state_name(kind: &str, weight: &str) -> String {
@@ -60,9 +68,8 @@ pub fn train_step(
     if !errors.is_empty() {
         return Err(errors);
     }
-    let graph = module.function(source).ok_or_else(|| {
-        vec![PassError::new(source, "no such function")]
-    })?;
+    let graph =
+        module.function(source).ok_or_else(|| vec![PassError::new(source, "no such function")])?;
     let with_loss = loss::with_loss(module, &graph.clone()).map_err(one)?;
     module.add(with_loss);
     let trained: BTreeSet<&str> = parameters.iter().map(|p| &*p.weight).collect();
@@ -247,7 +254,7 @@ fn accumulate(
 ) -> Result<Entry, PassError> {
     let wrap = |e: OpError| PassError::new("accumulate", e);
     let mut entry = EntryBuilder::new(module, "accumulate");
-    let source = &module.functions[format!("{LOSS}.grad").as_str()];
+    let source = &module.functions[gradients().as_str()];
     let outputs = on_states(&mut entry, source, trained).map_err(wrap)?;
     let keep = entry.scalar("keep").map_err(wrap)?;
     for p in parameters {
@@ -258,17 +265,35 @@ fn accumulate(
         let new = entry.b.op1("accumulate", Attrs::none(), &args).map_err(wrap)?;
         entry.set(&name, new);
     }
-    entry.outputs.push(("loss".into(), outputs["total"]));
+    entry.outputs.push(("loss".into(), outputs[TOTAL]));
     Ok(entry.finish())
 }
 
-fn evaluate(module: &Module, trained: &BTreeSet<&str>) -> Result<Entry, PassError> {
-    let wrap = |e: OpError| PassError::new("evaluate", e);
-    let mut entry = EntryBuilder::new(module, "evaluate");
-    let mut source = module.functions[LOSS].clone();
-    source.outputs.retain(|(name, _)| &**name != LOSS);
+fn evaluate(module: &mut Module, trained: &BTreeSet<&str>) -> Result<Entry, PassError> {
+    let wrap = |e: OpError| PassError::new(EVALUATE, e);
+    // The forward of training itself, so that both have the same bits.
+    let mut source = module.functions[gradients().as_str()].clone();
+    source.outputs.retain(|(name, _)| &**name == TOTAL);
     source.remove_dead();
+    own_callees(module, &mut source);
+    let mut entry = EntryBuilder::new(module, EVALUATE);
     let outputs = on_states(&mut entry, &source, trained).map_err(wrap)?;
-    entry.outputs.push(("loss".into(), outputs["total"]));
+    entry.outputs.push(("loss".into(), outputs[TOTAL]));
     Ok(entry.finish())
+}
+
+/// Gives a graph copies of the functions that it calls: what is prepared for one entry is not for
+/// another.
+fn own_callees(module: &mut Module, graph: &mut Graph) {
+    for id in graph.topo() {
+        let Some(Attr::Str(callee)) = graph.node(id).attrs.get("callee") else { continue };
+        let name: Arc<str> = format!("{EVALUATE}.{callee}").into();
+        if !module.functions.contains_key(&name) {
+            let mut copy = module.functions[callee].clone();
+            copy.name = name.clone();
+            module.add(copy);
+        }
+        let attrs = graph.attrs_mut(id);
+        *attrs = attrs.clone().with("callee", &*name);
+    }
 }

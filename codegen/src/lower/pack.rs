@@ -45,7 +45,7 @@ pub(super) fn pack_rows(cx: &Cx<'_>, rows: &Rows<'_>, count: Val, columns: Val, 
         let lines = || {
             e.for_each(e.i64(0), columns, 1, |column| {
                 let from = cx.scale(column, rows.column);
-                let line = e.load_at(Ty::Vector(rows.elem, ROWS.cast_unsigned()), starts[0], from);
+                let line = e.load_at(Ty::Vector(rows.elem, 16), starts[0], from);
                 e.store_at(e.cast(line, Elem::F32), panel, e.mul_const(column, ROWS));
             });
         };

@@ -2,7 +2,8 @@
 
 use super::{elementwise::spread, update::in_f32};
 use crate::{
-    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, op::one,
+    Attrs, Body, DType, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor, TensorType, Vjp,
+    op::one,
 };
 
 /// A running sum, in place: `sum ← keep·sum + x`. What `sum` held does not count where `keep` is 0,
@@ -40,6 +41,9 @@ impl OpDef for Accumulate {
                 Ok(vec![b.op1("select", Attrs::none(), &[is_new, x, added])?])
             })
         })
+    }
+    fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
+        Vjp::Refused("updates a sum in place; losses are differentiated, steps are not")
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |(shape, keep): (&[usize], f64)| {

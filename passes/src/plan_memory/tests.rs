@@ -394,7 +394,8 @@ fn planned(build: impl FnOnce(&mut Builder<'_>, [Value; 5])) -> Result<Plan, Str
     build(&mut b, [kc, vc, k.unwrap(), v.unwrap(), slots]);
     let step = b.finish();
     m.add(step);
-    let state = |name: &str| State { param: name.into(), output: Some(format!("{name}.out").into()) };
+    let state =
+        |name: &str| State { param: name.into(), output: Some(format!("{name}.out").into()) };
     let states = [state("k"), state("v")];
     let known = |s: &State| m.functions["step"].outputs.iter().any(|(n, _)| *n == s.output);
     let states: Vec<State> = states.into_iter().filter(known).collect();

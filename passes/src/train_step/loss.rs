@@ -9,6 +9,9 @@ use crate::PassError;
 /// Name of the function, and of the output to differentiate.
 pub(super) const LOSS: &str = "loss";
 
+/// Name of the output that is reported.
+pub(super) const TOTAL: &str = "total";
+
 /// The function `loss`: `source`, which gives `logits [R, V]` for `logit_rows i32[R]`, with
 /// `targets i32[R]` and `scale f32[]` as further parameters. Its outputs are `total f32[]`, the sum
 /// of the rows' cross-entropies, and `loss f32[]`, that times `scale`. A target that is no token,
@@ -58,7 +61,7 @@ pub(super) fn with_loss(module: &Module, source: &Graph) -> Result<Graph, PassEr
         None => cross_entropy(&mut b, map[&logits], targets).map_err(wrap)?,
     };
     let total = b.reduce("reduce_sum", loss, &[0], false).map_err(wrap)?;
-    b.output("total", total);
+    b.output(TOTAL, total);
     let loss = b.mul(total, scale).map_err(wrap)?;
     b.output(LOSS, loss);
     Ok(b.finish())
@@ -127,7 +130,7 @@ impl Columns {
                 };
                 let shape = vec![panels.clone() * lanes.clone(), k.clone()];
                 let w = b.reshape(w, shape)?;
-                b.slice(w, 0, 0.into(), (*n).into())
+                b.slice(w, 0, 0i64, *n)
             }
         }
     }

@@ -27,8 +27,8 @@ pub use codegen::{
 pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
 pub use error::CompileError;
 pub use frontend::model_files;
-pub use passes::Update;
 pub use kernel_cache::KernelCache;
+pub use passes::Update;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
 pub use training::{Group, Training};

@@ -16,7 +16,7 @@ use ir::{DType, map_file};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainStep, TrainError, weights};
+use crate::{TrainError, TrainStep, weights};
 
 const MANIFEST: &str = "manifest.json";
 const STATES: &str = "states.safetensors";

@@ -5,7 +5,7 @@ use std::path::Path;
 use ir::{DType, Tensor};
 use serde::Deserialize;
 
-use crate::{ParameterInfo, TrainStep, TrainError};
+use crate::{ParameterInfo, TrainError, TrainStep};
 
 /// What a model's `config.json` says of initial weights.
 #[derive(Deserialize)]

@@ -50,7 +50,7 @@ impl Log {
         let open = |path: &Path| {
             make_parent(path)?;
             let file = OpenOptions::new().create(true).append(true).open(path);
-            Ok((path.to_owned(), file.map_err(|e| TrainError::file(path, e))?))
+            Ok::<_, TrainError>((path.to_owned(), file.map_err(|e| TrainError::file(path, e))?))
         };
         let jsonl = jsonl.map(open).transpose()?;
         let events = tensorboard.map(EventFile::create).transpose()?;

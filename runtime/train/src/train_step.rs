@@ -26,7 +26,7 @@ impl MicroBatch {
     /// Removes everything.
     pub fn clear(&mut self) {
         let MicroBatch { tokens, positions, cu_seqlens, rows, targets } = self;
-        [tokens, positions, cu_seqlens, rows, targets].map(Vec::clear);
+        [tokens, positions, cu_seqlens, rows, targets].into_iter().for_each(Vec::clear);
     }
 
     /// Adds a document. `targets` has one entry for each of its tokens, negative where there is

@@ -1,6 +1,6 @@
 //! One step after another: micro-batches in, parameters updated.
 
-use crate::{MicroBatch, Schedule, TrainStep, TrainError};
+use crate::{MicroBatch, Schedule, TrainError, TrainStep};
 
 /// What a run's updates depend on besides gradients.
 #[derive(Clone, Debug, PartialEq)]

@@ -10,7 +10,7 @@ use ir::{DType, Tensor, map_file};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::Deserialize;
 
-use crate::{ParameterInfo, TrainStep, TrainError};
+use crate::{ParameterInfo, TrainError, TrainStep};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -80,7 +80,11 @@ pub fn load_pretrained(step: &mut TrainStep, folder: &Path) -> Result<(), TrainE
     Err(TrainError::file(folder, problems.join("; ")))
 }
 
-fn set(step: &mut TrainStep, parameter: &ParameterInfo, view: &TensorView<'_>) -> Result<(), String> {
+fn set(
+    step: &mut TrainStep,
+    parameter: &ParameterInfo,
+    view: &TensorView<'_>,
+) -> Result<(), String> {
     if view.shape() != parameter.shape {
         return Err(format!("has shape {:?}, not {:?}", view.shape(), parameter.shape));
     }
@@ -123,13 +127,13 @@ pub(crate) fn write(
     path: &Path,
     tensors: &[(String, DType, Vec<usize>, &[u8])],
 ) -> Result<(), TrainError> {
-    let view = |(name, dtype, shape, bytes): &(String, DType, Vec<usize>, &'_ [u8])| {
+    let mut views = Vec::with_capacity(tensors.len());
+    for (name, dtype, shape, bytes) in tensors {
         let unknown = || TrainError::file(path, format!("`{name}` is of type {dtype}"));
         let dtype = safetensors_dtype(*dtype).ok_or_else(unknown)?;
         let view = TensorView::new(dtype, shape.clone(), bytes);
-        Ok((name.clone(), view.map_err(|e| TrainError::file(path, e))?))
-    };
-    let views = tensors.iter().map(view).collect::<Result<Vec<_>, TrainError>>()?;
+        views.push((name.clone(), view.map_err(|e| TrainError::file(path, e))?));
+    }
     // transformers asks for this.
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
     safetensors::serialize_to_file(views, Some(metadata), path)

@@ -102,6 +102,10 @@ fn updates_walk_their_states_once_in_place() {
         let betas = Attrs::none().with("beta1", 0.9).with("beta2", 0.95);
         let decayed = betas.with("weight_decay", 0.1);
         let adam = decayed.clone().with("eps", 1e-8);
+        for keep in [0.0, 1.0, 0.9] {
+            let case = Case::new("accumulate", Attrs::none(), &[&p, &g, &scalar(keep)]);
+            bench.add("accumulate", case);
+        }
         bench.add("adamw", Case::new("adamw_step", adam, &[&p, &g, &m, &v, lr, c1, c2, scale]));
         bench.add("lion", Case::new("lion_step", decayed, &[&p, &g, &m, lr, scale]));
         bench.add("sgd", Case::new("sgd_step", Attrs::none(), &[&p, &g, lr, scale]));
@@ -110,6 +114,23 @@ fn updates_walk_their_states_once_in_place() {
         bench.add("momentum", case);
     }
     bench.check(2e-6);
+}
+
+#[test]
+fn matrices_are_packed_from_any_layout() {
+    let mut bench = Bench::default();
+    for (k, n) in [(1, 1), (37, 16), (64, 100), (9, 33), (300, 7)] {
+        for dtype in [DType::F32, DType::Bf16, DType::F16] {
+            let what = format!("pack {k}x{n} {dtype}");
+            bench.add(&what, Case::new("pack", Attrs::none(), &[&noise(dtype, &[k, n], 1)]));
+            let w = noise(dtype, &[k, n], 2);
+            let spec = bench.add(&what, Case::new("pack", Attrs::none(), &[&w]));
+            spec.operands = vec![pitch(&w, &["1", &format!("{}", k + 3)])];
+        }
+    }
+    let experts = noise(DType::F32, &[3, 5, 18], 3);
+    bench.add("experts", Case::new("pack", Attrs::none(), &[&experts]));
+    bench.check(0.0);
 }
 
 /// Sequences, heads and sizes of an attention.

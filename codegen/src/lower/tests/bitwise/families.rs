@@ -36,7 +36,10 @@ pub(super) fn cases(op: &'static str, draw: &mut Draw) -> Vec<Subject> {
         "paged_attention" | "kv_write" => several(1, attention::memory),
         "norm_grad" | "embedding_grad" => several(1, gradient),
         "linear_cross_entropy" | "linear_cross_entropy_grad" => several(1, cross_entropy),
-        "adamw_step" | "lion_step" | "sgd_step" | "sgd_momentum_step" => several(1, update),
+        "accumulate" | "adamw_step" | "lion_step" | "sgd_step" | "sgd_momentum_step" => {
+            several(1, update)
+        }
+        "pack" => several(1, pack),
         "size_vector" | "shape_of" => several(1, sizes),
         _ if OpRef::named(op).is_elementwise() => several(1, elementwise),
         _ => panic!("say how rows of `{op}` depend on each other: it has a kernel"),
@@ -408,6 +411,15 @@ fn update(op: &'static str, draw: &mut Draw) -> Subject {
     }
     let results = OpRef::named(op).in_place().len();
     Subject::rows(case(op, sample.attrs, args), &axes, &vec![ROWS; results])
+}
+
+/// A matrix as it lies or turned.
+fn pack(op: &'static str, draw: &mut Draw) -> Subject {
+    let shape = [draw.within(1..=70), draw.within(1..=70)];
+    let dtype = draw.float();
+    let w = draw.noise(dtype, &shape);
+    let w = if draw.coin() { w.transpose(&[1, 0]) } else { w };
+    Subject::whole(case(op, none(), vec![Some(w)]), "its rows are not those of the matrix")
 }
 
 /// Nothing but sizes.

@@ -46,8 +46,17 @@ pub(super) fn bare(
     let import = Default::default();
     let tuning = flags.tuning.as_deref().map(tuning).transpose()?.unwrap_or_default();
     let kernel_cache = (!flags.no_kernel_cache).then(|| Cache::user().kernels());
-    let mut options =
-        CompileOptions { import, target, quantize, training: None, kv_dtype, text, threads, kernel_cache, tuning };
+    let mut options = CompileOptions {
+        import,
+        target,
+        quantize,
+        training: None,
+        kv_dtype,
+        text,
+        threads,
+        kernel_cache,
+        tuning,
+    };
     let import = &mut options.import;
     import.dtype = flags.dtype;
     import.max_seq_len = flags.max_seq_len;
