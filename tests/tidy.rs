@@ -22,7 +22,7 @@ use source::{LITERAL, Source};
 /// runtime links no LLVM.
 struct Floor(&'static str, &'static str, &'static [&'static str]);
 
-const FLOORS: [Floor; 12] = [
+const FLOORS: [Floor; 13] = [
     Floor("brolly-ir", "ir", &[]),
     Floor("brolly-frontend", "frontend", &["brolly-ir"]),
     Floor("brolly-passes", "passes", &["brolly-ir"]),
@@ -30,6 +30,7 @@ const FLOORS: [Floor; 12] = [
     Floor("brolly-exec", "runtime/exec", &["brolly-ir"]),
     Floor("brolly-text", "runtime/text", &[]),
     Floor("brolly-serve", "runtime/serve", &["brolly-exec", "brolly-ir", "brolly-text"]),
+    Floor("brolly-train", "runtime/train", &["brolly-exec", "brolly-ir", "brolly-text"]),
     Floor(
         "brolly-driver",
         "runtime/driver",
@@ -61,13 +62,14 @@ const FLOORS: [Floor; 12] = [
 ];
 
 /// What must build, with these flags, where no LLVM is installed.
-const WITHOUT_LLVM: [(&str, &[&str]); 9] = [
+const WITHOUT_LLVM: [(&str, &[&str]); 10] = [
     ("brolly-ir", &[]),
     ("brolly-frontend", &[]),
     ("brolly-passes", &[]),
     ("brolly-exec", &[]),
     ("brolly-text", &[]),
     ("brolly-serve", &[]),
+    ("brolly-train", &[]),
     ("brolly-ptx", &[]),
     ("xtask", &[]),
     ("brolly", &["--no-default-features"]),
