@@ -39,7 +39,14 @@ const FLOORS: [Floor; 13] = [
     Floor(
         "brolly",
         "runtime/cli",
-        &["brolly-driver", "brolly-exec", "brolly-ir", "brolly-serve", "brolly-text"],
+        &[
+            "brolly-driver",
+            "brolly-exec",
+            "brolly-ir",
+            "brolly-serve",
+            "brolly-text",
+            "brolly-train",
+        ],
     ),
     Floor(
         "brolly-tests",

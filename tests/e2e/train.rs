@@ -7,7 +7,9 @@ use exec::{Device, Model};
 use frontend::ImportOptions;
 use ir::artifact::Artifact;
 use serde::Deserialize;
-use train::{Decay, MicroBatch, Rule, Schedule, TrainStep, Trainer, load_pretrained};
+use train::{
+    MicroBatch, Optimizer, OptimizerConfig, Rule, Schedule, TrainStep, Trainer, load_pretrained,
+};
 
 use crate::{
     onnx::npy,
@@ -26,14 +28,6 @@ const STEPS: usize = 100;
 const GRAD_ACCUM: usize = 2;
 const MICRO_BATCH: usize = 4;
 const BETAS: [f64; 2] = [0.9, 0.95];
-const SCHEDULE: Schedule = Schedule {
-    lr: 3e-3,
-    min_lr: 3e-4,
-    warmup_steps: 10,
-    steps: STEPS as u64,
-    decay: Decay::Cosine,
-};
-
 /// The documents of a step.
 struct Documents {
     rows: Vec<i32>,
@@ -91,8 +85,15 @@ fn batches(documents: &Documents, number: usize) -> Vec<MicroBatch> {
 }
 
 fn rule() -> Rule {
-    let clip_norm = Some(1.0);
-    Rule { schedule: SCHEDULE, group_lrs: vec![], betas: BETAS, clip_norm }
+    let optimizer = OptimizerConfig {
+        rule: Optimizer::Adamw { betas: BETAS, eps: 1e-8 },
+        lr: 3e-3,
+        weight_decay: 0.1,
+        clip_norm: Some(1.0),
+        schedule: Schedule::Cosine { min_lr: 3e-4 },
+        warmup_steps: 10,
+    };
+    Rule { optimizer, steps: STEPS as u64, group_lrs: vec![] }
 }
 
 #[test]

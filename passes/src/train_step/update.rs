@@ -27,6 +27,8 @@ pub enum Update {
     Sgd {
         /// Weight of past directions.
         momentum: f64,
+        /// Look ahead by one step: Nesterov 1983, as PyTorch has it.
+        nesterov: bool,
         /// Decoupled decay.
         weight_decay: f64,
     },
@@ -65,12 +67,13 @@ impl Update {
                 .with("beta1", beta1)
                 .with("beta2", beta2)
                 .with("weight_decay", weight_decay),
-            Update::Sgd { momentum: 0.0, weight_decay } => {
+            Update::Sgd { momentum: 0.0, weight_decay, .. } => {
                 Attrs::none().with("weight_decay", weight_decay)
             }
-            Update::Sgd { momentum, weight_decay } => {
-                Attrs::none().with("momentum", momentum).with("weight_decay", weight_decay)
-            }
+            Update::Sgd { momentum, nesterov, weight_decay } => Attrs::none()
+                .with("momentum", momentum)
+                .with("nesterov", nesterov)
+                .with("weight_decay", weight_decay),
         }
     }
 

@@ -62,6 +62,7 @@ pub(crate) enum Command {
     Embed(Embed),
     Exec(Exec),
     Serve(Box<Serve>),
+    Train(Train),
     Inspect(Inspect),
     Bench(Bench),
     Tune(Tune),
@@ -304,6 +305,44 @@ pub(crate) struct Score {
 
     #[command(flatten)]
     pub(crate) source: Source,
+}
+
+/// Train a model as a configuration says.
+///
+/// The step is compiled first: forward, loss, backward and the optimiser, with memory known before
+/// anything runs. Checkpoints hold all that a run needs to go on bit for bit; the trained model is
+/// written as a folder that transformers loads. Every problem of the configuration is told at once.
+///
+/// SIGTERM, SIGINT and SIGUSR1 write a checkpoint and end; a second SIGINT ends at once.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly train run.toml
+  brolly train run.toml --resume
+
+A configuration:
+  model = \"./Llama-3.2-1B\"
+  [data]
+  train = \"stories.jsonl\"
+  seq_len = 1024
+  micro_batch = 4
+  [optimizer]
+  lr = 1e-4
+  schedule = \"cosine\"
+  warmup_steps = 20
+  [train]
+  steps = 1000")]
+pub(crate) struct Train {
+    /// Go on from the newest checkpoint, if there is one
+    #[arg(long)]
+    pub(crate) resume: bool,
+
+    /// Print the bytes of every kind of memory and what a step computes, and train nothing
+    #[arg(long)]
+    pub(crate) dry_run: bool,
+
+    /// The configuration, TOML
+    pub(crate) config: PathBuf,
 }
 
 /// Serve a model over HTTP, as OpenAI's API.

@@ -7,6 +7,7 @@ mod generate;
 mod inspect;
 mod score;
 mod serve;
+mod train;
 
 #[cfg(feature = "compiler")]
 mod compiler;
@@ -15,10 +16,11 @@ mod compiler;
 mod compiler;
 
 pub(crate) use bench::bench;
-pub(crate) use compiler::{cached_artifact, check, compile, opt, tune};
+pub(crate) use compiler::{cached_artifact, check, compile, opt, training_artifact, tune};
 pub(crate) use embed::embed;
 pub(crate) use exec::exec;
 pub(crate) use generate::generate;
 pub(crate) use inspect::inspect;
 pub(crate) use score::score;
 pub(crate) use serve::serve;
+pub(crate) use train::train;

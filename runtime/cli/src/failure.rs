@@ -26,6 +26,8 @@ pub(crate) enum Failure {
     Input(Box<Problems>),
     /// The flags are.
     Usage(String),
+    /// A file that stands for flags is: all of its problems, as text.
+    Config(String),
     /// Brolly is.
     Bug(String),
     /// Nobody reads what is written to stdout.
@@ -54,7 +56,7 @@ impl Failure {
     pub(crate) fn code(&self) -> u8 {
         match self {
             Failure::Input(_) => 1,
-            Failure::Usage(_) => 2,
+            Failure::Usage(_) | Failure::Config(_) => 2,
             Failure::Bug(_) => 70,
             Failure::Closed => 0,
         }
@@ -70,6 +72,7 @@ impl Failure {
             Failure::Bug(text) => {
                 &Problems::new(format!("this is a bug in brolly: {text}"), vec![]).help(REPORT)
             }
+            Failure::Config(text) => &Problems::new(text.clone(), Vec::new()),
             Failure::Closed => return,
         };
         output::tell(&problems.render(std::io::stderr().is_terminal()));

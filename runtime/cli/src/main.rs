@@ -49,6 +49,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Embed(args) => commands::embed(args, &cx),
         Command::Exec(args) => commands::exec(args, &cx),
         Command::Serve(args) => commands::serve(args, &cx),
+        Command::Train(args) => commands::train(args, &cx),
         Command::Inspect(args) => commands::inspect(args, &cx),
         Command::Bench(args) => commands::bench(args, &cx),
         Command::Tune(args) => commands::tune(args, &cx),

@@ -26,7 +26,7 @@ pub use codegen::{
 };
 pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
 pub use error::CompileError;
-pub use frontend::model_files;
+pub use frontend::{ImportOptions, model_files};
 pub use kernel_cache::KernelCache;
 pub use passes::Update;
 pub use pipeline::run_pass;

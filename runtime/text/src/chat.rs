@@ -11,7 +11,7 @@ mod generation;
 mod json;
 mod request;
 
-use std::{error::Error as _, time::SystemTime};
+use std::{error::Error as _, ops::Range, time::SystemTime};
 
 use jiff::{Timestamp, Zoned, tz::TimeZone};
 use minijinja::{Environment, Error, ErrorKind, UndefinedBehavior, Value, context, value::Serde};
@@ -24,6 +24,9 @@ pub use request::ChatRequest;
 /// What one rendering may cost, in the engine's units of an instruction or 64 bytes: room for some
 /// hundred thousand messages, or 640 MB of text.
 const FUEL: u64 = 10_000_000;
+
+/// The name of the template with marks around generated text; no name of a file has the slash.
+const MARKED: &str = "/marked";
 
 /// A compiled chat template.
 ///
@@ -62,6 +65,10 @@ impl ChatTemplate {
         let mut env = environment().map_err(|error| template_error(&name, &error))?;
         env.add_template_owned(name.clone(), generation::as_scopes(&source))
             .map_err(|error| template_error(&name, &error))?;
+        if let Some(marked) = generation::as_marked_scopes(&source) {
+            env.add_template_owned(MARKED, marked)
+                .map_err(|error| template_error(&name, &error))?;
+        }
         Ok(Self { name, source, env })
     }
 
@@ -84,6 +91,41 @@ impl ChatTemplate {
     /// it fails or exceeds its budget, [`TextError::Conversation`] if a message is not an object or
     /// there is no final message to continue.
     pub fn render(&self, request: &ChatRequest) -> Result<String, TextError> {
+        self.render_as(&self.name, request)
+    }
+
+    /// Whether the template says by `{% generation %}` what the assistant writes.
+    #[must_use]
+    pub fn has_generation_spans(&self) -> bool {
+        self.env.get_template(MARKED).is_ok()
+    }
+
+    /// As [`render`](Self::render), with the bytes that stand in `{% generation %}` blocks: those
+    /// to learn from.
+    ///
+    /// # Errors
+    /// As [`render`](Self::render); [`TextError::Conversation`] if the template has no such blocks,
+    /// or a message holds U+FDD0 or U+FDD1.
+    pub fn render_generation_spans(
+        &self,
+        request: &ChatRequest,
+    ) -> Result<(String, Vec<Range<usize>>), TextError> {
+        let refuse = |reason: &str| Err(TextError::Conversation { reason: reason.to_owned() });
+        if !self.has_generation_spans() {
+            return refuse("the template has no {% generation %} blocks");
+        }
+        let plain = self.render(request)?;
+        if plain.contains(generation::MARKS) {
+            return refuse("a message holds U+FDD0 or U+FDD1, which are no characters of text");
+        }
+        let (text, spans) = generation::spans(&self.render_as(MARKED, request)?);
+        if text != plain {
+            return refuse("the template alters the text of its {% generation %} blocks");
+        }
+        Ok((text, spans))
+    }
+
+    fn render_as(&self, name: &str, request: &ChatRequest) -> Result<String, TextError> {
         let prepared = request.prepare(&self.source)?;
         let now = Now(request.now);
         let variables = context! {
@@ -96,7 +138,7 @@ impl ChatTemplate {
         };
         let rendered = self
             .env
-            .get_template(&self.name)
+            .get_template(name)
             .and_then(|template| template.render(variables))
             .map_err(|error| self.failure(&error))?;
         prepared.cut(rendered)

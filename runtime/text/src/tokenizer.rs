@@ -8,6 +8,7 @@
 use std::{
     any::Any,
     fmt,
+    ops::Range,
     panic::{AssertUnwindSafe, catch_unwind},
     sync::Arc,
 };
@@ -128,6 +129,20 @@ impl Tokenizer {
             if add_by_processor { inner.post_process(encoding, None, true) } else { Ok(encoding) }
         })?;
         Ok(self.framed(encoding.get_ids(), add_special))
+    }
+
+    /// Token ids of `text`, without special tokens around it, each with the bytes of the text that
+    /// it stands for. Tokens of one character share its bytes; spaces at an end may be left out.
+    ///
+    /// # Errors
+    /// [`TextError::Encode`] as [`encode`](Self::encode).
+    pub fn encode_with_offsets(
+        &self,
+        text: &str,
+    ) -> Result<(Vec<u32>, Vec<Range<usize>>), TextError> {
+        let encoding = self.try_encode(|inner| inner.encode(text, false))?;
+        let offsets = encoding.get_offsets().iter().map(|&(start, end)| start..end).collect();
+        Ok((encoding.get_ids().to_vec(), offsets))
     }
 
     /// The text of `ids`. Ids outside the vocabulary are left out, and so are special tokens where
@@ -299,6 +314,16 @@ mod tests {
         assert_eq!(tokenizer.encode_truncated("a a a", false, 2).unwrap(), [7, 7]);
         let error = tokenizer.encode_truncated("a", true, 1).unwrap_err().to_string();
         assert!(error.contains("2 special tokens do not fit into 1 tokens"), "{error}");
+    }
+
+    #[test]
+    fn offsets_are_bytes_of_the_text() {
+        let text = "hello é</s>";
+        let tokenizer = tiny::tokenizer(&tiny::byte_level());
+        let (ids, offsets) = tokenizer.encode_with_offsets(text).unwrap();
+        assert_eq!(ids, tokenizer.encode(text, false).unwrap());
+        let parts: Vec<&str> = offsets.into_iter().map(|range| &text[range]).collect();
+        assert_eq!(parts, ["hell", "o", " ", "é", "é", "</s>"]);
     }
 
     #[test]

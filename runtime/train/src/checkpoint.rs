@@ -16,7 +16,7 @@ use ir::{DType, map_file};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainError, TrainStep, weights};
+use crate::{TrainConfig, TrainError, TrainStep, weights};
 
 const MANIFEST: &str = "manifest.json";
 const STATES: &str = "states.safetensors";
@@ -45,6 +45,24 @@ struct Manifest<P> {
     /// Bytes and blake3 of the tensors' file.
     bytes: u64,
     digest: String,
+}
+
+/// What must not change between the runs that share checkpoints, in 64 hexadecimal digits: the
+/// model's architecture, the optimiser's rule, and which parameters it holds for. How long a run is
+/// and how fast it learns may change; the data is checked by its position.
+///
+/// # Errors
+/// [`TrainError::File`] if the model's `config.json` cannot be read.
+pub fn fingerprint(config: &TrainConfig) -> Result<String, TrainError> {
+    let path = config.model.join("config.json");
+    let architecture = fs::read(&path).map_err(|e| TrainError::file(&path, e))?;
+    let frozen = config.groups.iter().filter(|group| group.freeze).map(|group| &group.regex);
+    let frozen: Vec<&String> = frozen.collect();
+    let chosen = serde_json::to_vec(&(&config.optimizer.rule, frozen, config.train.dtype));
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&(architecture.len() as u64).to_le_bytes()).update(&architecture);
+    hasher.update(&chosen.map_err(|e| TrainError::file(&path, e))?);
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// The folder of a run's checkpoints.

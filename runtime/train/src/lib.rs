@@ -1,19 +1,38 @@
-//! Training: the loop around a generated step.
+//! Training: what a run is told, what it is fed, and the loop around a generated step.
+//!
+//! [`TrainConfig`] is the typed schema of `brolly train CONFIG.toml`. [`Dataset`] makes [`Batch`]es
+//! of the files that it names: at a [`Position`], a [`Step`] says which rows come next, what each
+//! rank computes of them, and how many targets the loss is the mean over. A [`Trainer`] takes one
+//! step after another on a [`TrainStep`], the entries of a compiled artifact with memory for
+//! parameters and all that an optimiser keeps; [`Checkpoints`] hold that between runs.
+//!
+//! The crate links no compiler: steps come as artifacts.
 
 mod checkpoint;
+mod config;
+mod data;
 mod error;
 mod init;
 mod log;
-mod schedule;
+mod rate;
 mod train_step;
 mod trainer;
 mod weights;
 
-pub use checkpoint::{Checkpoints, Saved};
+pub use checkpoint::{Checkpoints, Saved, fingerprint};
+pub use config::{
+    BlendConfig, ByteSize, CheckpointConfig, ConfigError, DataConfig, EvalConfig, Format,
+    GroupConfig, Init, LogConfig, LoraConfig, LoraTargets, MemoryConfig, MeshConfig, MeshError,
+    NoByteSize, Offload, Optimizer, OptimizerConfig, Precision, Problem, Recompute, Schedule,
+    StepsConfig, TrainConfig,
+};
+pub use data::{
+    BadRecords, Batch, BatchShape, DataContext, DataError, Dataset, IGNORED, Position, Progress,
+    Sample, Stage, Step,
+};
 pub use error::TrainError;
 pub use init::initialize;
 pub use log::{Line, Log};
-pub use schedule::{Decay, Schedule};
-pub use train_step::{MicroBatch, ParameterInfo, TrainStep};
+pub use train_step::{Memory, MicroBatch, ParameterInfo, TrainStep};
 pub use trainer::{Metrics, Rule, Trainer};
 pub use weights::{export, load_pretrained};

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use exec::{Executable, Model, States};
 use ir::{DType, Dim, Port, Program};
 
-use crate::TrainError;
+use crate::{Batch, TrainError};
 
 /// Tokens of packed documents, and what is to be predicted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -46,6 +46,24 @@ impl MicroBatch {
     }
 }
 
+impl From<&Batch> for MicroBatch {
+    fn from(batch: &Batch) -> MicroBatch {
+        let mut rows = Vec::new();
+        let mut targets = Vec::new();
+        for (row, target) in (0..).zip(&batch.targets).filter(|(_, target)| **target >= 0) {
+            rows.push(row);
+            targets.push(*target);
+        }
+        MicroBatch {
+            tokens: batch.tokens.clone(),
+            positions: batch.positions.clone(),
+            cu_seqlens: batch.cu_seqlens.clone(),
+            rows,
+            targets,
+        }
+    }
+}
+
 /// A number of tokens, which are fewer than 2³¹.
 fn count(n: usize) -> i32 {
     i32::try_from(n).unwrap_or(i32::MAX)
@@ -72,6 +90,15 @@ pub struct TrainStep {
     states: States,
     parameters: Vec<ParameterInfo>,
     frozen: Vec<Arc<str>>,
+}
+
+/// Memory that was planned, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// Parameters, gradients and what the optimiser keeps.
+    pub states: u64,
+    /// Activations, and all else that lives within a run of an entry; frozen weights.
+    pub arena: u64,
 }
 
 /// An entry, and what of a step it takes.
@@ -150,6 +177,15 @@ impl TrainStep {
     /// The bytes of a state, to be written.
     pub fn state_mut(&mut self, name: &str) -> Option<&mut [u8]> {
         self.states.bytes_mut(name)
+    }
+
+    /// Bytes that were planned, which are never exceeded.
+    #[must_use]
+    pub fn memory(&self) -> Memory {
+        let of = |exe: &Executable| exe.arena().bytes() + exe.scratch().bytes();
+        let weights = self.update.exe.model().artifact().manifest().weight_bytes();
+        let arena = self.executables().into_iter().map(of).sum::<u64>() + weights;
+        Memory { states: self.states.bytes(), arena }
     }
 
     /// Bytes that have been touched: states, arenas and scratch memory.

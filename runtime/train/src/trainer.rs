@@ -1,18 +1,47 @@
 //! One step after another: micro-batches in, parameters updated.
 
-use crate::{MicroBatch, Schedule, TrainError, TrainStep};
+use crate::{
+    GroupConfig, MicroBatch, Optimizer, OptimizerConfig, TrainConfig, TrainError, TrainStep,
+};
 
 /// What a run's updates depend on besides gradients.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Rule {
-    /// The learning rate of group 0.
-    pub schedule: Schedule,
+    /// The optimiser, its learning rate that of group 0.
+    pub optimizer: OptimizerConfig,
+    /// Steps of the run.
+    pub steps: u64,
     /// The highest learning rate of each further group, which the schedule scales alike.
     pub group_lrs: Vec<f64>,
-    /// Adam's, for an optimiser that corrects for them.
-    pub betas: [f64; 2],
-    /// The largest norm of all gradients together; `None` is no clipping.
-    pub clip_norm: Option<f64>,
+}
+
+impl Rule {
+    /// That of a configuration.
+    #[must_use]
+    pub fn of(config: &TrainConfig) -> Rule {
+        let optimizer = config.optimizer.clone();
+        let lr = |group: &GroupConfig| group.lr.unwrap_or(optimizer.lr);
+        let group_lrs = config.groups.iter().map(lr).collect();
+        Rule { optimizer, steps: config.train.steps, group_lrs }
+    }
+
+    /// Inputs of the update in a step, for gradients of that norm.
+    fn scalars(&self, step: u64, grad_norm: f64) -> Vec<(String, f64)> {
+        let Rule { optimizer, steps, group_lrs } = self;
+        let lr = optimizer.rate(step, *steps);
+        let scale = optimizer.clip_norm.map_or(1.0, |most| (most / (grad_norm + 1e-6)).min(1.0));
+        let mut scalars = vec![("lr.0".to_owned(), lr), ("grad_scale".to_owned(), scale)];
+        let groups = group_lrs.iter().zip(1..);
+        scalars.extend(groups.map(|(lr_of, i)| (format!("lr.{i}"), lr_of * lr / optimizer.lr)));
+        if let Optimizer::Adamw { betas, .. } | Optimizer::Muon { betas, .. } = optimizer.rule {
+            let t = i32::try_from(step).unwrap_or(i32::MAX);
+            let corrections = betas.map(|beta| 1.0 - beta.powi(t));
+            scalars.extend(
+                ["correction1", "correction2"].map(str::to_owned).into_iter().zip(corrections),
+            );
+        }
+        scalars
+    }
 }
 
 /// What came of a step.
@@ -80,19 +109,8 @@ impl Trainer {
             return Err(TrainError::NotFinite { step: number, parameter, loss });
         }
         let grad_norm = squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt();
-        let Rule { schedule, group_lrs, betas, clip_norm } = &self.rule;
-        let lr = schedule.at(number);
-        let scale = clip_norm.map_or(1.0, |most| (most / (grad_norm + 1e-6)).min(1.0));
-        let t = i32::try_from(number).unwrap_or(i32::MAX);
-        let mut scalars = vec![
-            ("lr.0".to_owned(), lr),
-            ("correction1".to_owned(), 1.0 - betas[0].powi(t)),
-            ("correction2".to_owned(), 1.0 - betas[1].powi(t)),
-            ("grad_scale".to_owned(), scale),
-        ];
-        let share = lr / schedule.lr;
-        let groups = group_lrs.iter().enumerate();
-        scalars.extend(groups.map(|(i, highest)| (format!("lr.{}", i + 1), highest * share)));
+        let scalars = self.rule.scalars(number, grad_norm);
+        let lr = scalars[0].1;
         let scalars: Vec<(&str, f32)> =
             scalars.iter().map(|(name, x)| (name.as_str(), *x as f32)).collect();
         self.step.update(&scalars)?;

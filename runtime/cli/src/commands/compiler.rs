@@ -5,6 +5,7 @@ mod compile;
 mod opt;
 mod options;
 mod progress;
+mod training;
 mod tune;
 
 use std::path::Path;
@@ -21,6 +22,7 @@ use crate::{
 pub(crate) use check::check;
 pub(crate) use compile::compile;
 pub(crate) use opt::opt;
+pub(crate) use training::training_artifact;
 pub(crate) use tune::tune;
 
 use options::Prepared;

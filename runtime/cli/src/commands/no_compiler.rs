@@ -1,6 +1,6 @@
 //! What the runtime-only binary says where a compiler would be needed.
 
-use std::path::Path;
+use std::{path::Path, sync::Arc};
 
 use ir::artifact::{Artifact, ArtifactError};
 
@@ -21,6 +21,10 @@ pub(crate) fn cached_artifact(
         "{model}: is a model, and this brolly is the runtime alone; compile it with the full \
          brolly, `brolly compile {model} -o FILE`, and give FILE here"
     )))
+}
+
+pub(crate) fn training_artifact(_: &train::TrainConfig, _: &Context) -> Result<Arc<Artifact>> {
+    Err(no_compiler("train"))
 }
 
 pub(crate) fn compile(_: &Compile, _: &Context) -> Result<()> {

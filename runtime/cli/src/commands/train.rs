@@ -1,19 +1,19 @@
 //! `brolly train`: a configuration to a trained model.
 
+mod bar;
 mod signals;
 
 use std::{
-    path::Path,
-    sync::Arc,
+    path::PathBuf,
     time::{Duration, Instant},
 };
 
 use exec::{Device, Model};
 use text::TextBundle;
 use train::{
-    BatchShape, Checkpoints, ConfigError, DataContext, Dataset, Init, Line, Log, MicroBatch,
-    Position, Rule, Saved, TrainConfig, TrainError, TrainStep, Trainer, export, initialize,
-    load_pretrained,
+    BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
+    Memory, MicroBatch, Offload, Optimizer, Position, Precision, Recompute, Rule, Saved,
+    TrainConfig, TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
 };
 
 use crate::{
@@ -24,6 +24,7 @@ use crate::{
     output, table,
 };
 
+use bar::Bar;
 use signals::Signals;
 
 pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
@@ -32,19 +33,20 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         output::tell(&format!("{}:{}: {note}\n", args.config.display(), note.line));
     }
     check(&config)?;
+    config.mesh.check(1).map_err(|e| Failure::Usage(e.to_string()))?;
     let signals = Signals::install()?;
     let artifact = training_artifact(&config, cx)?;
     let device = Device::cpu(Some(cx.threads())).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model).map_err(failure)?;
-    let dataset = open_data(&config, &model, cx)?;
-    let eval = config.eval.as_ref().map(|eval| {
-        let data = config.data.of_file(&eval.data);
-        open(&data, &config, &model, cx)
-    });
+    let dataset = open_data(&config.data, &config, &model, cx)?;
+    let eval = config
+        .eval
+        .as_ref()
+        .map(|eval| open_data(&config.data.of_file(&eval.data), &config, &model, cx));
     let eval = eval.transpose()?;
     let mut checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
-    let run = fingerprint(&config);
+    let run = fingerprint(&config).map_err(failure)?;
     let saved = match args.resume {
         true => checkpoints.load::<Position>(&mut step, &run).map_err(failure)?,
         false => None,
@@ -62,6 +64,9 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
     };
     dataset.check(&position).map_err(Failure::input)?;
     tell_plan(&config, &step, &dataset, done);
+    if args.dry_run {
+        return Ok(());
+    }
     let log = Log::open(config.log.jsonl.as_deref(), config.log.tensorboard.as_deref());
     let run = Run {
         config: &config,
@@ -176,14 +181,90 @@ impl Run<'_> {
 /// What the configuration asks for and is not there yet, all of it.
 fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
+    let rule = &config.optimizer.rule;
     let asked = [
         ("mesh", mesh.ranks() > 1 || mesh.expert > 1, "more than one rank"),
-        ("lora", config.lora.is_some(), "low-rank adapters"),
+        ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
-        ("train.dtype", config.train.dtype != train::Precision::F32, "another type than f32"),
+        ("train.dtype", config.train.dtype != Precision::F32, "another type than f32"),
+        ("memory.recompute", config.memory.recompute == Recompute::Full, "recomputation"),
+        ("memory.offload", config.memory.offload != Offload::None, "offloading"),
+        (
+            "optimizer.name",
+            matches!(rule, Optimizer::Adafactor { .. } | Optimizer::Muon { .. }),
+            "adafactor or muon",
+        ),
     ];
     let asked = asked.iter().filter(|(_, is_asked, _)| *is_asked);
-    let problems: Vec<String> =
-        asked.map(|(key, _, what)| format!("`{key}` asks for {what}, which is not there yet")).collect();
-    if problems.is_empty() { Ok(()) } else { Err(Failure::inputs("not there yet", problems)) }
+    let tell = |(key, _, what): &(&str, bool, &str)| {
+        format!("`{key}` asks for {what}, which is not there yet")
+    };
+    let problems: Vec<String> = asked.map(tell).collect();
+    match problems.is_empty() {
+        true => Ok(()),
+        false => Err(Failure::Config(problems.join("\n"))),
+    }
+}
+
+fn unusable(error: &ConfigError) -> Failure {
+    Failure::Config(error.to_string())
+}
+
+fn failure(error: TrainError) -> Failure {
+    Failure::input(error)
+}
+
+fn open_data(
+    config: &DataConfig,
+    run: &TrainConfig,
+    model: &Model,
+    cx: &Context,
+) -> Result<Dataset> {
+    let bundle = match TextBundle::load(&run.model) {
+        Ok(bundle) => bundle,
+        Err(errors) => {
+            let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
+            return Err(Failure::inputs(format!("{}", run.model.display()), problems));
+        }
+    };
+    let vocab_size = model.artifact().manifest().model.vocab_size;
+    let context = DataContext {
+        bundle: &bundle,
+        vocab_size: usize::try_from(vocab_size).unwrap_or(usize::MAX),
+        cache_dir: &cache_dir(),
+        seed: run.train.seed,
+        threads: cx.threads().get(),
+        progress: &|_| {},
+    };
+    Dataset::open(config, &context).map_err(|errors| {
+        let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Failure::inputs("the data cannot be used", problems)
+    })
+}
+
+/// Where tokens are kept: `$BROLLY_CACHE`, else `$XDG_CACHE_HOME/brolly`, else `~/.cache/brolly`.
+fn cache_dir() -> PathBuf {
+    let var = |name: &str| std::env::var_os(name).filter(|v| !v.is_empty()).map(PathBuf::from);
+    let dir = var("BROLLY_CACHE")
+        .or_else(|| var("XDG_CACHE_HOME").map(|dir| dir.join("brolly")))
+        .or_else(|| var("HOME").map(|dir| dir.join(".cache/brolly")))
+        .unwrap_or_else(|| std::env::temp_dir().join("brolly-cache"));
+    dir.join("tokens")
+}
+
+/// What is about to be done, in a few lines.
+fn tell_plan(config: &TrainConfig, step: &TrainStep, dataset: &Dataset, done: u64) {
+    let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
+    let Memory { states, arena } = step.memory();
+    let total = table::bytes(states + arena);
+    let (rows, documents) = (dataset.rows(), dataset.documents());
+    output::tell(&format!(
+        "{elements} parameters, {} steps from {} on, {rows} rows of {} tokens from {documents} \
+         documents\n{total} planned: parameters, gradients and optimizer {}, activations {}\n",
+        config.train.steps,
+        done + 1,
+        dataset.seq_len(),
+        table::bytes(states),
+        table::bytes(arena),
+    ));
 }

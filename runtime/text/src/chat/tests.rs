@@ -220,3 +220,23 @@ fn templates_cannot_compute_without_end() {
         assert!(matches!(error, TextError::Template { .. }), "{template}: {error}");
     }
 }
+
+#[test]
+fn generation_blocks_are_places_in_the_text() {
+    let source = "{% for m in messages %}\n[{{ m.role }}]\n{% if m.role == 'assistant' %}\n  \
+                  {% generation %}\n{{ m.content }}<end>\n  {% endgeneration %}\n{% else %}\n\
+                  {{ m.content }}<end>\n{% endif %}\n{% endfor %}";
+    let template = ChatTemplate::new("default", source).unwrap();
+    let request = request(json!([
+        {"role": "user", "content": "Hi"},
+        {"role": "assistant", "content": "Hé"},
+        {"role": "user", "content": "Who?"},
+        {"role": "assistant", "content": "I"},
+    ]));
+    let (text, spans) = template.render_generation_spans(&request).unwrap();
+    assert_eq!(text, template.render(&request).unwrap());
+    let learned: Vec<&str> = spans.into_iter().map(|span| &text[span]).collect();
+    assert_eq!(learned, ["Hé<end>\n", "I<end>\n"]);
+    let plain = ChatTemplate::new("default", CHATML).unwrap();
+    assert!(!plain.has_generation_spans() && plain.render_generation_spans(&request).is_err());
+}

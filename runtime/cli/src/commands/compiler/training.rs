@@ -1,0 +1,71 @@
+//! From a training configuration to the compiled step.
+
+use std::sync::Arc;
+
+use driver::{Cache, CompileOptions, Group, Training, Update};
+use ir::{DType, Target, artifact::Artifact};
+use train::{Optimizer, TrainConfig};
+
+use super::{Shown, failure};
+use crate::{
+    context::Context,
+    failure::{Failure, Result},
+};
+
+/// The training artifact of a configuration, from the user's cache or compiled into it.
+pub(crate) fn training_artifact(config: &TrainConfig, cx: &Context) -> Result<Arc<Artifact>> {
+    let cache = Cache::user();
+    let options = options(config, &cache, cx)?;
+    let progress = Shown::new(&config.model, cx);
+    let compiled = |e| failure(&config.model, &e, Vec::new());
+    let (path, _) = cache.artifact(&config.model, &options, &progress).map_err(compiled)?;
+    Artifact::open(&path).map(Arc::new).map_err(Failure::input)
+}
+
+fn options(config: &TrainConfig, cache: &Cache, cx: &Context) -> Result<CompileOptions> {
+    let tokens = config.data.seq_len.saturating_mul(config.data.micro_batch) as u64;
+    let mut import = frontend_options();
+    import.max_seq_len = Some(config.data.seq_len as u64);
+    import.max_batch_tokens = tokens;
+    // Documents may be as short as a token.
+    import.max_sequences = tokens;
+    import.logit_rows = tokens;
+    Ok(CompileOptions {
+        import,
+        target: Target::x86_64_v3(),
+        quantize: None,
+        training: Some(training(config)?),
+        kv_dtype: DType::F32,
+        text: serde_json::Value::Null,
+        threads: Some(cx.threads()),
+        kernel_cache: Some(cache.kernels()),
+        tuning: Default::default(),
+    })
+}
+
+fn frontend_options() -> driver::ImportOptions {
+    Default::default()
+}
+
+fn training(config: &TrainConfig) -> Result<Training> {
+    let update = |weight_decay: f64| match config.optimizer.rule {
+        Optimizer::Adamw { betas, eps } => Ok(Update::AdamW { betas, eps, weight_decay }),
+        Optimizer::Lion { betas } => Ok(Update::Lion { betas, weight_decay }),
+        Optimizer::Sgd { momentum, nesterov } => {
+            Ok(Update::Sgd { momentum, nesterov, weight_decay })
+        }
+        Optimizer::Adafactor { .. } | Optimizer::Muon { .. } => Err(Failure::Usage(
+            "`optimizer.name`: adafactor and muon are not there yet; take adamw, lion or sgd"
+                .into(),
+        )),
+    };
+    let group = |group: &train::GroupConfig| {
+        let decay = group.decay.unwrap_or(config.optimizer.weight_decay);
+        Ok(Group {
+            pattern: group.matcher().map_err(Failure::input)?,
+            update: if group.freeze { None } else { Some(update(decay)?) },
+        })
+    };
+    let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
+    Ok(Training { update: update(config.optimizer.weight_decay)?, groups })
+}

@@ -1,0 +1,56 @@
+//! Learning rates over the steps of a run.
+
+use crate::{OptimizerConfig, Schedule};
+
+impl OptimizerConfig {
+    /// The learning rate of a step of a run of `steps`; both count from 1. During warmup it is
+    /// `lr·k/W` in step k of W; then a function of `t = (k - W)/(steps - W)`. The shapes are those of
+    /// Loshchilov & Hutter 2017, arXiv:1608.03983 (cosine) and Hu et al. 2024, arXiv:2404.06395 (wsd).
+    #[must_use]
+    pub fn rate(&self, step: u64, steps: u64) -> f64 {
+        let (lr, warmup) = (self.lr, self.warmup_steps);
+        if step <= warmup {
+            return lr * step as f64 / warmup as f64;
+        }
+        let share = |done: u64, all: u64| (done as f64 / all.max(1) as f64).min(1.0);
+        let t = share(step - warmup, steps.saturating_sub(warmup));
+        match self.schedule {
+            Schedule::Constant => lr,
+            Schedule::Linear { min_lr } => lr + (min_lr - lr) * t,
+            Schedule::Cosine { min_lr } => {
+                min_lr + (lr - min_lr) * 0.5 * (1.0 + (std::f64::consts::PI * t).cos())
+            }
+            Schedule::Wsd { min_lr, decay_steps } => {
+                let start = steps.saturating_sub(decay_steps);
+                lr + (min_lr - lr) * share(step.saturating_sub(start), decay_steps)
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::Optimizer;
+
+    #[test]
+    fn rates_rise_and_fall_as_they_should() {
+        let of = |schedule, warmup_steps| {
+            let rule = Optimizer::Lion { betas: [0.9, 0.99] };
+            let (weight_decay, clip_norm) = (0.0, None);
+            let optimizer =
+                OptimizerConfig { rule, lr: 1.0, weight_decay, clip_norm, schedule, warmup_steps };
+            (1..=12).map(|k| (optimizer.rate(k, 10) * 1e4).round() / 1e4).collect::<Vec<f64>>()
+        };
+        let min_lr = 0.2;
+        let same = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0, 1.0];
+        assert_eq!(of(Schedule::Constant, 2), same);
+        let linear = [0.5, 1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3, 0.2, 0.2, 0.2];
+        assert_eq!(of(Schedule::Linear { min_lr }, 2), linear);
+        let cosine = of(Schedule::Cosine { min_lr }, 2);
+        assert_eq!((cosine[1], cosine[5], cosine[9], cosine[11]), (1.0, 0.6, 0.2, 0.2));
+        let wsd = [0.5, 1.0, 1.0, 1.0, 1.0, 1.0, 0.8, 0.6, 0.4, 0.2, 0.2, 0.2];
+        assert_eq!(of(Schedule::Wsd { min_lr, decay_steps: 4 }, 2), wsd);
+        assert_eq!(of(Schedule::Linear { min_lr }, 0)[0], 0.92);
+    }
+}
