@@ -37,8 +37,10 @@ fn operands(op: &str, sample: &Sample) -> Vec<Option<Tensor>> {
         // A bias of -inf hides a key, and is where it is.
         let hides = |x: f64| op == "attention" && i == 4 && x == f64::NEG_INFINITY;
         let values = t.to_f64s().into_iter().enumerate();
+        // Next to e²⁰ no difference of the other elements is seen.
+        let scale = if op == "exp" { 0.2 } else { 1.0 };
         let values = values.map(|(j, x)| match x.is_finite() || hides(x) {
-            true => x,
+            true => scale * x,
             false => 0.3 + 0.01 * j as f64,
         });
         Some(Tensor::from_f64s(DType::F64, t.shape(), values))
@@ -151,10 +153,10 @@ fn every_derivative_agrees_with_differences() {
         let mut checked = 0;
         for (at, sample) in op.samples().into_iter().enumerate() {
             let args = operands(name, &sample);
-            let Some(main) = module(name, &sample.attrs, &args, false) else { continue };
             if !is_checked(*op, &sample) || args.iter().flatten().all(|t| !t.dtype().is_float()) {
                 continue;
             }
+            let Some(main) = module(name, &sample.attrs, &args, false) else { continue };
             checked += 1;
             let grads = gradients(&main, &args, &Env::new());
             if let Err(e) = check(&grads, &main, &args) {
