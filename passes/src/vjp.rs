@@ -19,6 +19,7 @@
 //! arXiv:1604.06174.
 
 mod activity;
+mod backward;
 mod cut;
 mod forms;
 mod joint;

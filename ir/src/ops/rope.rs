@@ -136,7 +136,7 @@ fn halves(b: &mut Builder<'_>, x: Value, half: &Dim, style: &str) -> Result<[Val
         return Ok([b.slice(x, 2, 0i64, half.clone())?, b.slice(x, 2, half.clone(), end)?]);
     }
     let rotated = b.slice(x, 2, 0i64, half.clone() * Dim::from(2))?;
-    let shape = [&b.ty(x).shape[..2], &[half.clone()]].concat();
+    let shape = [&b.ty(x).shape[..2], std::slice::from_ref(half)].concat();
     let pairs = b.reshape(rotated, [&shape[..], &[Dim::from(2)]].concat())?;
     let mut pick = |i: i64| {
         let one = b.slice(pairs, 3, i, i + 1)?;

@@ -48,7 +48,7 @@ impl OpDef for SegmentFirst {
             let (dy, cu, tokens) = (cx.cotangent(0)?, cx.arg(1), cx.ty(0).shape[0].clone());
             let (own, within) = segments(cx.b, cu, &tokens)?;
             let first = cx.b.gather(cu, own, 0)?;
-            let at = iota(cx.b, &[tokens.clone()], 0, DType::I32)?;
+            let at = iota(cx.b, std::slice::from_ref(&tokens), 0, DType::I32)?;
             let first = compare(cx.b, "equal", first, at)?;
             let first = compare(cx.b, "and", first, within)?;
             let first = cx.b.reshape(first, vec![tokens, Dim::from(1)])?;

@@ -45,7 +45,8 @@ fn compare(grad: &Tensor, at: &Tensor, loss: &mut dyn FnMut(&Tensor) -> f64) -> 
         };
         let want = (moved(STEP) - moved(-STEP)) / (2.0 * STEP);
         let got = grads[i];
-        if !((got - want).abs() <= ABSOLUTE + RELATIVE * want.abs()) {
+        let near = (got - want).abs() <= ABSOLUTE + RELATIVE * want.abs();
+        if !near {
             return Err(format!("element {i} is {got}, not {want}"));
         }
     }

@@ -38,12 +38,14 @@ fn attend(b: &mut Builder<'_>, [q, k, v]: [Value; 3], cu: Value, window: i64) ->
     b.reshape(y, vec![tokens(), width])
 }
 
+/// Hidden state, rotation tables, offsets and weights to the next hidden state.
+type Layer = fn(&mut Builder<'_>, Value, [Value; 2], Value, &[Value]) -> Built<Value>;
+
 /// A family of models: the weights of a layer, what it computes, and what surrounds the layers.
 struct Family {
     weights: &'static [(&'static str, &'static [i64])],
     outer: &'static [(&'static str, &'static [i64])],
-    /// Hidden state, rotation tables, offsets, weights.
-    layer: fn(&mut Builder<'_>, Value, [Value; 2], Value, &[Value]) -> Built<Value>,
+    layer: Layer,
     /// Hidden state of token ids and positions, from the outer weights.
     embed: fn(&mut Builder<'_>, Value, Value, &[Value]) -> Built<Value>,
     /// The last norm.

@@ -78,7 +78,8 @@ fn differences(case: &Json) -> Vec<String> {
     let out = run(&with, "main.grad", &Weights::new(), &inputs, &Env::new());
     let stored = tensors(&case["results"]).into_iter().take(results.len());
     let grads = tensors(&case["grads"]).into_iter().filter(Option::is_some);
-    let want = stored.chain([None]).chain(grads);
+    let want: Vec<_> = stored.chain([None]).chain(grads).collect();
+    assert_eq!(out.len(), want.len(), "{op}");
     let mut wrong = Vec::new();
     for (i, (got, want)) in out.iter().zip(want).enumerate() {
         let Some(want) = want else { continue };
