@@ -36,7 +36,7 @@ pub use tables::{
 };
 
 use limits::Limits;
-use section::{Report, Section};
+use section::{MISSING, Report, Section};
 
 /// Everything that a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]
@@ -124,9 +124,7 @@ impl TrainConfig {
             });
             let errors: Vec<Problem> = errors.collect();
             // What was not understood may be what seems to be missing, or wrong.
-            problems.retain(|p| {
-                !p.reason.starts_with("is missing") && errors.iter().all(|e| e.line != p.line)
-            });
+            problems.retain(|p| p.reason != MISSING && errors.iter().all(|e| e.line != p.line));
             problems.extend(errors);
             problems.sort_by_key(|p| p.span.start);
         }

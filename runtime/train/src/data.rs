@@ -47,7 +47,7 @@ mod testing;
 mod token;
 mod tokenize;
 
-use std::path::Path;
+use std::{collections::BTreeSet, path::Path};
 
 use ::text::TextBundle;
 
@@ -116,7 +116,12 @@ impl Dataset {
                 let order = digest(&sources, &blend, seq_len, seed);
                 Ok(Dataset { sources, blend, seq_len, seed, order })
             }
-            _ => Err(errors),
+            _ => {
+                // What the model's folder lacks, all files lack.
+                let mut told = BTreeSet::new();
+                errors.retain(|error| told.insert(error.to_string()));
+                Err(errors)
+            }
         }
     }
 

@@ -130,8 +130,7 @@ pub(super) fn read(mut table: Section<'_>) -> Option<DataConfig> {
         table.problem("format", "is \"tokens\", and those come as .npy files", Some(help));
     }
     let column = table.text("column");
-    let separator =
-        table.parsed("separator", "a text that is not empty", None, |text| Some(text.to_owned()));
+    let separator = table.text("separator");
     if format == Format::Tokens && table.has("column") {
         table.note("column", "has no effect: .npy files have no columns");
     }

@@ -7,31 +7,26 @@ use std::fmt;
 pub(super) struct Limits {
     lo: f64,
     is_above: bool,
+    /// Above all that may be.
     hi: f64,
-    is_below: bool,
 }
 
 impl Limits {
     pub(super) const fn above(lo: f64) -> Limits {
-        Limits { lo, is_above: true, hi: f64::INFINITY, is_below: true }
+        Limits { lo, is_above: true, hi: f64::INFINITY }
     }
 
     pub(super) const fn at_least(lo: f64) -> Limits {
-        Limits { lo, is_above: false, hi: f64::INFINITY, is_below: true }
+        Limits { lo, is_above: false, hi: f64::INFINITY }
     }
 
     pub(super) const fn and_below(self, hi: f64) -> Limits {
-        Limits { hi, is_below: true, ..self }
-    }
-
-    pub(super) const fn and_at_most(self, hi: f64) -> Limits {
-        Limits { hi, is_below: false, ..self }
+        Limits { hi, ..self }
     }
 
     pub(super) fn hold(&self, x: f64) -> bool {
-        x.is_finite()
-            && if self.is_above { x > self.lo } else { x >= self.lo }
-            && if self.is_below { x < self.hi } else { x <= self.hi }
+        let is_enough = if self.is_above { x > self.lo } else { x >= self.lo };
+        x.is_finite() && is_enough && x < self.hi
     }
 }
 
@@ -43,10 +38,6 @@ impl fmt::Display for Limits {
         } else {
             f.write_str("a number")?;
         }
-        match (self.hi.is_finite(), self.is_below) {
-            (false, _) => Ok(()),
-            (true, true) => write!(f, " and below {}", self.hi),
-            (true, false) => write!(f, " and at most {}", self.hi),
-        }
+        if self.hi.is_finite() { write!(f, " and below {}", self.hi) } else { Ok(()) }
     }
 }

@@ -21,6 +21,9 @@ use super::{
     value::{either, integer, number, told, unquoted},
 };
 
+/// The reason of a problem with a key that is not there.
+pub(super) const MISSING: &str = "is missing";
+
 /// Problems found so far in a text.
 pub(super) struct Report<'t> {
     pub(super) text: &'t str,
@@ -55,6 +58,9 @@ impl<'t> Report<'t> {
                 _ => format!("is not a key {place}"),
             };
             let help = nearest::key(&known, &table, &key);
+            // What was misspelt is not missing too.
+            problems
+                .retain(|p| p.reason != MISSING || help != format!("did you mean `{}`?", p.key));
             problems.push(Problem::new(self.text, span, full, reason).help(Some(help)));
         }
         let mut notes = self.notes.into_inner();
@@ -109,7 +115,7 @@ impl<'a> Section<'a> {
     }
 
     pub(super) fn missing(&self, key: &str, help: &str) {
-        self.problem(key, "is missing", Some(help));
+        self.problem(key, MISSING, Some(help));
     }
 
     /// Notes something that is not wrong, but not as it seems either.
@@ -228,7 +234,7 @@ impl<'a> Section<'a> {
         choices: &[(&'static str, T)],
     ) -> Option<T> {
         let value = self.take(key)?;
-        let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(name));
+        let chosen = choices.iter().find(|(name, _)| value.as_str() == Some(*name));
         if chosen.is_none() {
             let names: Vec<&str> = choices.iter().map(|(name, _)| *name).collect();
             let near = value.as_str().and_then(|text| nearest::of(text, &names));

@@ -68,7 +68,8 @@ impl FromStr for ByteSize {
 /// With the largest binary unit in which it is whole.
 impl fmt::Display for ByteSize {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let unit = UNITS[..4].iter().find(|(_, factor)| self.0 % factor == 0 && self.0 > 0);
+        let unit =
+            UNITS[..4].iter().find(|(_, factor)| self.0 > 0 && self.0.is_multiple_of(*factor));
         let (name, factor) = unit.unwrap_or(&("B", 1));
         write!(f, "{}{name}", self.0 / factor)
     }
