@@ -30,6 +30,8 @@ use mpi::{
 
 use abi::{ABI, Api};
 
+const _: (abi::Open, &[u8]) = (brolly_mpi_open_v1, abi::SYMBOL);
+
 /// What a call says if MPI or a bug of this library stands in its way.
 const FAILED: i32 = -1;
 

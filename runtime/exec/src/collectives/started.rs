@@ -98,7 +98,8 @@ impl Group {
     ///         Ok::<(), CollectiveError>(())
     ///     })
     /// });
-    /// # results.into_iter().collect::<Result<(), _>>()
+    /// # results.into_iter().collect::<Result<(), _>>()?;
+    /// # Ok::<(), CollectiveError>(())
     /// ```
     pub fn overlap<'env, R>(&'env self, body: impl FnOnce(&Overlap<'_, 'env>) -> R) -> R {
         thread::scope(|scope| {

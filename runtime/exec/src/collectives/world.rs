@@ -163,6 +163,8 @@ impl World {
         if ranks.is_empty() {
             return Ok(());
         }
+        // Who returns sooner and ends must not take the answer from those that are still at it.
+        let _ = self.all().barrier();
         Err(CollectiveError::Differs { what: what.to_owned(), ranks })
     }
 
