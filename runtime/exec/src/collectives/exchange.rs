@@ -25,7 +25,7 @@ impl Turn<'_> {
         own: Option<&[u8]>,
         output: &mut [u8],
     ) -> Outcome {
-        let from = self.from_all(|_| output.len());
+        let from = self.parts_of_all(|_| output.len());
         let mut fold = Fold::new(reduce, call.dtype);
         let mut sink = self.folding(&mut fold, own, output);
         transport.exchange(call, 0, sends, false, &from, &mut sink)
@@ -68,7 +68,7 @@ impl Turn<'_> {
         let (start, end) = (head.len(), head.len() + own.len());
         let own = &*own;
         let sends = self.to_others(|_| own);
-        let from = self.from_all(|index| bytes(shards, call.dtype, index).len());
+        let from = self.parts_of_all(|index| bytes(shards, call.dtype, index).len());
         let mut sink = |index: usize, offset: usize, chunk: &[u8]| {
             let at = bytes(shards, call.dtype, index).start + offset;
             let place = if at < start {
@@ -102,7 +102,7 @@ impl Turn<'_> {
         others.map(|(index, &to)| Outgoing { to, bytes: part(index) }).collect()
     }
 
-    pub(super) fn from_all(&self, bytes: impl Fn(usize) -> usize) -> Vec<Incoming> {
+    pub(super) fn parts_of_all(&self, bytes: impl Fn(usize) -> usize) -> Vec<Incoming> {
         let members = self.core.members.iter().enumerate();
         members.map(|(index, &from)| Incoming { from, bytes: bytes(index) }).collect()
     }

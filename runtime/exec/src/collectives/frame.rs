@@ -106,7 +106,10 @@ mod tests {
             words in prop::array::uniform7(any::<u64>()),
             (root, phase, dtype, body) in (0u32..1 << 24, any::<u8>(), 0usize..14, 0usize..=BODY),
             op in prop::sample::select(vec![
-                Op::AllReduce(Reduce::Or), Op::ReduceScatter(Reduce::Sum), Op::Broadcast(0), Op::Send,
+                Op::AllReduce(Reduce::Or),
+                Op::ReduceScatter(Reduce::Sum),
+                Op::Broadcast(0),
+                Op::Send,
             ]),
         ) {
             let [group, seq, elements, layout, step, total, offset] = words;

@@ -57,7 +57,7 @@ struct Line {
 }
 
 /// A place in the line.
-#[derive(Debug)]
+#[derive(Clone, Copy, Debug)]
 pub(super) struct Ticket(u64);
 
 /// The right to run collectives of a group now.

@@ -41,7 +41,7 @@ impl Turn<'_> {
                 let sends = self.to_others(|_| &own);
                 let mut fold = Fold::new(reduce, dtype);
                 let mut sink = self.folding(&mut fold, Some(&own), data);
-                let from = self.from_all(|_| own.len());
+                let from = self.parts_of_all(|_| own.len());
                 return transport.exchange(&call, 0, &sends, true, &from, &mut sink);
             }
             let shards = Shards::even(elements, self.size());
@@ -166,7 +166,7 @@ impl Turn<'_> {
         let call = self.core.call(op, dtype, 0, 0);
         self.record(&call, input.len(), |transport| {
             let sends = self.to_others(|index| &input[bytes(sent, dtype, index)]);
-            let from = self.from_all(|index| bytes(received, dtype, index).len());
+            let from = self.parts_of_all(|index| bytes(received, dtype, index).len());
             let mut sink = |index: usize, offset: usize, chunk: &[u8]| {
                 let start = bytes(received, dtype, index).start + offset;
                 output[start..start + chunk.len()].copy_from_slice(chunk);
@@ -186,7 +186,7 @@ impl Turn<'_> {
         let call = self.core.call(op, DType::U8, data.len(), 0);
         let len = data.len();
         self.record(&call, len, |transport| {
-            let from = self.from_all(|index| if index == root { len } else { 0 });
+            let from = self.parts_of_all(|index| if index == root { len } else { 0 });
             if self.core.index == root {
                 let sends = self.to_others(|_| &*data);
                 return transport.exchange(&call, 0, &sends, false, &from, &mut |_, _, _| ());
@@ -207,7 +207,7 @@ impl Turn<'_> {
         let call = self.core.call(Op::Barrier, DType::U8, 0, 0);
         self.record(&call, 0, |transport| {
             let sends = self.to_others(|_| &[]);
-            let from = self.from_all(|_| 0);
+            let from = self.parts_of_all(|_| 0);
             transport.exchange(&call, 0, &sends, true, &from, &mut |_, _, _| ())
         })
     }

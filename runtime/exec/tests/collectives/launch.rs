@@ -105,7 +105,8 @@ fn contradictions_are_told() {
 
 #[test]
 fn all_that_is_missing_is_told_at_once() {
-    let cases: [(&[(&str, &str)], &[&str]); 7] = [
+    type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str]);
+    let cases: [Case<'_>; 7] = [
         (&TORCHRUN[..1], &["RANK is set, and WORLD_SIZE is not"]),
         (&TORCHRUN[1..2], &["WORLD_SIZE is set, and RANK is not"]),
         (&TORCHRUN[..3], &["MASTER_ADDR is not set", "MASTER_PORT is not set"]),

@@ -2,6 +2,13 @@
 //!
 //! Ranks that are processes are this program again, started with the role that they are to play.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::print_stdout,
+    clippy::cast_possible_truncation,
+    reason = "helpers of tests are tests"
+)]
+
 mod bitwise;
 mod faults;
 mod launch;

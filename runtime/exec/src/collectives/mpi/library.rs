@@ -27,7 +27,7 @@ impl Mpi {
     /// Opens the library and initialises MPI, which a process can do once.
     pub(super) fn open(path: &Path) -> Result<Mpi, String> {
         // Open MPI opens parts of its own, which look for its symbols among the global ones.
-        // SAFETY: initialisers of this library and of MPI run, as they would at the program's start.
+        // SAFETY: initialisers of the library and of MPI run, as they would at the start.
         let library = unsafe { Library::open(Some(path), RTLD_NOW | RTLD_GLOBAL) };
         let library = library.map_err(|error| error.to_string())?;
         // SAFETY: the symbol's name holds the version of the type that it has.
