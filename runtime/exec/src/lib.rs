@@ -28,6 +28,7 @@
 mod arena;
 mod bind;
 mod code;
+pub mod collectives;
 mod device;
 mod error;
 mod executable;

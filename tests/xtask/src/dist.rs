@@ -17,14 +17,16 @@ use std::process::Command;
 use tar::{Builder, EntryType, Header};
 
 /// Where files lie in the archive and in the repository.
-const FILES: [(&str, &str); 7] = [
+const FILES: [(&str, &str); 9] = [
     ("CHANGELOG.md", "CHANGELOG.md"),
     ("LICENSE", "LICENSE"),
     ("README.md", "README.md"),
     ("deploy/Dockerfile", "runtime/cli/deploy/Dockerfile"),
     ("deploy/README.md", "runtime/cli/deploy/README.md"),
+    ("deploy/TRAINING.md", "runtime/cli/deploy/TRAINING.md"),
     ("deploy/brolly.service", "runtime/cli/deploy/brolly.service"),
     ("deploy/kubernetes.yaml", "runtime/cli/deploy/kubernetes.yaml"),
+    ("deploy/mpijob.yaml", "runtime/cli/deploy/mpijob.yaml"),
 ];
 
 /// Seconds from 1970 to 1980, the oldest time that no tool finds strange.
