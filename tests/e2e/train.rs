@@ -2,18 +2,19 @@
 
 use std::sync::Arc;
 
-use driver::{CompileOptions, Training, Update};
+use driver::{CompileOptions, Group, Training, Update};
 use exec::{Device, Model};
 use frontend::ImportOptions;
 use ir::artifact::Artifact;
 use serde::Deserialize;
 use train::{
-    MicroBatch, Optimizer, OptimizerConfig, Rule, Schedule, TrainStep, Trainer, load_pretrained,
+    Checkpoints, MicroBatch, Optimizer, OptimizerConfig, Rule, Saved, Schedule, TrainError,
+    TrainStep, Trainer, export, load_pretrained,
 };
 
 use crate::{
     onnx::npy,
-    support::{compile_to, data, options},
+    support::{compile_to, data, open, options, scratch},
 };
 
 /// What `tests/reference/training.py` wrote, and its constants.
@@ -127,4 +128,105 @@ fn a_hundred_steps_follow_pytorch() {
         }
         println!("{case}: loss {worst_loss:.1e} off, norm {worst_norm:.1e} off");
     }
+}
+
+#[test]
+fn a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop() {
+    let documents = Documents::read();
+    let losses = |trainer: &mut Trainer, steps: std::ops::RangeInclusive<usize>| -> Vec<u64> {
+        let loss = |n| trainer.advance(&batches(&documents, n)).unwrap().loss.to_bits();
+        steps.map(loss).collect()
+    };
+    let case = "llama-gqa3";
+    let mut whole = Trainer::new(load(case, 2), rule(), 0);
+    let want = losses(&mut whole, 1..=6);
+
+    // One thread now, and a checkpoint in between.
+    let dir = scratch().join("train-checkpoints");
+    let mut first = Trainer::new(load(case, 1), rule(), 0);
+    let mut checkpoints = Checkpoints::new(&dir, 2);
+    for step in 1..=3 {
+        assert_eq!(losses(&mut first, step..=step), want[step - 1..step]);
+        let saved = Saved { step: step as u64, position: step, run: "run".into() };
+        checkpoints.save(first.step(), saved).unwrap();
+    }
+    checkpoints.finish().unwrap();
+    let kept = std::fs::read_dir(&dir).unwrap().count();
+    assert_eq!(kept, 2, "the oldest goes, and nothing half written stays");
+    let mut step = load(case, 2);
+    assert!(checkpoints.load::<usize>(&mut step, "another").is_err());
+    let saved = checkpoints.load::<usize>(&mut step, "run").unwrap().unwrap();
+    assert_eq!((saved.step, saved.position), (3, 3));
+    let mut second = Trainer::new(step, rule(), saved.step);
+    assert_eq!(losses(&mut second, 4..=6), want[3..]);
+    for parameter in whole.step().parameters() {
+        let name = format!("param.{}", parameter.name);
+        assert!(whole.step().state(&name) == second.step().state(&name), "{name}");
+    }
+
+    // What was altered is told, not trained on.
+    let states = dir.join("step-00000003/states.safetensors");
+    let mut bytes = std::fs::read(&states).unwrap();
+    *bytes.last_mut().unwrap() ^= 1;
+    std::fs::write(&states, bytes).unwrap();
+    let altered = checkpoints.load::<usize>(&mut load(case, 1), "run").unwrap_err().to_string();
+    assert!(altered.contains("is not what was written"), "{altered}");
+}
+
+#[test]
+fn a_gradient_that_is_not_finite_is_named_and_nothing_is_updated() {
+    let documents = Documents::read();
+    let mut step = load("gpt2-gelu-new", 2);
+    let bad = "transformer.h.1.mlp.c_fc.bias";
+    let bytes = f32::NAN.to_le_bytes();
+    step.state_mut(&format!("param.{bad}")).unwrap()[..4].copy_from_slice(&bytes);
+    let before = step.state("param.transformer.wte.weight").unwrap().to_vec();
+    let mut trainer = Trainer::new(step, rule(), 0);
+    let error = trainer.advance(&batches(&documents, 1)).unwrap_err();
+    assert!(matches!(error, TrainError::NotFinite { step: 1, .. }), "{error}");
+    assert!(trainer.step().state("param.transformer.wte.weight").unwrap() == before);
+    assert_eq!(trainer.done(), 0);
+}
+
+#[test]
+fn groups_learn_at_their_own_rate_and_frozen_weights_stay() {
+    let documents = Documents::read();
+    let adamw = |weight_decay| Update::AdamW { betas: BETAS, eps: 1e-8, weight_decay };
+    let group =
+        |pattern: &str, update| Group { pattern: regex::Regex::new(pattern).unwrap(), update };
+    let groups = vec![group("embed_tokens|lm_head", None), group("norm", Some(adamw(0.0)))];
+    let case = data("families/llama-gqa3");
+    let options = CompileOptions {
+        training: Some(Training { update: adamw(0.1), groups }),
+        ..options_of(adamw(0.1))
+    };
+    let (path, _) = compile_to("train-groups", &case, &options);
+    let artifact = Arc::new(Artifact::open(&path).unwrap());
+    let model = Model::load(artifact, Device::cpu(None).unwrap()).unwrap();
+    let mut step = TrainStep::load(&model).unwrap();
+    load_pretrained(&mut step, &case).unwrap();
+    assert_eq!(
+        step.frozen().iter().map(|name| &**name).collect::<Vec<_>>(),
+        ["lm_head.weight", "model.embed_tokens.weight"]
+    );
+    let norm = "param.model.norm.weight";
+    let before = step.state(norm).unwrap().to_vec();
+    let still = Rule { group_lrs: vec![1.0, 0.0], ..rule() };
+    let mut trainer = Trainer::new(step, still, 0);
+    let first = trainer.advance(&batches(&documents, 1)).unwrap().loss;
+    let again = trainer.advance(&batches(&documents, 1)).unwrap().loss;
+    assert!(again < first, "{again} after {first}");
+    assert!(trainer.step().state(norm).unwrap() == before, "its rate is zero");
+
+    // What is exported is whole, and serves.
+    let folder = scratch().join("train-exported");
+    export(trainer.step(), &case, &folder).unwrap();
+    let (path, _) = compile_to("exported", &folder, &options_of_serving());
+    let mut session = open(&path, 2);
+    let tokens: Vec<u32> = (1..9).collect();
+    assert_eq!(session.score(&tokens).unwrap().len(), tokens.len());
+}
+
+fn options_of_serving() -> CompileOptions {
+    options(ImportOptions::default())
 }
