@@ -54,7 +54,8 @@ def main() -> None:
     parts = (elementwise, movement, reductions, norms, windows, sequences, products)
     cases = [case for part in parts for case in part(draw)]
     records = [record(case, draw) for case in cases]
-    write_json(DATA / "gradients" / "operators.json", {"torch": torch.__version__.split("+")[0], "cases": records})
+    release = torch.__version__.split("+")[0]
+    write_json(DATA / "gradients" / "operators.json", {"torch": release, "cases": records})
     print(f"{len(records)} cases of {len({case.op for case in cases})} operators")
 
 
@@ -149,7 +150,9 @@ def movement(draw: Draw) -> list[Case]:
     places = ints(2, 0).reshape(2, 1)
     return [
         Case("reshape", lambda x: x.reshape(3, 4), [draw.normal(2, 6)], {"shape": [3, 4]}),
-        Case("transpose", lambda x: x.permute(2, 0, 1), [draw.normal(2, 3, 2)], {"perm": [2, 0, 1]}),
+        Case(
+            "transpose", lambda x: x.permute(2, 0, 1), [draw.normal(2, 3, 2)], {"perm": [2, 0, 1]},
+        ),
         Case(
             "broadcast_to", lambda x: x.expand(2, 3, 4), [draw.normal(3, 1)], {"shape": [2, 3, 4]}
         ),
@@ -191,7 +194,8 @@ def movement(draw: Draw) -> list[Case]:
             {"k": [2], "axis": 0, "largest": False},
         ),
         Case(
-            "sort", lambda x: tuple(x.sort(stable=True, dim=1, descending=True)), [draw.normal(2, 5)],
+            "sort", lambda x: tuple(x.sort(stable=True, dim=1, descending=True)),
+            [draw.normal(2, 5)],
             {"axis": 1, "descending": True},
         ),
         Case(
