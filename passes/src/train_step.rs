@@ -19,7 +19,7 @@ mod loss;
 mod update;
 
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, btree_map},
     sync::Arc,
 };
 
@@ -177,9 +177,9 @@ fn update_entry(module: &Module, parameters: &[Parameter]) -> Result<Entry, Pass
     let rates = groups.iter().map(|group| format!("lr.{group}"));
     let named = parameters.iter().flat_map(|p| p.update.scalars());
     for name in rates.chain(named.map(ToString::to_string)) {
-        if !inputs.contains_key(&name) {
-            let input = entry.scalar(&name).map_err(wrap)?;
-            inputs.insert(name, input);
+        if let btree_map::Entry::Vacant(place) = inputs.entry(name) {
+            let input = entry.scalar(place.key()).map_err(wrap)?;
+            place.insert(input);
         }
     }
     for p in parameters {

@@ -39,7 +39,7 @@ impl Documents {
     fn read() -> Documents {
         let rows = npy(&data("training/documents.npy"));
         let longest = rows.shape()[1];
-        let rows = rows.to_f64s().into_iter().map(|x| x as i32).collect();
+        let rows = rows.to_i64s().into_iter().map(|x| i32::try_from(x).unwrap()).collect();
         Documents { rows, longest }
     }
 

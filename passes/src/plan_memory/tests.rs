@@ -397,7 +397,8 @@ fn planned(build: impl FnOnce(&mut Builder<'_>, [Value; 5])) -> Result<Plan, Str
     let state =
         |name: &str| State { param: name.into(), output: Some(format!("{name}.out").into()) };
     let states = [state("k"), state("v")];
-    let known = |s: &State| m.functions["step"].outputs.iter().any(|(n, _)| *n == s.output);
+    let known =
+        |s: &State| m.functions["step"].outputs.iter().any(|(n, _)| Some(n) == s.output.as_ref());
     let states: Vec<State> = states.into_iter().filter(known).collect();
     plan_memory(&m, "step", &states, &AllKernels { strict: false })
         .map_err(|e| e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))

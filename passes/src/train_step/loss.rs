@@ -53,8 +53,8 @@ pub(super) fn with_loss(module: &Module, source: &Graph) -> Result<Graph, PassEr
     }
     b.at("loss");
     let loss = match head {
-        Some(Head { x, w, columns }) => {
-            let w = columns.of(&mut b, map[&w]).map_err(wrap)?;
+        Some(Head { x, w, lie }) => {
+            let w = lie.of(&mut b, map[&w]).map_err(wrap)?;
             let args = [map[&x], w, targets].map(Some);
             b.op("linear_cross_entropy", Attrs::none(), &args).map_err(wrap)?[0]
         }
@@ -72,11 +72,11 @@ struct Head {
     /// `[R, K]`.
     x: Value,
     w: Value,
-    columns: Columns,
+    lie: Lie,
 }
 
 /// How a matrix of the vocabulary lies.
-enum Columns {
+enum Lie {
     /// `[N, K]`.
     Rows,
     /// `[K, N]`.
@@ -97,33 +97,33 @@ impl Head {
         if graph.ty(x).rank() != 2 || graph.ty(x).dtype != graph.ty(w).dtype {
             return None;
         }
-        let (w, columns) = match node.op.name() {
-            "matmul" if graph.ty(w).rank() == 2 => (w, Columns::Columns),
+        let (w, lie) = match node.op.name() {
+            "matmul" if graph.ty(w).rank() == 2 => (w, Lie::Columns),
             "linear" if is_plain(&node.attrs) && input(2).is_none() && input(3).is_none() => {
                 let packed = graph.node(w.node);
                 match packed.op.name() {
-                    "pack" => (packed.input(0), Columns::Columns),
-                    _ => (w, Columns::Packed(node.attrs.int("n"))),
+                    "pack" => (packed.input(0), Lie::Columns),
+                    _ => (w, Lie::Packed(node.attrs.int("n"))),
                 }
             }
             _ => return None,
         };
         let of = graph.node(w.node);
         let turned = of.op.name() == "transpose" && of.attrs.ints("perm") == [1, 0];
-        Some(match columns {
-            Columns::Columns if turned => Head { x, w: of.input(0), columns: Columns::Rows },
-            columns => Head { x, w, columns },
+        Some(match lie {
+            Lie::Columns if turned => Head { x, w: of.input(0), lie: Lie::Rows },
+            lie => Head { x, w, lie },
         })
     }
 }
 
-impl Columns {
+impl Lie {
     /// The matrix as `[N, K]`.
     fn of(&self, b: &mut Builder<'_>, w: Value) -> Result<Value, OpError> {
         match self {
-            Columns::Rows => Ok(w),
-            Columns::Columns => b.transpose(w, &[1, 0]),
-            Columns::Packed(n) => {
+            Lie::Rows => Ok(w),
+            Lie::Columns => b.transpose(w, &[1, 0]),
+            Lie::Packed(n) => {
                 let w = b.transpose(w, &[0, 2, 1])?;
                 let [panels, lanes, k] = &*b.ty(w).shape.clone() else {
                     return Err(OpError::new("is no packed matrix"));

@@ -75,6 +75,7 @@ impl Log {
                 ("train/tokens_per_s", Some(line.tokens_per_s)),
                 ("eval/loss", line.eval_loss),
             ];
+            #[allow(clippy::cast_possible_truncation, reason = "the format has f32")]
             let scalars = scalars.iter().filter_map(|(tag, x)| Some((*tag, (*x)? as f32)));
             events.scalars(line.step, &scalars.collect::<Vec<_>>())?;
         }

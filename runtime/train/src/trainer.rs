@@ -99,7 +99,7 @@ impl Trainer {
         let mut loss = 0.0;
         let mut keep = 0.0;
         for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
-            let sum = self.step.accumulate(batch, keep, (1.0 / targets) as f32)?;
+            let sum = self.step.accumulate(batch, keep, narrow(1.0 / targets))?;
             loss += f64::from(sum) / targets;
             keep = 1.0;
         }
@@ -112,7 +112,7 @@ impl Trainer {
         let scalars = self.rule.scalars(number, grad_norm);
         let lr = scalars[0].1;
         let scalars: Vec<(&str, f32)> =
-            scalars.iter().map(|(name, x)| (name.as_str(), *x as f32)).collect();
+            scalars.iter().map(|(name, x)| (name.as_str(), narrow(*x))).collect();
         self.step.update(&scalars)?;
         self.done = number;
         Ok(Metrics { step: number, loss, grad_norm, lr })
@@ -133,4 +133,10 @@ impl Trainer {
         }
         Ok((targets > 0).then(|| total / targets as f64))
     }
+}
+
+/// What a program takes of a scalar.
+#[allow(clippy::cast_possible_truncation, reason = "programs compute in f32")]
+fn narrow(x: f64) -> f32 {
+    x as f32
 }
