@@ -14,6 +14,7 @@ mod mesh;
 mod nearest;
 mod optimizer;
 mod problem;
+mod report;
 mod section;
 mod size;
 mod tables;
@@ -36,7 +37,8 @@ pub use tables::{
 };
 
 use limits::Limits;
-use section::{MISSING, Report, Section};
+use report::{MISSING, Report};
+use section::Section;
 
 /// Everything that a run is told.
 #[derive(Clone, Debug, PartialEq, Serialize)]

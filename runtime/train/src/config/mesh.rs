@@ -45,7 +45,7 @@ pub struct MeshError {
 }
 
 impl MeshConfig {
-    /// Ranks that the mesh takes: data x tensor x pipeline x sequence. Experts lie on the data axis.
+    /// Ranks that the mesh takes: data x tensor x pipeline x sequence. Experts add none.
     #[must_use]
     pub fn ranks(&self) -> u128 {
         [self.data, self.tensor, self.pipeline, self.sequence].iter().map(|n| *n as u128).product()

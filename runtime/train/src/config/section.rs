@@ -4,7 +4,6 @@
 //! the keys that were asked for are those to compare it with: there is no second list of names.
 
 use std::{
-    cell::RefCell,
     collections::BTreeMap,
     ops::{Range, RangeInclusive},
 };
@@ -18,57 +17,9 @@ use super::{
     limits::Limits,
     nearest,
     problem::Problem,
+    report::{MISSING, Report},
     value::{either, integer, number, told, unquoted},
 };
-
-/// The reason of a problem with a key that is not there.
-pub(super) const MISSING: &str = "is missing";
-
-/// Problems found so far in a text.
-pub(super) struct Report<'t> {
-    pub(super) text: &'t str,
-    problems: RefCell<Vec<Problem>>,
-    notes: RefCell<Vec<Problem>>,
-    /// Keys by table, and those that no table has.
-    known: RefCell<BTreeMap<String, Vec<&'static str>>>,
-    unknown: RefCell<Vec<(String, String, Range<usize>)>>,
-}
-
-impl<'t> Report<'t> {
-    pub(super) fn new(text: &'t str) -> Report<'t> {
-        let (problems, notes) = (RefCell::default(), RefCell::default());
-        Report { text, problems, notes, known: RefCell::default(), unknown: RefCell::default() }
-    }
-
-    pub(super) fn problem(&self, problem: Problem) {
-        self.problems.borrow_mut().push(problem);
-    }
-
-    /// Problems and notes, in the order of the file.
-    pub(super) fn finish(self) -> (Vec<Problem>, Vec<Problem>) {
-        let known = self.known.into_inner();
-        let mut problems = self.problems.into_inner();
-        for (table, key, span) in self.unknown.into_inner() {
-            let (place, full) = match table.as_str() {
-                "" => ("at the top of the file".to_owned(), key.clone()),
-                table => (format!("of [{table}]"), format!("{table}.{key}")),
-            };
-            let reason = match table.as_str() {
-                "" => format!("is not a key or table {place}"),
-                _ => format!("is not a key {place}"),
-            };
-            let help = nearest::key(&known, &table, &key);
-            // What was misspelt is not missing too.
-            problems
-                .retain(|p| p.reason != MISSING || help != format!("did you mean `{}`?", p.key));
-            problems.push(Problem::new(self.text, span, full, reason).help(Some(help)));
-        }
-        let mut notes = self.notes.into_inner();
-        problems.sort_by_key(|p| p.span.start);
-        notes.sort_by_key(|p| p.span.start);
-        (problems, notes)
-    }
-}
 
 /// A table, and where its keys stand.
 pub(super) struct Section<'a> {
@@ -97,11 +48,10 @@ impl<'a> Section<'a> {
 
     /// Notes what is left over.
     pub(super) fn finish(self) {
-        let mut unknown = self.report.unknown.borrow_mut();
         for (key, (span, _)) in self.left {
-            unknown.push((self.path.clone(), key, span));
+            self.report.unknown(&self.path, key, span);
         }
-        self.report.known.borrow_mut().entry(self.path).or_default().extend(self.known);
+        self.report.known(self.path, self.known);
     }
 
     pub(super) fn has(&self, key: &str) -> bool {
@@ -121,7 +71,7 @@ impl<'a> Section<'a> {
     /// Notes something that is not wrong, but not as it seems either.
     pub(super) fn note(&self, key: &str, reason: impl Into<String>) {
         let note = Problem::new(self.report.text, self.place(key), self.full(key), reason);
-        self.report.notes.borrow_mut().push(note);
+        self.report.note(note);
     }
 
     fn place(&self, key: &str) -> Range<usize> {

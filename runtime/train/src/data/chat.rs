@@ -2,10 +2,10 @@
 //!
 //! A template with `{% generation %}` blocks says what to learn. Of others it is found out: what
 //! the template writes for the messages before an assistant's turn, with the beginning of that
-//! turn, is what the model is given, and what it adds with the turn is what the model is to say. That
-//! holds if each is a prefix of the next. Some templates write earlier turns otherwise once there
-//! are later ones (reasoning is left out); their conversations are refused rather than learned in
-//! a form that the model never meets.
+//! turn, is what the model is given, and what it adds with the turn is what the model is to say.
+//! That holds if each is a prefix of the next. Some templates write earlier turns otherwise once
+//! there are later ones (reasoning is left out); their conversations are refused rather than
+//! learned in a form that the model never meets.
 //!
 //! A turn ends with its end-of-turn token; white space behind that is the template's.
 

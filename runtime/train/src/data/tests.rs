@@ -75,6 +75,29 @@ fn folders_are_taken_in_the_order_of_their_names() {
 }
 
 #[test]
+fn long_texts_have_the_tokens_of_the_whole() {
+    let folder = Folder::new("pieces");
+    let lines = (0..60_000u32).map(|i| match i % 7 {
+        0 => "\n\n".to_owned(),
+        1 => format!("  \"The king's {i}th son,\" said he.\n"),
+        _ => format!("Once upon a time, {}\n", i * i % 1009),
+    });
+    let text: String = lines.collect();
+    assert!(text.len() > 1 << 20);
+    let path = folder.write("a.txt", text.as_bytes());
+    let data = folder.open(&config(&path, Format::Text, 4096)).unwrap();
+    assert_eq!(data.documents(), 1);
+    let tokenizer = testing::stories().tokenizer().unwrap().unwrap();
+    let ids = tokenizer.encode(&text, false).unwrap();
+    let wanted = [&[0][..], &ids, &[1]].concat();
+    let micro_batch = usize::try_from(data.rows()).unwrap();
+    let shape = BatchShape { micro_batch, data_ranks: 1, grad_accum: 1 };
+    let batch = data.step(&data.start(), shape).unwrap().batch(0, 0).unwrap();
+    let found = batch.tokens.iter().take(wanted.len()).map(|id| id.cast_unsigned());
+    assert!(found.eq(wanted.iter().copied()));
+}
+
+#[test]
 fn everything_that_is_wrong_is_told_at_once() {
     let folder = Folder::new("wrong");
     let tokens = folder.write("b.npy", &npy(1, "<i4", 1, 4, &[9; 4]));

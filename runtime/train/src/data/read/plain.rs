@@ -1,8 +1,8 @@
 //! Plain text: one document a file, or documents with a separator between them.
 //!
 //! A long document comes in pieces of about a megabyte, so that it is encoded in parallel and never
-//! in memory as a whole. They part where a line begins with a word; tokenizers split there anyway,
-//! up to what they make of the newline.
+//! in memory as a whole. They part between two lines, where tokenizers that split text into words
+//! split it anyway. One that puts a space before every text puts it before every piece.
 
 use std::{fs::File, io::Read as _};
 
@@ -109,13 +109,15 @@ fn newlines(bytes: &[u8]) -> u64 {
     bytes.iter().filter(|byte| **byte == b'\n').count() as u64
 }
 
-/// Where to end a piece: before a word that begins a line, else before a space, else between two
-/// characters.
+/// Where to end a piece: between two lines with words at either side, else before a word that
+/// begins a line, else before a space, else between two characters.
 fn cut(bytes: &[u8]) -> usize {
     let places = || (1..bytes.len()).rev();
     let is_space = |at: usize| bytes[at].is_ascii_whitespace();
+    let begins_line = |at: usize| bytes[at - 1] == b'\n' && !is_space(at);
     places()
-        .find(|&at| bytes[at - 1] == b'\n' && !is_space(at))
+        .find(|&at| begins_line(at) && at > 1 && !is_space(at - 2))
+        .or_else(|| places().find(|&at| begins_line(at)))
         .or_else(|| places().find(|&at| bytes[at] == b' ' && !is_space(at - 1)))
         .or_else(|| places().find(|&at| bytes[at] & 0xc0 != 0x80))
         .unwrap_or(bytes.len())
