@@ -23,7 +23,10 @@
 //! tiles as they get to them, since cores of shared machines differ in speed from moment to moment;
 //! no kernel's result depends on which thread computed which tile.
 //!
-//! Not here: what a model means (tokens, sequences, sampling), and any arithmetic.
+//! Ranks of one job meet in [`collectives`].
+//!
+//! Not here: what a model means (tokens, sequences, sampling), and any arithmetic but the folds of
+//! collectives.
 
 mod arena;
 mod bind;

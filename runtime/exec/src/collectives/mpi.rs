@@ -33,6 +33,8 @@ use super::{
 const FILE: &str = "libbrolly_mpi.so";
 /// Frames to a rank that may be under way at once.
 const WINDOW: usize = 16;
+/// How often it is looked for what comes before it is slept, which is about a millisecond.
+const YIELDS: u32 = 1000;
 /// How long the rank that noticed a failure lets the others speak, and they let it.
 const LAST_WORDS: [Duration; 2] = [Duration::from_millis(300), Duration::from_secs(3)];
 /// How long `MPI_Abort` and `MPI_Finalize` may take.
@@ -94,10 +96,10 @@ struct Backoff(u32);
 
 impl Backoff {
     fn wait(&mut self) {
-        self.0 = (self.0 + 1).min(40);
-        match self.0.checked_sub(20) {
+        self.0 = (self.0 + 1).min(YIELDS + 20);
+        match self.0.checked_sub(YIELDS) {
             None => thread::yield_now(),
-            Some(long) => thread::sleep(Duration::from_micros(50 * u64::from(long + 1))),
+            Some(long) => thread::sleep(Duration::from_micros(25 * u64::from(long + 1))),
         }
     }
 }

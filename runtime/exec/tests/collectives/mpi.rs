@@ -77,7 +77,8 @@ fn errors_of(role: &str, mischief: impl Fn(&Folder)) -> Option<String> {
     mischief(&folder);
     let code = wait(&mut job, Duration::from_secs(30));
     let text = folder.text("stderr");
-    assert_ne!(code, Some(0), "{text}");
+    // That of `MPI_Abort`; what Open MPI says itself gets lost now and then.
+    assert_eq!(code, Some(1), "{text}");
     assert!(text.contains("all_reduce(sum, 250000 x f32) of group `world`"), "{text}");
     assert!(text.contains("the last collectives of rank"), "{text}");
     Some(text)
@@ -87,7 +88,6 @@ fn errors_of(role: &str, mischief: impl Fn(&Folder)) -> Option<String> {
 fn a_rank_that_fails_ends_the_job_by_name() {
     let Some(text) = errors_of("fail", |_| ()) else { return };
     assert!(text.contains("rank 2 has failed: its disk is full (at step 3, after #2"), "{text}");
-    assert!(text.contains("MPI_ABORT was invoked on rank 2"), "{text}");
 }
 
 #[test]
@@ -98,7 +98,6 @@ fn a_rank_that_stops_ends_the_job_by_name() {
     };
     let Some(text) = errors_of("stopped", stop) else { return };
     assert!(text.contains("rank 2 has stopped or is cut off"), "{text}");
-    assert!(text.contains("MPI_ABORT was invoked"), "{text}");
 }
 
 #[test]

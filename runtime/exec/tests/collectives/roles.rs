@@ -1,11 +1,6 @@
 //! What this program does when it is started as a rank of a job.
 
-use std::{
-    env, fs,
-    path::PathBuf,
-    process, thread,
-    time::{Duration, Instant},
-};
+use std::{env, fs, path::PathBuf, process, thread, time::Duration};
 
 use brolly_exec::collectives::{Cause, CollectiveError, Launch, Options, Reduce, World};
 use ir::DType;
@@ -47,7 +42,6 @@ fn play(role: &str) -> Result<(), CollectiveError> {
             let own = env::var("BROLLY_TEST_HASH").unwrap_or_default();
             world.agree("the schedule", own.as_bytes())
         }
-        "speed" => speed(&world),
         _ => steps(&world, role),
     }
 }
@@ -76,20 +70,6 @@ fn steps(world: &World, role: &str) -> Result<(), CollectiveError> {
         }
         thread::sleep(Duration::from_millis(5));
     }
-    Ok(())
-}
-
-/// Leaves the time that a reduction takes.
-fn speed(world: &World) -> Result<(), CollectiveError> {
-    let group = world.all();
-    let mut data = vec![0u8; 16 << 20];
-    group.all_reduce(Reduce::Sum, DType::F32, &mut data)?;
-    let begun = Instant::now();
-    for _ in 0..5 {
-        group.all_reduce(Reduce::Sum, DType::F32, &mut data)?;
-    }
-    let ms = begun.elapsed().as_secs_f64() * 1e3 / 5.0;
-    note(&format!("speed.{}", world.rank()), format!("{ms:.1} ms").as_bytes());
     Ok(())
 }
 
