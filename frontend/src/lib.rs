@@ -79,8 +79,8 @@ pub struct Imported {
     pub info: ModelInfo,
 }
 
-/// Imports a Hugging Face folder of a language model to be trained. Weights are f32, with or without
-/// a checkpoint; with `dtype` bf16 or f16 their matrices are rounded where they are used.
+/// Imports a Hugging Face folder of a language model to be trained. Weights are f32, with or
+/// without a checkpoint; with `dtype` bf16 or f16 their matrices are rounded where they are used.
 ///
 /// # Errors
 /// Every problem found, see [`FrontendError`].

@@ -85,8 +85,8 @@ pub struct Candidates<'a> {
 ///
 /// # Errors
 /// Everything that has no derivative on the way from `wrt` to the loss, with operator, node,
-/// function and reason; a loss that is no single float; names that there are not; a module that does
-/// not verify.
+/// function and reason; a loss that is no single float; names that there are not; a module that
+/// does not verify.
 pub fn differentiate(
     module: &Module,
     function: &str,

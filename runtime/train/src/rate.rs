@@ -4,8 +4,9 @@ use crate::{OptimizerConfig, Schedule};
 
 impl OptimizerConfig {
     /// The learning rate of a step of a run of `steps`; both count from 1. During warmup it is
-    /// `lr·k/W` in step k of W; then a function of `t = (k - W)/(steps - W)`. The shapes are those of
-    /// Loshchilov & Hutter 2017, arXiv:1608.03983 (cosine) and Hu et al. 2024, arXiv:2404.06395 (wsd).
+    /// `lr·k/W` in step k of W; then a function of `t = (k - W)/(steps - W)`. The shapes are those
+    /// of Loshchilov & Hutter 2017, arXiv:1608.03983 (cosine), and Hu et al. 2024, arXiv:2404.06395
+    /// (wsd).
     #[must_use]
     pub fn rate(&self, step: u64, steps: u64) -> f64 {
         let (lr, warmup) = (self.lr, self.warmup_steps);

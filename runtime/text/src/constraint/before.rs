@@ -6,8 +6,8 @@
 //!
 //! - Reasoning is UTF-8. Decoders with byte fallback turn all bytes of a run that is not into
 //!   U+FFFD, those of a tag too.
-//! - A token that closes the reasoning holds nothing of the answer but line breaks, which the parser
-//!   drops.
+//! - A token that closes the reasoning holds nothing of the answer but line breaks, which the
+//!   parser drops.
 //! - Special tokens are not reasoning, and tokens that end a text do not end one without an answer.
 
 use std::collections::BTreeMap;
