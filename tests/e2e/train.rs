@@ -140,6 +140,8 @@ fn a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop() {
     let case = "llama-gqa3";
     let mut whole = Trainer::new(load(case, 2), rule(), 0);
     let want = losses(&mut whole, 1..=6);
+    let (planned, touched) = (whole.step().planned().unwrap(), whole.step().resident_bytes());
+    assert!(touched <= planned.total(), "{touched} bytes of {planned:?}");
 
     // One thread now, and a checkpoint in between.
     let dir = scratch().join("train-checkpoints");

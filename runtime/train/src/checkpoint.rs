@@ -92,6 +92,12 @@ impl Checkpoints {
         self.dir.join(format!("{PREFIX}{step:08}"))
     }
 
+    /// The step of the newest.
+    #[must_use]
+    pub fn newest(&self) -> Option<u64> {
+        self.steps().last().copied()
+    }
+
     /// Steps of whole checkpoints, in order.
     fn steps(&self) -> Vec<u64> {
         let entries = fs::read_dir(&self.dir).into_iter().flatten().flatten();
@@ -155,7 +161,7 @@ impl Checkpoints {
     where
         P: for<'de> Deserialize<'de>,
     {
-        let Some(newest) = self.steps().last().copied() else { return Ok(None) };
+        let Some(newest) = self.newest() else { return Ok(None) };
         let folder = self.folder(newest);
         let path = folder.join(MANIFEST);
         let text = fs::read(&path).map_err(|e| TrainError::file(&path, e))?;

@@ -33,6 +33,6 @@ pub use data::{
 pub use error::TrainError;
 pub use init::initialize;
 pub use log::{Line, Log};
-pub use train_step::{Memory, MicroBatch, ParameterInfo, TrainStep};
+pub use train_step::{MicroBatch, ParameterInfo, TrainStep};
 pub use trainer::{Metrics, Rule, Trainer};
 pub use weights::{export, load_pretrained};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exec::{Executable, Model, States};
+use exec::{Executable, Memory, Model, States};
 use ir::{DType, Dim, Port, Program};
 
 use crate::{Batch, TrainError};
@@ -92,15 +92,6 @@ pub struct TrainStep {
     frozen: Vec<Arc<str>>,
 }
 
-/// Memory that was planned, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Memory {
-    /// Parameters, gradients and what the optimiser keeps.
-    pub states: u64,
-    /// Activations, and all else that lives within a run of an entry; frozen weights.
-    pub arena: u64,
-}
-
 /// An entry, and what of a step it takes.
 #[derive(Debug)]
 struct Entry {
@@ -179,19 +170,21 @@ impl TrainStep {
         self.states.bytes_mut(name)
     }
 
-    /// Bytes that were planned, which are never exceeded.
-    #[must_use]
-    pub fn memory(&self) -> Memory {
-        let of = |exe: &Executable| exe.arena().bytes() + exe.scratch().bytes();
-        let weights = self.update.exe.model().artifact().manifest().weight_bytes();
-        let arena = self.executables().into_iter().map(of).sum::<u64>() + weights;
-        Memory { states: self.states.bytes(), arena }
+    /// What was planned, which is never exceeded.
+    ///
+    /// # Errors
+    /// None in practice: no state's size depends on a symbol.
+    pub fn planned(&self) -> Result<Memory, TrainError> {
+        let model = self.update.exe.model();
+        let entries = self.executables().map(|exe| exe.program().name.as_str());
+        let threads = model.device().pool().threads();
+        Ok(Memory::predict(model.artifact().manifest(), &entries, threads, &[])?)
     }
 
     /// Bytes that have been touched: states, arenas and scratch memory.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        exec::Memory::measure(&self.executables(), &self.states).total()
+        Memory::measure(&self.executables(), &self.states).total()
     }
 
     /// Computes a micro-batch; `grad ← keep·grad + scale·∂loss/∂param` of the sum of its losses,

@@ -12,8 +12,8 @@ use exec::{Device, Model};
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
-    Memory, MicroBatch, Offload, Optimizer, Position, Precision, Recompute, Rule, Saved,
-    TrainConfig, TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
+    MicroBatch, Offload, Optimizer, Position, Precision, Recompute, Rule, Saved, TrainConfig,
+    TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
 };
 
 use crate::{
@@ -28,12 +28,23 @@ use bar::Bar;
 use signals::Signals;
 
 pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
+    if let Err(e) = std::fs::File::open(&args.config) {
+        return Err(Failure::input(format!("{}: cannot be read: {e}", args.config.display())));
+    }
     let (config, notes) = TrainConfig::load(&args.config).map_err(|e| unusable(&e))?;
     for note in notes {
         output::tell(&format!("{}:{}: {note}\n", args.config.display(), note.line));
     }
     check(&config)?;
     config.mesh.check(1).map_err(|e| Failure::Usage(e.to_string()))?;
+    let mut checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
+    if let (false, Some(step)) = (args.resume, checkpoints.newest()) {
+        let dir = config.checkpoint.dir.display();
+        return Err(Failure::input(format!(
+            "{dir}: holds the checkpoint of step {step}; --resume goes on from it, or name another \
+             checkpoint.dir"
+        )));
+    }
     let signals = Signals::install()?;
     let artifact = training_artifact(&config, cx)?;
     let device = Device::cpu(Some(cx.threads())).map_err(Failure::input)?;
@@ -45,7 +56,6 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         .as_ref()
         .map(|eval| open_data(&config.data.of_file(&eval.data), &config, &model, cx));
     let eval = eval.transpose()?;
-    let mut checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
     let run = fingerprint(&config).map_err(failure)?;
     let saved = match args.resume {
         true => checkpoints.load::<Position>(&mut step, &run).map_err(failure)?,
@@ -63,7 +73,7 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         }
     };
     dataset.check(&position).map_err(Failure::input)?;
-    tell_plan(&config, &step, &dataset, done);
+    tell_plan(&config, &step, &dataset, done)?;
     if args.dry_run {
         return Ok(());
     }
@@ -253,18 +263,21 @@ fn cache_dir() -> PathBuf {
 }
 
 /// What is about to be done, in a few lines.
-fn tell_plan(config: &TrainConfig, step: &TrainStep, dataset: &Dataset, done: u64) {
+fn tell_plan(config: &TrainConfig, step: &TrainStep, dataset: &Dataset, done: u64) -> Result<()> {
     let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
-    let Memory { states, arena } = step.memory();
-    let total = table::bytes(states + arena);
+    let planned = step.planned().map_err(failure)?;
+    planned.check_limit().map_err(Failure::input)?;
     let (rows, documents) = (dataset.rows(), dataset.documents());
     output::tell(&format!(
         "{elements} parameters, {} steps from {} on, {rows} rows of {} tokens from {documents} \
-         documents\n{total} planned: parameters, gradients and optimizer {}, activations {}\n",
+         documents\n{} planned: parameters, gradients and optimizer {}, activations {}, the rest {}\n",
         config.train.steps,
         done + 1,
         dataset.seq_len(),
-        table::bytes(states),
-        table::bytes(arena),
+        table::bytes(planned.total()),
+        table::bytes(planned.state_bytes),
+        table::bytes(planned.arena_bytes),
+        table::bytes(planned.total() - planned.state_bytes - planned.arena_bytes),
     ));
+    Ok(())
 }

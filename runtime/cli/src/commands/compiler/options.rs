@@ -27,7 +27,8 @@ pub(super) fn bare(
 ) -> Result<CompileOptions> {
     if model.extension().is_some_and(|e| e == "toml") {
         return Err(Failure::input(format!(
-            "{}: training is not there yet; give a model folder or an .onnx file",
+            "{}: is a training run's configuration, which `brolly train` compiles itself; give a \
+             model folder or an .onnx file",
             model.display()
         )));
     }

@@ -1,0 +1,116 @@
+//! Training runs: what they write, and that ends of every kind lose nothing.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::Stdio,
+    thread::sleep,
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+
+use crate::{DIR, accepted, brolly, file, refused};
+
+fn data(name: &str) -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
+    root.join(name).canonicalize().unwrap().to_str().unwrap().to_owned()
+}
+
+/// A run of a tiny model over token rows; returns its configuration's file and its folder.
+fn run(name: &str, steps: u64, every: u64) -> (String, PathBuf) {
+    let dir = DIR.join(name);
+    let (model, rows) = (data("families/llama-gqa3"), data("training/documents.npy"));
+    let shown = dir.to_str().unwrap();
+    let text = format!(
+        r#"
+model = "{model}"
+[data]
+train = "{rows}"
+seq_len = 33
+micro_batch = 4
+[optimizer]
+lr = 3e-3
+schedule = "cosine"
+warmup_steps = 3
+clip_norm = 1.0
+[train]
+steps = {steps}
+grad_accum = 2
+[checkpoint]
+dir = "{shown}/ckpt"
+every = {every}
+[log]
+jsonl = "{shown}/metrics.jsonl"
+tensorboard = "{shown}/runs"
+"#
+    );
+    (file(&format!("{name}.toml"), text.as_bytes()), dir)
+}
+
+/// Of each step the loss that was written last, as text.
+fn losses(dir: &Path) -> Vec<String> {
+    let mut losses = Vec::new();
+    for line in fs::read_to_string(dir.join("metrics.jsonl")).unwrap().lines() {
+        let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
+        let step = usize::try_from(line["step"].as_u64().unwrap()).unwrap();
+        losses.resize(losses.len().max(step), String::new());
+        losses[step - 1] = line["loss"].to_string();
+    }
+    losses
+}
+
+fn model(dir: &Path) -> Vec<u8> {
+    fs::read(dir.join("ckpt/final/model.safetensors")).unwrap()
+}
+
+#[test]
+fn a_run_that_is_killed_at_any_moment_goes_on_with_the_same_bits() {
+    const STEPS: u64 = 24;
+    let (config, whole) = run("train-whole", STEPS, 8);
+    accepted(&["train", &config]);
+    let want = losses(&whole);
+    assert_eq!(want.len() as u64, STEPS);
+    assert!(whole.join("ckpt/final/config.json").is_file());
+    assert!(fs::read_dir(whole.join("runs")).unwrap().count() > 0);
+
+    let said = refused(&["train", &config], 1);
+    assert!(said.contains("--resume"), "{said}");
+
+    let (config, killed) = run("train-killed", STEPS, 2);
+    let mut begun = Instant::now();
+    for moment in [150, 400, 650, 300, 900] {
+        let mut child = brolly(&["train", &config, "--resume"]);
+        let mut child = child.stderr(Stdio::null()).spawn().unwrap();
+        // From the first step on, which comes after the compiled step is found in the cache.
+        let before = fs::metadata(killed.join("metrics.jsonl")).map_or(0, |m| m.len());
+        let grown = || fs::metadata(killed.join("metrics.jsonl")).is_ok_and(|m| m.len() > before);
+        while !grown() && child.try_wait().unwrap().is_none() {
+            assert!(begun.elapsed() < Duration::from_secs(60), "no step in a minute");
+            sleep(Duration::from_millis(5));
+        }
+        sleep(Duration::from_millis(moment / 3));
+        let _ = child.kill();
+        child.wait().unwrap();
+        begun = Instant::now();
+    }
+    accepted(&["train", &config, "--resume"]);
+    assert_eq!(losses(&killed), want);
+    assert!(model(&killed) == model(&whole));
+}
+
+#[test]
+fn what_a_configuration_cannot_ask_for_is_told_at_once() {
+    let (config, _) = run("train-wrong", 3, 1);
+    let text = fs::read_to_string(&config).unwrap();
+    let wrong = text.replace("grad_accum", "grad_acum").replace("lr = 3e-3", "lr = -1");
+    let said = refused(&["train", &file("wrong.toml", wrong.as_bytes())], 2);
+    assert!(said.contains("grad_acum") && said.contains("optimizer.lr"), "{said}");
+    let mesh = format!("{text}\n[mesh]\ndata = 2\n");
+    let said = refused(&["train", &file("mesh.toml", mesh.as_bytes())], 2);
+    assert!(said.contains("mesh"), "{said}");
+    let missing = text.replace("documents.npy", "nothing.npy");
+    let said = refused(&["train", &file("missing.toml", missing.as_bytes())], 1);
+    assert!(said.contains("nothing.npy"), "{said}");
+    refused(&["train", "/nowhere/run.toml"], 1);
+}
