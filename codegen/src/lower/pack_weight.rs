@@ -1,5 +1,7 @@
-//! `pack`: a matrix to panels of sixteen columns. A weight that does not change is packed when it is
-//! compiled; this is for one that training has just updated, or that is a gradient's factor.
+//! `pack`: a matrix to panels of sixteen columns.
+//!
+//! A weight that stays is packed at compile time; this is for one that training has just updated,
+//! or that is a gradient's factor.
 
 use ir::{DType, KernelSpec, Target};
 
