@@ -24,6 +24,7 @@ mod group_norm;
 mod grouped;
 mod kv_write;
 mod linear;
+mod log_sum_exp;
 mod matmul;
 mod moe;
 mod norm_grad;

@@ -22,6 +22,7 @@ mod interp;
 mod mmap;
 mod model;
 mod module;
+pub mod npy;
 mod op;
 mod ops;
 pub mod program;

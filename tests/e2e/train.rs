@@ -130,6 +130,34 @@ fn a_hundred_steps_follow_pytorch() {
     }
 }
 
+/// Log-probabilities for reinforcement learning come from the server, gradients from the trainer:
+/// were they two models, importance weights would be wrong (Yao et al. 2025, "Your Efficient RL
+/// Framework Secretly Brings You Off-Policy RL Training").
+#[test]
+fn scores_are_the_losses_of_training_bit_for_bit() {
+    let documents = Documents::read();
+    for case in ["llama-gqa3", "qwen3-mqa-tied", "gpt2-gelu-new", "mistral-window7"] {
+        let tokens = &documents.rows[..27];
+        let folder = data(&format!("families/{case}"));
+        let (path, _) = compile_to(&format!("score-{case}"), &folder, &options(Default::default()));
+        let ids: Vec<u32> = tokens.iter().map(|id| u32::try_from(*id).unwrap()).collect();
+        let scores = open(&path, 2).score(&ids).unwrap();
+        let mut step = load(case, 2);
+        for (i, score) in scores.iter().enumerate().skip(1) {
+            let mut targets = vec![-100; tokens.len()];
+            targets[i - 1] = tokens[i];
+            let mut batch = MicroBatch::default();
+            // In company, too.
+            batch.push(&tokens[3..9], &[-100; 6]);
+            batch.push(tokens, &targets);
+            let loss = step.evaluate(&batch).unwrap();
+            let trained = step.accumulate(&batch, 0.0, 1.0).unwrap();
+            let want = score.unwrap().to_bits();
+            assert_eq!([-loss, -trained].map(f32::to_bits), [want; 2], "{case}: token {i}");
+        }
+    }
+}
+
 #[test]
 fn a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop() {
     let documents = Documents::read();

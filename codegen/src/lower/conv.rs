@@ -20,7 +20,7 @@ use ir::{Dim, KernelSpec, Target, Window};
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
-    matmul::Block,
+    matmul::{Block, Lhs},
     view::{View, check_f32s},
 };
 use crate::emit::{Cmp, Elem, Ty, Val};
@@ -285,8 +285,7 @@ impl<'a> Product<'a> {
 
     fn multiply(&self, tile: &Tile<'_>, panel: Val, w: &View, k_axes: &[Dim; 2], steps: Val) {
         let block = Block {
-            a: w,
-            a_axes: k_axes,
+            lhs: &Lhs::InPlace(w, k_axes),
             rows: tile.rows,
             steps,
             panel: self.patches.panel,

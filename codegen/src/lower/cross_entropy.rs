@@ -4,14 +4,15 @@
 //! The loss and `dx` have tiles of tokens, which walk the vocabulary; `dw` has tiles of the
 //! vocabulary, which walk the tokens. A tile writes its own rows alone, and every logit and every
 //! sum is one chain of fused multiply-adds, so values do not depend on how tiles are shared out.
-//! The sum of exponentials runs over chunks of [`CHUNK`], sixteen partial sums each.
+//! The sum of exponentials is [`super::log_sum_exp`]'s, over chunks of [`CHUNK`].
 
 use ir::{DType, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
-    block::{Block, CHUNK, Chunk, GROUP, SCALAR, VECTOR, lanes_within},
+    block::{Block, CHUNK, Chunk, GROUP, SCALAR, VECTOR},
     cx::{Cx, LANES, refuse},
+    log_sum_exp::Running,
     view::{View, check_f32s, check_rank},
 };
 use crate::{
@@ -193,8 +194,8 @@ impl Head<'_> {
         e.for_each(zero, count, 1, |row| {
             let token = e.add(first, row);
             let (_, counts) = self.target(token);
-            let log = math::log(e, e.load_at(SCALAR, sum, row));
-            let total = e.add(log, e.load_at(SCALAR, max, row));
+            let [max, sum] = [max, sum].map(|stat| e.load_at(SCALAR, stat, row));
+            let total = Running { max, sum }.total(cx);
             let own = e.sub(total, e.load_at(SCALAR, picked, row));
             lse.store(cx, total, cx.scale(token, &lse.strides[0]));
             let own = e.select(counts, own, e.f32(0.0));
@@ -205,29 +206,12 @@ impl Head<'_> {
     /// Takes a chunk's logits of one row to its maximum, sum and target.
     fn fold(&self, row: Val, token: Val, chunk: Chunk) {
         let (cx, e) = (self.cx, &self.cx.e);
-        let (line, groups) = (self.line(row), e.div_ceil_const(chunk.count, GROUP));
+        let line = self.line(row);
         let [max, sum, picked] = self.stats;
-        let all = (e.i64(0), chunk.count);
-        let lowest = e.float(VECTOR, f64::NEG_INFINITY);
-        let shifted = |slot: Val, by: Val| {
-            // Beyond the chunk's end, what panels repeat does not count.
-            let logit = e.load_at(VECTOR, line, slot);
-            e.select(lanes_within(cx, slot, all), e.sub(logit, e.splat(by, LANES)), lowest)
-        };
-        let none = e.f32(0.0);
-        let greatest = e.for_loop(e.i64(0), groups, 1, &[lowest], |group, max| {
-            vec![e.max(max[0], shifted(e.mul_const(group, GROUP), none))]
-        });
-        let before = e.load_at(SCALAR, max, row);
-        let now = e.max(before, e.reduce_max(greatest[0]));
-        let some = e.cmp(Cmp::Gt, now, e.f32(f32::NEG_INFINITY));
-        let shift = e.select(some, now, none);
-        let sums = e.for_loop(e.i64(0), groups, 1, &[e.zero(VECTOR)], |group, sum| {
-            vec![e.add(sum[0], math::exp(e, shifted(e.mul_const(group, GROUP), shift)))]
-        });
-        let kept = e.mul(e.load_at(SCALAR, sum, row), math::exp(e, e.sub(before, shift)));
-        e.store_at(e.add(kept, e.reduce_add(sums[0])), sum, row);
-        e.store_at(now, max, row);
+        let [before, so_far] = [max, sum].map(|stat| e.load_at(SCALAR, stat, row));
+        let now = Running { max: before, sum: so_far }.with(cx, line, chunk.count);
+        e.store_at(now.sum, sum, row);
+        e.store_at(now.max, max, row);
         let place = e.sub(self.target(token).0, chunk.first);
         let here = e.and(e.cmp(Cmp::Ge, place, e.i64(0)), e.cmp(Cmp::Lt, place, chunk.count));
         e.if_then(here, || e.store_at(e.load_at(SCALAR, line, place), picked, row));

@@ -1,9 +1,12 @@
 //! Batched products of two run-time matrices, in any layout.
 //!
-//! A tile is a panel of sixteen columns and a block of rows of one matrix of the batch. The panel's
-//! rows are read in place where columns are dense, and otherwise packed block by block; every
-//! output is one chain of fused multiply-adds over k from zero, as in [`crate::kernels::matmul`].
+//! A tile is a few panels of sixteen columns and a block of rows of one matrix of the batch. For
+//! more than a few rows both are packed as they are read, a block of k at a time (Goto & van de
+//! Geijn 2008, doi:10.1145/1356052.1356053): rows into the second cache, for all panels of the tile,
+//! a panel into the first. Every output is one chain of fused multiply-adds over k from zero, as in
+//! [`crate::kernels::matmul`].
 
+mod block;
 mod cuda;
 
 use ir::{Dim, KernelSpec, Target};
@@ -21,6 +24,8 @@ use crate::{
     emit::{Cmp, Elem, Ty, Val},
 };
 
+pub(super) use block::{Block, Lhs};
+
 /// The family.
 pub(super) struct Matmul;
 
@@ -28,9 +33,11 @@ pub(super) struct Matmul;
 const ROW_BLOCK: i64 = 96;
 /// Steps of k in a block.
 const K_BLOCK: i64 = 256;
-/// Rows for which a panel is not worth packing. Read in place, its lines are as far apart as rows
-/// of the matrix, and with a power of two between them few stay in the first cache.
+/// Rows for which nothing is worth packing. Read in place, lines are as far apart as rows of the
+/// matrix, and with a power of two between them few stay in the first cache.
 const FEW_ROWS: i64 = 12;
+/// Panels of a tile, at most: rows are packed once for all of them.
+const PANELS_PER_TILE: i64 = 4;
 /// Columns of a panel.
 const PANEL: i64 = 16;
 /// Rows of the widest register tile.
@@ -65,22 +72,25 @@ impl Lower for Matmul {
         };
         let strides = [spread(&a), spread(&b), spread(&y)];
         let batch = Space::new(&y.shape[..lead], &strides).merged();
-        let (panels, blocks) = (columns.ceil_div(PANEL), rows.ceil_div(ROW_BLOCK));
-        let each = panels.clone() * blocks.clone();
+        let group = panels_per_tile(&columns);
+        let (groups, blocks) = (columns.ceil_div(PANEL * group), rows.ceil_div(ROW_BLOCK));
+        let each = groups * blocks.clone();
         let tiles = batch.points() * each.clone();
         let product = Product {
             cx: &cx,
             k: cx.size(&k),
-            sums: cx.scratch(0),
-            packed: cx.scratch((4 * ROW_BLOCK * PANEL).cast_unsigned()),
+            panel: cx.scratch(0),
+            lhs: cx.scratch((4 * K_BLOCK * PANEL).cast_unsigned()),
+            sums: cx.scratch((4 * K_BLOCK * (PANEL + ROW_BLOCK)).cast_unsigned()),
         };
         e.for_each(e.tile_begin(), e.tile_end(), 1, |tile| {
             let each = cx.size(&each);
             let at = batch.offsets(&cx, e.div_unsigned(tile, each));
             let rest = e.rem_unsigned(tile, each);
-            let panel = e.div_unsigned(rest, cx.size(&blocks));
+            let columns_at = e.div_unsigned(rest, cx.size(&blocks));
             let block = e.rem_unsigned(rest, cx.size(&blocks));
-            let (row, column) = (e.mul_const(block, ROW_BLOCK), e.mul_const(panel, PANEL));
+            let row = e.mul_const(block, ROW_BLOCK);
+            let column = e.mul_const(columns_at, PANEL * group);
             let axes = |v: &View| {
                 let n = v.strides.len();
                 [v.strides[n - 2].clone(), v.strides[n - 1].clone()]
@@ -93,11 +103,11 @@ impl Lower for Matmul {
                 y: y.at(&cx, cx.offset(cx.offset(at[2], row, &axes(&y)[0]), column, &axes(&y)[1])),
                 y_axes: axes(&y),
                 rows: e.min(e.i64(ROW_BLOCK), e.sub(cx.size(&rows), row)),
-                columns: e.min(e.i64(PANEL), e.sub(cx.size(&columns), column)),
+                columns: e.min(e.i64(PANEL * group), e.sub(cx.size(&columns), column)),
             };
             product.emit(&part);
         });
-        let scratch = 4 * (ROW_BLOCK + K_BLOCK) * PANEL;
+        let scratch = 4 * (K_BLOCK * (PANEL + ROW_BLOCK) + group * ROW_BLOCK * PANEL);
         Ok(cx.finish(tiles, scratch.cast_unsigned()))
     }
 
@@ -108,14 +118,23 @@ impl Lower for Matmul {
     }
 }
 
+/// Panels of a tile: fewer where that would leave few tiles.
+fn panels_per_tile(columns: &Dim) -> i64 {
+    let panels = columns.ceil_div(PANEL).as_const();
+    panels.map_or(PANELS_PER_TILE, |panels| (panels / 4).clamp(1, PANELS_PER_TILE))
+}
+
 /// Emission state.
 struct Product<'a> {
     cx: &'a Cx<'a>,
     k: Val,
-    /// f32 `[ROW_BLOCK][16]`.
-    sums: Val,
     /// f32 `[K_BLOCK][16]`.
-    packed: Val,
+    panel: Val,
+    /// f32 `[ROW_BLOCK / TILE_ROWS][K_BLOCK · TILE_ROWS]`, rows of a register tile by k, or k by
+    /// rows.
+    lhs: Val,
+    /// f32 `[panels][ROW_BLOCK][16]`.
+    sums: Val,
 }
 
 /// Operands of one tile, from its first row and column.
@@ -130,106 +149,162 @@ struct Part {
     columns: Val,
 }
 
+/// A block of k.
+#[derive(Clone, Copy)]
+struct Steps {
+    first: Val,
+    count: Val,
+}
+
 impl Product<'_> {
     fn emit(&self, part: &Part) {
         let e = &self.cx.e;
-        let line = |row: Val| e.at(self.sums, Elem::F32, e.mul_const(row, PANEL));
-        e.for_each(e.i64(0), part.rows, 1, |row| e.store(e.zero(VECTOR), line(row)));
-        e.for_each(e.i64(0), self.k, K_BLOCK, |first| {
-            let steps = e.min(e.i64(K_BLOCK), e.sub(self.k, first));
-            let in_place = part.b_axes[1].is(1) && part.b.dtype == ir::DType::F32;
-            if in_place {
-                let whole = e.cmp(Cmp::Eq, part.columns, e.i64(PANEL));
-                let few = e.cmp(Cmp::Le, part.rows, e.i64(FEW_ROWS));
-                e.either(
-                    e.and(whole, few),
-                    || {
-                        let from = self.cx.offset(e.i64(0), first, &part.b_axes[0]);
-                        let from = part.b.at(self.cx, from).base;
-                        self.block(part, first, steps, from, &part.b_axes[0]);
-                    },
-                    || self.packed_block(part, first, steps),
-                );
-            } else {
-                self.packed_block(part, first, steps);
-            }
+        let panels = e.div_ceil_const(part.columns, PANEL);
+        e.for_each(e.i64(0), panels, 1, |panel| {
+            e.for_each(e.i64(0), part.rows, 1, |row| {
+                e.store(e.zero(VECTOR), self.line(panel, row));
+            });
         });
-        e.for_each(e.i64(0), part.rows, 1, |row| {
-            let y = part.y.at(self.cx, self.cx.scale(row, &part.y_axes[0]));
-            let step = &part.y_axes[1];
-            e.either(
-                e.cmp(Cmp::Eq, part.columns, e.i64(PANEL)),
-                || y.store_strip(self.cx, e.load(VECTOR, line(row)), e.i64(0), step),
-                || {
-                    e.for_each(e.i64(0), part.columns, 1, |column| {
-                        let sum = e.load_at(Ty::Scalar(Elem::F32), line(row), column);
-                        y.store(self.cx, sum, self.cx.scale(column, step));
-                    });
-                },
-            );
+        e.for_each(e.i64(0), self.k, K_BLOCK, |first| {
+            let steps = Steps { first, count: e.min(e.i64(K_BLOCK), e.sub(self.k, first)) };
+            let few = e.cmp(Cmp::Le, part.rows, e.i64(FEW_ROWS));
+            e.either(few, || self.few(part, steps, panels), || self.many(part, steps, panels));
+        });
+        e.for_each(e.i64(0), panels, 1, |panel| self.write(part, panel));
+    }
+
+    fn line(&self, panel: Val, row: Val) -> Val {
+        let e = &self.cx.e;
+        let at = e.add(e.mul_const(panel, ROW_BLOCK * PANEL), e.mul_const(row, PANEL));
+        e.at(self.sums, Elem::F32, at)
+    }
+
+    /// Columns of a panel.
+    fn columns(&self, part: &Part, panel: Val) -> Val {
+        let e = &self.cx.e;
+        e.min(e.i64(PANEL), e.sub(part.columns, e.mul_const(panel, PANEL)))
+    }
+
+    /// A block of k of the rows in place.
+    fn few(&self, part: &Part, steps: Steps, panels: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let a = part.a.at(cx, cx.scale(steps.first, &part.a_axes[1]));
+        let lhs = Lhs::InPlace(&a, &part.a_axes);
+        let packed = |panel: Val| {
+            self.pack_panel(part, steps, panel);
+            self.add(part, steps, panel, &lhs, self.panel, &Dim::from(PANEL));
+        };
+        e.for_each(e.i64(0), panels, 1, |panel| {
+            if !(part.b_axes[1].is(1) && part.b.dtype == ir::DType::F32) {
+                packed(panel);
+                return;
+            }
+            let whole = e.cmp(Cmp::Eq, self.columns(part, panel), e.i64(PANEL));
+            let in_place = || {
+                let from = e.mul_const(panel, PANEL);
+                let from = part.b.at(cx, cx.offset(from, steps.first, &part.b_axes[0]));
+                self.add(part, steps, panel, &lhs, from.base, &part.b_axes[0]);
+            };
+            e.either(whole, in_place, || packed(panel));
         });
     }
 
-    fn packed_block(&self, part: &Part, first: Val, steps: Val) {
-        let cx = self.cx;
+    /// A block of k of the rows, packed.
+    fn many(&self, part: &Part, steps: Steps, panels: Val) {
+        let e = &self.cx.e;
+        let lhs = self.pack_lhs(part, steps);
+        e.for_each(e.i64(0), panels, 1, |panel| {
+            self.pack_panel(part, steps, panel);
+            self.add(part, steps, panel, &lhs, self.panel, &Dim::from(PANEL));
+        });
+    }
+
+    fn add(
+        &self,
+        part: &Part,
+        steps: Steps,
+        panel: Val,
+        lhs: &Lhs<'_>,
+        lines: Val,
+        line_step: &Dim,
+    ) {
+        let sums = self.line(panel, self.cx.e.i64(0));
+        let (rows, steps) = (part.rows, steps.count);
+        Block { lhs, rows, steps, panel: lines, step: line_step }.add(self.cx, sums);
+    }
+
+    fn pack_panel(&self, part: &Part, steps: Steps, panel: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let from = cx.scale(e.mul_const(panel, PANEL), &part.b_axes[1]);
+        let from = part.b.at(cx, cx.offset(from, steps.first, &part.b_axes[0]));
         // Columns of b are the rows that are packed.
-        let from = part.b.at(cx, cx.scale(first, &part.b_axes[0]));
         let rows = Rows {
             base: from.base,
             elem: memory_elem(part.b.dtype),
             row: &part.b_axes[1],
             column: &part.b_axes[0],
         };
-        pack_rows(cx, &rows, part.columns, steps, self.packed);
-        self.block(part, first, steps, self.packed, &Dim::from(PANEL));
+        pack_rows(cx, &rows, self.columns(part, panel), steps.count, self.panel);
     }
 
-    /// Adds the products of a block of k, rows of the panel `step` apart.
-    fn block(&self, part: &Part, first: Val, steps: Val, panel: Val, step: &Dim) {
-        let cx = self.cx;
-        let a = part.a.at(cx, cx.scale(first, &part.a_axes[1]));
-        let block = Block { a: &a, a_axes: &part.a_axes, rows: part.rows, steps, panel, step };
-        block.add(cx, self.sums);
-    }
-}
-
-/// A block of k: `rows` rows of a matrix in any layout, times a panel of sixteen columns.
-pub(super) struct Block<'a> {
-    pub(super) a: &'a View,
-    pub(super) a_axes: &'a [Dim; 2],
-    pub(super) rows: Val,
-    pub(super) steps: Val,
-    /// f32 lines of sixteen, `step` elements apart.
-    pub(super) panel: Val,
-    pub(super) step: &'a Dim,
-}
-
-impl Block<'_> {
-    /// Adds its products to f32 `[rows][16]`, each in order of k.
-    pub(super) fn add(&self, cx: &Cx<'_>, sums: Val) {
-        let e = &cx.e;
-        let tile = |row: Val, height: i64| {
-            let rows: Vec<Val> = (0..height).map(|r| e.add_const(row, r)).collect();
-            let lines: Vec<Val> =
-                rows.iter().map(|r| e.at(sums, Elem::F32, e.mul_const(*r, PANEL))).collect();
-            let starts: Vec<View> =
-                rows.iter().map(|r| self.a.at(cx, cx.scale(*r, &self.a_axes[0]))).collect();
-            let init: Vec<Val> = lines.iter().map(|line| e.load(VECTOR, *line)).collect();
-            let sums = e.for_loop(e.i64(0), self.steps, 1, &init, |k, sums| {
-                let b = e.load_at(VECTOR, self.panel, cx.scale(k, self.step));
-                let at = cx.scale(k, &self.a_axes[1]);
-                let a: Vec<Val> =
-                    starts.iter().map(|start| e.splat(start.load(cx, at), 16)).collect();
-                a.iter().zip(sums).map(|(a, sum)| e.fma(*a, b, *sum)).collect()
+    /// The rows' block of k, in one piece for each register tile.
+    fn pack_lhs(&self, part: &Part, steps: Steps) -> Lhs<'static> {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let a = part.a.at(cx, cx.scale(steps.first, &part.a_axes[1]));
+        let [row_step, k_step] = &part.a_axes;
+        if row_step.is(1) && !k_step.is(1) {
+            let put = |row: Val, lanes: u32| {
+                let to = self.lhs_tile(row);
+                e.for_each(e.i64(0), steps.count, 1, |k| {
+                    let from = e.add(row, cx.scale(k, k_step));
+                    let value = a.load_strip(cx, from, row_step, lanes);
+                    let lane = e.rem_unsigned(row, e.i64(TILE_ROWS));
+                    e.store_at(value, to, e.add(e.mul_const(k, TILE_ROWS), lane));
+                });
+            };
+            let left = e.rem_unsigned(part.rows, e.i64(TILE_ROWS));
+            let whole = e.sub(part.rows, left);
+            let lanes = u32::try_from(TILE_ROWS).expect("few rows");
+            e.for_each(e.i64(0), whole, TILE_ROWS, |row| put(row, lanes));
+            e.for_each(whole, part.rows, 1, |row| put(row, 1));
+            return Lhs::Packed { base: self.lhs, steps: [1, TILE_ROWS] };
+        }
+        e.for_each(e.i64(0), part.rows, 1, |row| {
+            let from = cx.scale(row, row_step);
+            let to = e.at(self.lhs, Elem::F32, e.mul_const(row, K_BLOCK));
+            cx.strips(e.i64(0), steps.count, |k, lanes| {
+                let value = a.load_strip(cx, cx.offset(from, k, k_step), k_step, lanes);
+                e.store_at(value, to, k);
             });
-            for (sum, line) in sums.into_iter().zip(lines) {
-                e.store(sum, line);
-            }
-        };
-        let whole = e.sub(self.rows, e.rem_unsigned(self.rows, e.i64(TILE_ROWS)));
-        e.for_each(e.i64(0), whole, TILE_ROWS, |row| tile(row, TILE_ROWS));
-        let left = e.sub(self.rows, whole);
-        let cases: Vec<i64> = (1..TILE_ROWS).collect();
-        e.switch(left, &cases, |height| tile(whole, height));
+        });
+        Lhs::Packed { base: self.lhs, steps: [K_BLOCK, 1] }
+    }
+
+    /// Where the packed rows of a register tile begin.
+    fn lhs_tile(&self, row: Val) -> Val {
+        let e = &self.cx.e;
+        let tile = e.div_unsigned(row, e.i64(TILE_ROWS));
+        e.at(self.lhs, Elem::F32, e.mul_const(tile, TILE_ROWS * K_BLOCK))
+    }
+
+    fn write(&self, part: &Part, panel: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let columns = self.columns(part, panel);
+        let step = &part.y_axes[1];
+        let first = cx.scale(e.mul_const(panel, PANEL), step);
+        e.for_each(e.i64(0), part.rows, 1, |row| {
+            let y = part.y.at(cx, cx.offset(first, row, &part.y_axes[0]));
+            let line = self.line(panel, row);
+            e.either(
+                e.cmp(Cmp::Eq, columns, e.i64(PANEL)),
+                || y.store_strip(cx, e.load(VECTOR, line), e.i64(0), step),
+                || {
+                    e.for_each(e.i64(0), columns, 1, |column| {
+                        let sum = e.load_at(Ty::Scalar(Elem::F32), line, column);
+                        y.store(cx, sum, cx.scale(column, step));
+                    });
+                },
+            );
+        });
     }
 }

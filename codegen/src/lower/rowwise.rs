@@ -1,7 +1,8 @@
 //! Norms and softmax: every row along one axis is reduced and then mapped.
 //!
 //! Sixteen partial sums run along the row and are folded by halves, then the elements beyond the
-//! last whole strip are added one by one: one order for a row, whatever the other rows are.
+//! last whole strip are added one by one: one order for a row, whatever the other rows are. On the
+//! CPU `logsumexp` goes over chunks instead, by [`super::log_sum_exp`].
 
 mod cuda;
 
@@ -9,8 +10,10 @@ use ir::{Dim, KernelSpec, Target, normalize_axis};
 
 use super::{
     Emitted, Lower, LowerError,
+    block::CHUNK,
     cx::{Cx, LANES, refuse},
     elementwise::maximum,
+    log_sum_exp,
     space::Space,
     view::{View, check_f32s},
 };
@@ -43,7 +46,8 @@ impl Lower for Rowwise {
         let tiles = cx.share_rows(&rows.outer.points(), &rows.n, |point| {
             rows.row(&cx, point, None).emit();
         });
-        Ok(cx.finish(tiles, 0))
+        let scratch = if spec.op == "logsumexp" { 4 * CHUNK.cast_unsigned() } else { 0 };
+        Ok(cx.finish(tiles, scratch))
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
@@ -233,6 +237,11 @@ impl Row<'_> {
 
     fn logsumexp(&self) {
         let e = &self.cx.e;
+        if self.team.is_none() {
+            let total = log_sum_exp::row(self.cx, &self.x, self.n, &self.sx, self.cx.scratch(0));
+            self.y.store(self.cx, total, e.i64(0));
+            return;
+        }
         let max = self.max();
         // Of a row of -inf, the sum is that of exp(-inf - 0).
         let finite = e.cmp(Cmp::Gt, max, e.f32(f32::NEG_INFINITY));

@@ -5,16 +5,9 @@
 //! views; big-endian ones, objects and structures are refused, and so are files that end too early
 //! or late.
 
-mod header;
-
 use std::{fs::File, io::Write as _, path::Path, sync::Arc};
 
-use ir::{DType, MappedFile, Tensor, map_file};
-
-use header::Header;
-
-/// Bytes before the header's text: magic, version and length.
-const MAGIC: &[u8] = b"\x93NUMPY";
+use ir::{DType, MappedFile, Tensor, map_file, npy::Header};
 
 /// An array as its file describes it, over the mapped file.
 #[derive(Debug)]
@@ -90,7 +83,7 @@ pub(crate) fn write(
         shape: shape.to_vec(),
     };
     let mut file = File::create(path).map_err(|e| format!("cannot be written: {e}"))?;
-    file.write_all(&preamble(&header))
+    file.write_all(&header.preamble())
         .and_then(|()| file.write_all(bytes))
         .and_then(|()| file.flush())
         .map_err(|e| format!("cannot be written: {e}"))
@@ -134,57 +127,22 @@ fn wanted(dtype: DType) -> String {
 
 /// Checks everything but the values; returns the header and where the values begin.
 fn parse(bytes: &[u8]) -> Result<(Header, usize), String> {
-    let rest =
-        bytes.strip_prefix(MAGIC).ok_or("is not a .npy file: it does not begin with \\x93NUMPY")?;
-    let early = || "ends within its header".to_owned();
-    let (version, rest) = rest.split_first_chunk::<2>().ok_or_else(early)?;
-    let (length, rest) = match version {
-        [1, 0] => {
-            let (n, rest) = rest.split_first_chunk::<2>().ok_or_else(early)?;
-            (usize::from(u16::from_le_bytes(*n)), rest)
-        }
-        [2 | 3, 0] => {
-            let (n, rest) = rest.split_first_chunk::<4>().ok_or_else(early)?;
-            (usize::try_from(u32::from_le_bytes(*n)).unwrap_or(usize::MAX), rest)
-        }
-        [major, minor] => {
-            return Err(format!("has format version {major}.{minor}; 1.0, 2.0 and 3.0 are read"));
-        }
+    let (mut header, at) = Header::read(bytes)?;
+    let descr = header.descr.as_str();
+    let kind = descr.trim_start_matches(['<', '|', '=', '>']);
+    if descr.starts_with('>') && !kind.ends_with('1') {
+        return Err(format!("is big-endian (`{descr}`); save it little-endian"));
+    }
+    let size = kind.get(1..).and_then(|size| size.parse().ok());
+    let size = size.filter(|size| [1usize, 2, 4, 8, 16].contains(size));
+    let is_plain = kind.starts_with(['f', 'i', 'u', 'b', 'c']) && descr.len() <= kind.len() + 1;
+    let Some(size) = size.filter(|_| is_plain) else {
+        let descr: String = descr.chars().take(16).collect();
+        return Err(format!("holds `{descr}`; numbers and bools are read"));
     };
-    let text = rest.get(..length).ok_or_else(early)?;
-    let text = std::str::from_utf8(text).map_err(|_| "has a header that is not text".to_owned())?;
-    let header = Header::parse(text)?;
-    let values = rest.len() - length;
-    let wanted = header.bytes().ok_or("has a shape whose size overflows")?;
-    if values != wanted {
-        return Err(format!(
-            "has {values} bytes of values, and its shape {:?} of `{}` needs {wanted}",
-            header.shape, header.descr
-        ));
-    }
-    Ok((header, bytes.len() - values))
-}
-
-/// Everything before the values, padded to a multiple of 64 bytes.
-fn preamble(header: &Header) -> Vec<u8> {
-    let mut text = header.to_string();
-    let short = MAGIC.len() + 2 + 2;
-    let is_short = short + text.len() + 64 <= usize::from(u16::MAX);
-    let prefix = if is_short { short } else { short + 2 };
-    let padding = (prefix + text.len() + 1).next_multiple_of(64) - (prefix + text.len() + 1);
-    text.push_str(&" ".repeat(padding));
-    text.push('\n');
-    let mut out = MAGIC.to_vec();
-    let length = u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();
-    if is_short {
-        out.extend([1, 0]);
-        out.extend(&length[..2]);
-    } else {
-        out.extend([2, 0]);
-        out.extend(length);
-    }
-    out.extend(text.as_bytes());
-    out
+    header.check_values(size, bytes.len() - at)?;
+    header.descr = descr.trim_start_matches('>').to_owned();
+    Ok((header, at))
 }
 
 #[cfg(test)]

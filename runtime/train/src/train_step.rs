@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exec::{Executable, Memory, Model, States};
+use exec::{Executable, Memory, Model, States, Trace};
 use ir::{DType, Dim, Port, Program};
 
 use crate::{Batch, TrainError};
@@ -185,6 +185,13 @@ impl TrainStep {
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
         Memory::measure(&self.executables(), &self.states).total()
+    }
+
+    /// Records every run and launch from now on; `None` ends that.
+    pub fn set_trace(&mut self, trace: Option<&Trace>) {
+        for entry in [&mut self.accumulate, &mut self.norm, &mut self.update, &mut self.evaluate] {
+            entry.exe.set_trace(trace.cloned());
+        }
     }
 
     /// Computes a micro-batch; `grad ← keep·grad + scale·∂loss/∂param` of the sum of its losses,

@@ -50,6 +50,7 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
     let device = Device::cpu(Some(cx.threads())).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model).map_err(failure)?;
+    step.set_trace(cx.trace());
     let dataset = open_data(&config.data, &config, &model, cx)?;
     let eval = config
         .eval

@@ -3,13 +3,10 @@
 //! The array is `[N, seq_len]` of int32, int64 or uint16, in C order. It is mapped, never copied.
 //! A row is one document of `seq_len - 1` targets: whoever cut the rows decided what they hold.
 
-mod header;
-
 use std::path::Path;
 
-use ir::{MappedFile, map_file};
+use ir::{MappedFile, map_file, npy::Header};
 
-use self::header::Header;
 use super::{
     error::{BadRecords, DataError},
     progress::{Stage, Watch},
@@ -116,7 +113,7 @@ impl Npy {
 
 /// Type, rows and where values begin, for a file whose size is what these demand.
 fn layout(bytes: &[u8], seq_len: usize) -> Result<(Kind, u64, usize), String> {
-    let header = Header::parse(bytes)?;
+    let (header, values_at) = Header::read(bytes)?;
     let kind = match header.descr.as_str() {
         "<i4" => Kind::I32,
         "<i8" => Kind::I64,
@@ -131,7 +128,7 @@ fn layout(bytes: &[u8], seq_len: usize) -> Result<(Kind, u64, usize), String> {
     let [rows, columns] = header.shape[..] else {
         return Err(format!("has {} axes, and [N, seq_len] is wanted", header.shape.len()));
     };
-    if columns != seq_len as u64 {
+    if columns != seq_len {
         return Err(format!("has rows of {columns} tokens, and `data.seq_len` is {seq_len}"));
     }
     if header.fortran_order && rows > 1 {
@@ -140,15 +137,8 @@ fn layout(bytes: &[u8], seq_len: usize) -> Result<(Kind, u64, usize), String> {
     if rows == 0 {
         return Err("has no rows".into());
     }
-    let wanted = rows.checked_mul(columns).and_then(|n| n.checked_mul(kind.bytes() as u64));
-    let values = (bytes.len() - header.values_at) as u64;
-    if wanted != Some(values) {
-        let wanted = wanted.map_or_else(|| "more than 2^64".to_owned(), |n| n.to_string());
-        return Err(format!(
-            "has {values} bytes of values, and its shape ({rows}, {columns}) needs {wanted}"
-        ));
-    }
-    Ok((kind, rows, header.values_at))
+    header.check_values(kind.bytes(), bytes.len() - values_at)?;
+    Ok((kind, rows as u64, values_at))
 }
 
 #[cfg(test)]

@@ -53,7 +53,10 @@ fn other_arrays_are_refused() {
         bytes
     };
     for (bytes, why) in [
-        (good[..good.len() - 1].to_vec(), "has 23 bytes of values, and its shape (2, 3) needs 24"),
+        (
+            good[..good.len() - 1].to_vec(),
+            "has 23 bytes of values, and its shape [2, 3] of `<i4` needs 24",
+        ),
         ([&good[..], &[0]].concat(), "has 25 bytes of values"),
         (with("<i4", ">i4"), "holds `>i4`"),
         (with("<i4", "<f4"), "holds `<f4`"),

@@ -1,27 +1,28 @@
-//! The header of a `.npy` file, as NEP 1 and `numpy.lib.format` define it: a Python dictionary
-//! literal with three known keys, behind a magic string, a version and a length.
+//! The header of NumPy's `.npy` files, one array a file, as NEP 1 and `numpy.lib.format` define it:
+//! a Python dictionary literal with three known keys, behind a magic string, a version and a length.
 
+use std::fmt;
+
+/// What every file begins with.
 const MAGIC: &[u8] = b"\x93NUMPY";
 
 /// What a file says of its array.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Header {
+pub struct Header {
     /// Byte order, kind and size, as NumPy's `dtype.str`.
-    pub(super) descr: String,
+    pub descr: String,
     /// Whether the first axis varies fastest.
-    pub(super) fortran_order: bool,
+    pub fortran_order: bool,
     /// Extents.
-    pub(super) shape: Vec<u64>,
-    /// Where the values begin.
-    pub(super) values_at: usize,
+    pub shape: Vec<usize>,
 }
 
 impl Header {
-    /// Reads a file's beginning.
+    /// Reads a file's beginning; the header, and where the values begin.
     ///
     /// # Errors
     /// What is wrong, as the rest of a sentence about the file.
-    pub(super) fn parse(bytes: &[u8]) -> Result<Header, String> {
+    pub fn read(bytes: &[u8]) -> Result<(Header, usize), String> {
         let Some(rest) = bytes.strip_prefix(MAGIC) else {
             return Err("is not a .npy file: it does not begin with \\x93NUMPY".into());
         };
@@ -37,7 +38,9 @@ impl Header {
                 (usize::try_from(u32::from_le_bytes(*n)).unwrap_or(usize::MAX), rest)
             }
             [major, minor] => {
-                return Err(format!("has format version {major}.{minor}; 1.0 to 3.0 are read"));
+                return Err(format!(
+                    "has format version {major}.{minor}; 1.0, 2.0 and 3.0 are read"
+                ));
             }
         };
         let values_at = bytes.len() - text.len() + length.min(text.len());
@@ -46,12 +49,62 @@ impl Header {
             std::str::from_utf8(text).map_err(|_| "has a header that is not text".to_owned())?;
         let fields = Fields::parse(text)?;
         let missing = |key: &str| format!("has a header without `{key}`");
-        Ok(Header {
+        let header = Header {
             descr: fields.descr.ok_or_else(|| missing("descr"))?,
             fortran_order: fields.fortran_order.ok_or_else(|| missing("fortran_order"))?,
             shape: fields.shape.ok_or_else(|| missing("shape"))?,
-            values_at,
-        })
+        };
+        Ok((header, values_at))
+    }
+
+    /// Checks that a file has as many bytes of values as its shape of elements of so many bytes.
+    ///
+    /// # Errors
+    /// What is wrong, as the rest of a sentence about the file.
+    pub fn check_values(&self, element_bytes: usize, values: usize) -> Result<(), String> {
+        let Header { descr, shape, .. } = self;
+        let wanted = shape.iter().try_fold(element_bytes, |n, d| n.checked_mul(*d));
+        let wanted = wanted.ok_or_else(|| format!("has a shape {shape:?} whose size overflows"))?;
+        match values == wanted {
+            true => Ok(()),
+            false => Err(format!(
+                "has {values} bytes of values, and its shape {shape:?} of `{descr}` needs {wanted}"
+            )),
+        }
+    }
+
+    /// Everything before the values, padded to a multiple of 64 bytes.
+    #[must_use]
+    pub fn preamble(&self) -> Vec<u8> {
+        let mut text = self.to_string();
+        let short = MAGIC.len() + 2 + 2;
+        let is_short = short + text.len() + 64 <= usize::from(u16::MAX);
+        let prefix = if is_short { short } else { short + 2 };
+        let padding = (prefix + text.len() + 1).next_multiple_of(64) - (prefix + text.len() + 1);
+        text.push_str(&" ".repeat(padding));
+        text.push('\n');
+        let mut out = MAGIC.to_vec();
+        let length = u32::try_from(text.len()).unwrap_or(u32::MAX).to_le_bytes();
+        if is_short {
+            out.extend([1, 0]);
+            out.extend(&length[..2]);
+        } else {
+            out.extend([2, 0]);
+            out.extend(length);
+        }
+        out.extend(text.as_bytes());
+        out
+    }
+}
+
+impl fmt::Display for Header {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let order = if self.fortran_order { "True" } else { "False" };
+        write!(f, "{{'descr': '{}', 'fortran_order': {order}, 'shape': (", self.descr)?;
+        for (i, d) in self.shape.iter().enumerate() {
+            write!(f, "{}{d}", if i > 0 { ", " } else { "" })?;
+        }
+        write!(f, "{}), }}", if self.shape.len() == 1 { "," } else { "" })
     }
 }
 
@@ -59,7 +112,7 @@ impl Header {
 struct Fields {
     descr: Option<String>,
     fortran_order: Option<bool>,
-    shape: Option<Vec<u64>>,
+    shape: Option<Vec<usize>>,
 }
 
 impl Fields {
@@ -112,7 +165,7 @@ impl<'a> Parser<'a> {
         let Some(quote) = quote else {
             let holds_structures = self.rest.starts_with('[');
             return Err(match holds_structures {
-                true => "holds structures, and plain integers are wanted".to_owned(),
+                true => "holds structures; one plain type is read".to_owned(),
                 false => self.unexpected("a string"),
             });
         };
@@ -133,7 +186,7 @@ impl<'a> Parser<'a> {
         Err(self.unexpected("True or False"))
     }
 
-    fn tuple(&mut self) -> Result<Vec<u64>, String> {
+    fn tuple(&mut self) -> Result<Vec<usize>, String> {
         let mut out = Vec::new();
         self.expect('(')?;
         while !self.eat(')') {
@@ -160,3 +213,6 @@ impl<'a> Parser<'a> {
         format!("has a malformed header: {wanted} expected, found `{}`", found.escape_debug())
     }
 }
+
+#[cfg(test)]
+mod tests;
