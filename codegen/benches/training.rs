@@ -28,9 +28,11 @@ struct Case {
     op: &'static str,
     attrs: Attrs,
     floats: Vec<Vec<i64>>,
-    /// Values of the integer operand, and its place among the operands.
-    ints: (usize, Vec<i32>),
+    /// Values of the integer operand, if any, and its place among the operands.
+    ints: Option<(usize, Vec<i32>)>,
     results: Vec<Vec<i64>>,
+    /// Whether the first operand and the result lie in memory with their axes exchanged.
+    exchanged: bool,
     flops: f64,
 }
 
@@ -45,6 +47,10 @@ fn main() {
         );
         for (t, heads, kv_heads, d) in [(512, 8, 8, 64), (2048, 8, 2, 64), (1024, 8, 8, 128)] {
             attention(&yardsticks, t, [heads, kv_heads, d], threads);
+        }
+        for (t, k, n) in [(2048, 384, 1024), (2048, 1024, 384), (2048, 384, 384), (512, 2048, 2048)]
+        {
+            products(&yardsticks, [t, k, n], threads);
         }
         for (t, k, n) in [(512, 512, 8192), (1024, 2048, 4096)] {
             head(&yardsticks, [t, k, n], threads);
@@ -68,8 +74,9 @@ fn attention(yardsticks: &Yardsticks, t: i64, heads: [i64; 3], threads: usize) {
             op: "attention_lse",
             attrs: attrs.clone(),
             floats: vec![q.clone(), kv.clone(), kv.clone()],
-            ints: (3, vec![0, end]),
+            ints: Some((3, vec![0, end])),
             results: vec![q.clone(), lse.clone()],
+            exchanged: false,
             flops: 4.0 * product,
         },
         threads,
@@ -81,12 +88,38 @@ fn attention(yardsticks: &Yardsticks, t: i64, heads: [i64; 3], threads: usize) {
             op: "attention_grad",
             attrs,
             floats: vec![q.clone(), kv.clone(), kv.clone(), q.clone(), lse, q.clone()],
-            ints: (6, vec![0, end]),
+            ints: Some((6, vec![0, end])),
             results: vec![q, kv.clone(), kv],
+            exchanged: false,
             flops: 10.0 * product,
         },
         threads,
     );
+}
+
+/// A layer's product, and those of its gradients.
+fn products(yardsticks: &Yardsticks, [t, k, n]: [i64; 3], threads: usize) {
+    let (x, dy, w) = (vec![t, k], vec![t, n], vec![n, k]);
+    let case = |what: &str, op, attrs, floats, result: Vec<i64>, exchanged| Case {
+        name: format!("{what} T {t} K {k} N {n}"),
+        op,
+        attrs,
+        floats,
+        ints: None,
+        results: vec![result],
+        exchanged,
+        flops: 2.0 * (t * k * n) as f64,
+    };
+    let packed = vec![n.div_euclid(16), k, 16];
+    let attrs = Attrs::none().with("n", n).with("act", "none");
+    let cases = [
+        case("linear", "linear", attrs, vec![x.clone(), packed], dy.clone(), false),
+        case("by x", "matmul", Attrs::none(), vec![dy.clone(), w], x.clone(), false),
+        case("by w", "matmul", Attrs::none(), vec![vec![k, t], dy], vec![k, n], true),
+    ];
+    for case in cases {
+        run(yardsticks, &case, threads);
+    }
 }
 
 fn head(yardsticks: &Yardsticks, [t, k, n]: [i64; 3], threads: usize) {
@@ -101,8 +134,9 @@ fn head(yardsticks: &Yardsticks, [t, k, n]: [i64; 3], threads: usize) {
             op: "linear_cross_entropy",
             attrs: Attrs::none(),
             floats: vec![x.clone(), w.clone()],
-            ints: (2, targets.clone()),
+            ints: Some((2, targets.clone())),
             results: vec![vec![t], vec![t]],
+            exchanged: false,
             flops: 2.0 * product,
         },
         threads,
@@ -114,8 +148,9 @@ fn head(yardsticks: &Yardsticks, [t, k, n]: [i64; 3], threads: usize) {
             op: "linear_cross_entropy_grad",
             attrs: Attrs::none(),
             floats: vec![x.clone(), w.clone(), vec![t], vec![t]],
-            ints: (2, targets),
+            ints: Some((2, targets)),
             results: vec![x, w],
+            exchanged: false,
             flops: 6.0 * product,
         },
         threads,
@@ -128,10 +163,11 @@ fn run(yardsticks: &Yardsticks, case: &Case, threads: usize) {
     };
     let count = |shape: &Vec<i64>| usize::try_from(shape.iter().product::<i64>()).unwrap();
     let mut operands: Vec<_> = case.floats.iter().map(|s| Some(layout(DType::F32, s))).collect();
-    let (place, ints) = &case.ints;
-    let length = i64::try_from(ints.len()).unwrap();
-    operands.insert(*place, Some(layout(DType::I32, &[length])));
-    let spec = KernelSpec {
+    if let Some((place, ints)) = &case.ints {
+        let length = i64::try_from(ints.len()).unwrap();
+        operands.insert(*place, Some(layout(DType::I32, &[length])));
+    }
+    let mut spec = KernelSpec {
         op: case.op,
         attrs: case.attrs.clone(),
         operands,
@@ -139,6 +175,11 @@ fn run(yardsticks: &Yardsticks, case: &Case, threads: usize) {
         body: None,
         symbols: Arc::new(Symbols::default()),
     };
+    if case.exchanged {
+        for layout in spec.operands[0].iter_mut().chain(&mut spec.results) {
+            layout.strides = [1.into(), layout.ty.shape[0].clone()].into_iter().collect();
+        }
+    }
     let compiled = Codegen::new(Target::x86_64_v3()).compile(&[spec], &|_, _| {}).unwrap();
     let kernel = &compiled.kernels[0];
     let symbols = [(kernel.symbol.clone(), kernel.code_offset)].into_iter().collect();
@@ -149,15 +190,18 @@ fn run(yardsticks: &Yardsticks, case: &Case, threads: usize) {
         case.floats.iter().map(|s| (0..count(s)).map(noise).collect()).collect();
     let results: Vec<Vec<f32>> = case.results.iter().map(|s| vec![0.0; count(s)]).collect();
     let mut args: Vec<usize> = floats.iter().map(|f| pointer(f) as usize).collect();
-    args.insert(*place, pointer(ints) as usize);
+    if let Some((place, ints)) = &case.ints {
+        args.insert(*place, pointer(ints) as usize);
+    }
     args.extend(results.iter().map(|r| pointer(r) as usize));
     let tiles = kernel.tiles.as_const().unwrap_or_default();
+    let sizes: Vec<i64> = kernel.dims.iter().map(|dim| dim.as_const().unwrap()).collect();
     let (mut ratios, mut speeds) = (Vec::new(), Vec::new());
     for _ in 0..ROUNDS {
         let peak = yardsticks.peak_flops(threads);
         let seconds = time(threads, tiles, kernel.scratch_bytes, |tiles, scratch| {
             let args: Vec<*mut u8> = args.iter().map(|a| *a as *mut u8).collect();
-            loaded.call(&kernel.symbol, &args, &[], scratch, tiles);
+            loaded.call(&kernel.symbol, &args, &sizes, scratch, tiles);
         });
         ratios.push(case.flops / seconds / peak);
         speeds.push(case.flops / seconds / 1e9);

@@ -8,6 +8,7 @@
 
 mod block;
 mod cuda;
+mod packing;
 
 use ir::{Dim, KernelSpec, Target};
 
@@ -15,9 +16,8 @@ use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
     gemm,
-    pack::{Rows, pack_rows},
     space::{Space, broadcast_strides},
-    view::{View, check_f32s, memory_elem},
+    view::{View, check_f32s},
 };
 use crate::{
     cuda::CudaKernel,
@@ -37,7 +37,7 @@ const K_BLOCK: i64 = 256;
 /// matrix, and with a power of two between them few stay in the first cache.
 const FEW_ROWS: i64 = 12;
 /// Panels of a tile, at most: rows are packed once for all of them.
-const PANELS_PER_TILE: i64 = 4;
+const PANELS_PER_TILE: i64 = 8;
 /// Columns of a panel.
 const PANEL: i64 = 16;
 /// Rows of the widest register tile.
@@ -79,9 +79,9 @@ impl Lower for Matmul {
         let product = Product {
             cx: &cx,
             k: cx.size(&k),
-            panel: cx.scratch(0),
-            lhs: cx.scratch((4 * K_BLOCK * PANEL).cast_unsigned()),
-            sums: cx.scratch((4 * K_BLOCK * (PANEL + ROW_BLOCK)).cast_unsigned()),
+            panels: cx.scratch(0),
+            lhs: cx.scratch((4 * K_BLOCK * group * PANEL).cast_unsigned()),
+            sums: cx.scratch((4 * K_BLOCK * (group * PANEL + ROW_BLOCK)).cast_unsigned()),
         };
         e.for_each(e.tile_begin(), e.tile_end(), 1, |tile| {
             let each = cx.size(&each);
@@ -107,7 +107,7 @@ impl Lower for Matmul {
             };
             product.emit(&part);
         });
-        let scratch = 4 * (K_BLOCK * (PANEL + ROW_BLOCK) + group * ROW_BLOCK * PANEL);
+        let scratch = 4 * (K_BLOCK * (group * PANEL + ROW_BLOCK) + group * ROW_BLOCK * PANEL);
         Ok(cx.finish(tiles, scratch.cast_unsigned()))
     }
 
@@ -128,8 +128,8 @@ fn panels_per_tile(columns: &Dim) -> i64 {
 struct Product<'a> {
     cx: &'a Cx<'a>,
     k: Val,
-    /// f32 `[K_BLOCK][16]`.
-    panel: Val,
+    /// f32 `[panels][K_BLOCK][16]`.
+    panels: Val,
     /// f32 `[ROW_BLOCK / TILE_ROWS][K_BLOCK · TILE_ROWS]`, rows of a register tile by k, or k by
     /// rows.
     lhs: Val,
@@ -192,7 +192,7 @@ impl Product<'_> {
         let lhs = Lhs::InPlace(&a, &part.a_axes);
         let packed = |panel: Val| {
             self.pack_panel(part, steps, panel);
-            self.add(part, steps, panel, &lhs, self.panel, &Dim::from(PANEL));
+            self.add(part, steps, panel, &lhs, self.panel(panel), &Dim::from(PANEL));
         };
         e.for_each(e.i64(0), panels, 1, |panel| {
             if !(part.b_axes[1].is(1) && part.b.dtype == ir::DType::F32) {
@@ -213,10 +213,15 @@ impl Product<'_> {
     fn many(&self, part: &Part, steps: Steps, panels: Val) {
         let e = &self.cx.e;
         let lhs = self.pack_lhs(part, steps);
+        self.pack_panels(part, steps, panels);
         e.for_each(e.i64(0), panels, 1, |panel| {
-            self.pack_panel(part, steps, panel);
-            self.add(part, steps, panel, &lhs, self.panel, &Dim::from(PANEL));
+            self.add(part, steps, panel, &lhs, self.panel(panel), &Dim::from(PANEL));
         });
+    }
+
+    fn panel(&self, panel: Val) -> Val {
+        let e = &self.cx.e;
+        e.at(self.panels, Elem::F32, e.mul_const(panel, K_BLOCK * PANEL))
     }
 
     fn add(
@@ -233,67 +238,28 @@ impl Product<'_> {
         Block { lhs, rows, steps, panel: lines, step: line_step }.add(self.cx, sums);
     }
 
-    fn pack_panel(&self, part: &Part, steps: Steps, panel: Val) {
-        let (cx, e) = (self.cx, &self.cx.e);
-        let from = cx.scale(e.mul_const(panel, PANEL), &part.b_axes[1]);
-        let from = part.b.at(cx, cx.offset(from, steps.first, &part.b_axes[0]));
-        // Columns of b are the rows that are packed.
-        let rows = Rows {
-            base: from.base,
-            elem: memory_elem(part.b.dtype),
-            row: &part.b_axes[1],
-            column: &part.b_axes[0],
-        };
-        pack_rows(cx, &rows, self.columns(part, panel), steps.count, self.panel);
-    }
-
-    /// The rows' block of k, in one piece for each register tile.
-    fn pack_lhs(&self, part: &Part, steps: Steps) -> Lhs<'static> {
-        let (cx, e) = (self.cx, &self.cx.e);
-        let a = part.a.at(cx, cx.scale(steps.first, &part.a_axes[1]));
-        let [row_step, k_step] = &part.a_axes;
-        if row_step.is(1) && !k_step.is(1) {
-            let put = |row: Val, lanes: u32| {
-                let to = self.lhs_tile(row);
-                e.for_each(e.i64(0), steps.count, 1, |k| {
-                    let from = e.add(row, cx.scale(k, k_step));
-                    let value = a.load_strip(cx, from, row_step, lanes);
-                    let lane = e.rem_unsigned(row, e.i64(TILE_ROWS));
-                    e.store_at(value, to, e.add(e.mul_const(k, TILE_ROWS), lane));
-                });
-            };
-            let left = e.rem_unsigned(part.rows, e.i64(TILE_ROWS));
-            let whole = e.sub(part.rows, left);
-            let lanes = u32::try_from(TILE_ROWS).expect("few rows");
-            e.for_each(e.i64(0), whole, TILE_ROWS, |row| put(row, lanes));
-            e.for_each(whole, part.rows, 1, |row| put(row, 1));
-            return Lhs::Packed { base: self.lhs, steps: [1, TILE_ROWS] };
-        }
-        e.for_each(e.i64(0), part.rows, 1, |row| {
-            let from = cx.scale(row, row_step);
-            let to = e.at(self.lhs, Elem::F32, e.mul_const(row, K_BLOCK));
-            cx.strips(e.i64(0), steps.count, |k, lanes| {
-                let value = a.load_strip(cx, cx.offset(from, k, k_step), k_step, lanes);
-                e.store_at(value, to, k);
-            });
-        });
-        Lhs::Packed { base: self.lhs, steps: [K_BLOCK, 1] }
-    }
-
-    /// Where the packed rows of a register tile begin.
-    fn lhs_tile(&self, row: Val) -> Val {
-        let e = &self.cx.e;
-        let tile = e.div_unsigned(row, e.i64(TILE_ROWS));
-        e.at(self.lhs, Elem::F32, e.mul_const(tile, TILE_ROWS * K_BLOCK))
-    }
-
     fn write(&self, part: &Part, panel: Val) {
         let (cx, e) = (self.cx, &self.cx.e);
         let columns = self.columns(part, panel);
-        let step = &part.y_axes[1];
-        let first = cx.scale(e.mul_const(panel, PANEL), step);
+        let [row_step, step] = &part.y_axes;
+        let first = part.y.at(cx, cx.scale(e.mul_const(panel, PANEL), step));
+        if row_step.is(1) && !step.is(1) {
+            // Columns of the result are dense: they are written whole.
+            let sums = self.line(panel, e.i64(0));
+            e.for_each(e.i64(0), columns, 1, |column| {
+                let to = first.at(cx, cx.scale(column, step));
+                let from = e.at(sums, Elem::F32, column);
+                let sums = View { base: from, dtype: ir::DType::F32, ..first.clone() };
+                cx.strips(e.i64(0), part.rows, |row, lanes| {
+                    let line = e.mul_const(row, PANEL);
+                    let sums = sums.load_strip(cx, line, &Dim::from(PANEL), lanes);
+                    to.store_strip(cx, sums, row, row_step);
+                });
+            });
+            return;
+        }
         e.for_each(e.i64(0), part.rows, 1, |row| {
-            let y = part.y.at(cx, cx.offset(first, row, &part.y_axes[0]));
+            let y = first.at(cx, cx.scale(row, row_step));
             let line = self.line(panel, row);
             e.either(
                 e.cmp(Cmp::Eq, columns, e.i64(PANEL)),
