@@ -147,7 +147,12 @@ fn a_row_is_the_same_bits_among_others() {
                 let mut some = many.clone();
                 some.args[0] = many.args[0].as_ref().map(|x| x.slice(0, 77, count, 1));
                 let want = whole.slice(0, 77, count, 1).to_bytes();
-                assert_eq!(want, result(&some, &[same(i, 0)]).to_bytes(), "{count} rows on {}", target.cpu);
+                assert_eq!(
+                    want,
+                    result(&some, &[same(i, 0)]).to_bytes(),
+                    "{count} rows on {}",
+                    target.cpu
+                );
             }
         }
     }

@@ -44,24 +44,29 @@ pub(crate) fn trial(trial: &Trial<'_>, kernel: &CudaKernel, ptx: &str) {
     let row = size(&spec.results[0], &env) / trial.want[0].shape().first().copied().unwrap_or(1);
     let same = trial.same.iter().map(|same| {
         let (name, offset, bytes) = match same {
-            Same::Variants => (format!("variants for {operands:?}"), 0, size(&spec.results[0], &env)),
+            Same::Variants => {
+                (format!("variants for {operands:?}"), 0, size(&spec.results[0], &env))
+            }
             Same::Rows(name, first, count) => ((*name).to_owned(), first * row, count * row),
         };
         gpu_check::Same { name: format!("{name} on {}", target.cpu), offset, bytes }
     });
     let same = same.collect();
-    write(&folder, Case {
-        name: format!("{} {} {}", trial.what, target.cpu, kernel.symbol),
-        family: trial.family.to_owned(),
-        target: target.cpu.clone(),
-        module: module(&folder, ptx, target),
-        launch: launch(kernel, &env),
-        results: outputs(spec, &env),
-        operands,
-        check: Check::Whole { files, tolerance: trial.tolerance },
-        same,
-        timing: None,
-    });
+    write(
+        &folder,
+        Case {
+            name: format!("{} {} {}", trial.what, target.cpu, kernel.symbol),
+            family: trial.family.to_owned(),
+            target: target.cpu.clone(),
+            module: module(&folder, ptx, target),
+            launch: launch(kernel, &env),
+            results: outputs(spec, &env),
+            operands,
+            check: Check::Whole { files, tolerance: trial.tolerance },
+            same,
+            timing: None,
+        },
+    );
 }
 
 /// Writes a case.

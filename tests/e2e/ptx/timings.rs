@@ -57,7 +57,8 @@ fn linear(count: usize, k: usize, n: usize, x: DType) -> Timed {
 
 fn quantized(count: usize, k: usize, n: usize, bits: usize) -> Timed {
     let attrs = Attrs::none().with("n", n as i64).with("act", "none").with("gated", false);
-    let [rows_of_k, rows_of_n] = [k, n].map(|width| layout(DType::Bf16, &["T", &width.to_string()]));
+    let [rows_of_k, rows_of_n] =
+        [k, n].map(|width| layout(DType::Bf16, &["T", &width.to_string()]));
     let bytes = ir::quant_lane_bytes(bits);
     let shape = [n.div_ceil(16), k.div_ceil(ir::QUANT_GROUP), bytes].map(|n| n.to_string());
     let w = layout(DType::U8, &shape.each_ref().map(String::as_str));
@@ -214,17 +215,23 @@ fn model_sizes_have_kernels() {
             };
             Some(Operand { dtype: ty.dtype, shape: ty.extents(&timed.env).unwrap(), source })
         };
-        record::write(folder, Case {
-            name: format!("{} {}", timed.peer, kernel.symbol),
-            family: "timings".to_owned(),
-            target: target.cpu.clone(),
-            module: module(folder, &ptx_of(kernel, &target), &target),
-            launch: launch(kernel, &timed.env),
-            operands: (1..).zip(timed.spec.operands.iter().zip(&timed.sources)).map(operand).collect(),
-            results: outputs(&timed.spec, &timed.env),
-            check: timed.check,
-            same: Vec::new(),
-            timing: Some(Timing { flops, bytes, peer: timed.peer }),
-        });
+        record::write(
+            folder,
+            Case {
+                name: format!("{} {}", timed.peer, kernel.symbol),
+                family: "timings".to_owned(),
+                target: target.cpu.clone(),
+                module: module(folder, &ptx_of(kernel, &target), &target),
+                launch: launch(kernel, &timed.env),
+                operands: (1..)
+                    .zip(timed.spec.operands.iter().zip(&timed.sources))
+                    .map(operand)
+                    .collect(),
+                results: outputs(&timed.spec, &timed.env),
+                check: timed.check,
+                same: Vec::new(),
+                timing: Some(Timing { flops, bytes, peer: timed.peer }),
+            },
+        );
     }
 }

@@ -222,9 +222,7 @@ impl Folder {
 
 fn is_lanes(operand: &Operand, bits: usize) -> bool {
     let group = operand.shape.last().copied();
-    operand.dtype == DType::U8
-        && matches!(bits, 4 | 8)
-        && group == Some(ir::quant_lane_bytes(bits))
+    operand.dtype == DType::U8 && matches!(bits, 4 | 8) && group == Some(ir::quant_lane_bytes(bits))
 }
 
 /// Arguments that do not exist.
@@ -244,3 +242,6 @@ fn arguments(case: &Case) -> Vec<String> {
     };
     case.launch.params.iter().enumerate().filter_map(wrong).collect()
 }
+
+#[cfg(test)]
+mod tests;

@@ -13,7 +13,8 @@ const PART: usize = 1 << 16;
 
 /// 64 bits that look random (Steele et al. 2014, SplitMix).
 fn bits(seed: u64, index: u64) -> u64 {
-    let mut z = seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    let mut z =
+        seed.wrapping_mul(0xd1b5_4a32_d192_ed03) ^ index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
     z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
     z ^ (z >> 31)

@@ -221,10 +221,7 @@ fn attention(
             let values = weights.iter().enumerate().map(|(key, w)| w * read(v, places(key, d).1));
             values.sum::<f64>() / total
         };
-        Part {
-            first: (token * heads + head) * size,
-            want: (0..size).map(value).collect(),
-        }
+        Part { first: (token * heads + head) * size, want: (0..size).map(value).collect() }
     };
     let tokens = some(tokens);
     Ok((0..).zip(tokens).map(|(i, token)| row(token, (i * 5 + 3) % heads)).collect())

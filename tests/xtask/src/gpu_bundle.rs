@@ -4,7 +4,9 @@
 //! It holds the runner, the cases that the suite of GPU kernels writes, their expected results, and
 //! `run.sh`, which runs all of it beside PyTorch.
 
-use crate::process::{Failure, Result, cargo, file_failure, run as run_command, run_lines, succeeds};
+use crate::process::{
+    Failure, Result, cargo, file_failure, run as run_command, run_lines, succeeds,
+};
 use crate::process::{command, root};
 use crate::ptxas;
 use crate::setup;
@@ -109,7 +111,12 @@ fn newest_glibc(bytes: &[u8]) -> (u32, u32) {
         let mut numbers = text.split('.').map_while(|n| n.parse().ok());
         Some((numbers.next()?, numbers.next().unwrap_or(0)))
     };
-    names.into_iter().flat_map(|names| names.split(|b| *b == 0)).filter_map(version).max().unwrap_or_default()
+    names
+        .into_iter()
+        .flat_map(|names| names.split(|b| *b == 0))
+        .filter_map(version)
+        .max()
+        .unwrap_or_default()
 }
 
 #[cfg(test)]

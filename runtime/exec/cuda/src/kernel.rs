@@ -92,7 +92,8 @@ impl Kernel {
             return Err(launch.invalid(reason));
         }
         if launch.shared_bytes > SHARED_BYTES {
-            let allowed = self.loaded.driver.allow_shared(self.loaded.function, launch.shared_bytes);
+            let allowed =
+                self.loaded.driver.allow_shared(self.loaded.function, launch.shared_bytes);
             allowed
                 .map_err(|source| CudaError::Launch { kernel: launch.symbol.clone(), source })?;
         }

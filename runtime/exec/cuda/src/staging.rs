@@ -49,12 +49,7 @@ impl Staging {
     ///
     /// # Errors
     /// [`CudaError::Range`]; what the driver says.
-    pub fn upload(
-        &mut self,
-        stream: &Stream,
-        to: &Address,
-        data: &[u8],
-    ) -> Result<(), CudaError> {
+    pub fn upload(&mut self, stream: &Stream, to: &Address, data: &[u8]) -> Result<(), CudaError> {
         let mut to = to.range(data.len() as u64).map(|_| to.clone())?;
         for part in data.chunks(self.bytes) {
             let half = self.turn()?;

@@ -98,9 +98,7 @@ fn facts(device: c_int, driver: u32) -> Answer<Facts> {
         driver,
         memory_bytes: bytes as u64,
         multiprocessors: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
-        shared_bytes: attribute(
-            Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN,
-        )?,
+        shared_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         l2_bytes: attribute(Attribute::CU_DEVICE_ATTRIBUTE_L2_CACHE_SIZE)?,
         clock_khz: attribute(Attribute::CU_DEVICE_ATTRIBUTE_CLOCK_RATE)?,
     })
@@ -281,9 +279,8 @@ impl Driver for LibCuda {
             self.enter()?;
             let index = sizes.len();
             // SAFETY: writes two sizes; the function's module is loaded.
-            let got = unsafe {
-                sys::cuFuncGetParamInfo(function, index, &raw mut offset, &raw mut size)
-            };
+            let got =
+                unsafe { sys::cuFuncGetParamInfo(function, index, &raw mut offset, &raw mut size) };
             // The number after the last is the only one that is out of range.
             if got == CUresult::CUDA_ERROR_INVALID_VALUE {
                 return Ok(sizes);
