@@ -6,6 +6,7 @@
 cd "$(dirname "$0")" || exit 1
 out=${1:?usage: run.sh OUT}
 mkdir -p "$out"
+chmod +x gpu-check
 status=0
 
 section() {
@@ -18,7 +19,7 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit,m
     --format=csv,noheader || echo "no nvidia-smi"
 
 section "checks"
-timeout 140 ./gpu-check . --seconds 120 --json "$out/checks.json" 2>"$out/checks.log" |
+timeout 120 ./gpu-check . --seconds 105 --json "$out/checks.json" 2>"$out/checks.log" |
     tee "$out/checks.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 tail -n 5 "$out/checks.log"

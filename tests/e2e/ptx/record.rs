@@ -40,7 +40,10 @@ pub(crate) fn trial(trial: &Trial<'_>, kernel: &CudaKernel, ptx: &str) {
     });
     let operands: Vec<Option<Operand>> = operands.collect();
     let expected = spec.results.iter().zip(trial.want);
-    let files = expected.map(|(layout, want)| file(bytes(layout, want, &env))).collect();
+    // The interpreter keeps f32 as f64.
+    let files = expected
+        .map(|(layout, want)| file(bytes(layout, &want.cast(layout.ty.dtype), &env)))
+        .collect();
     let row = size(&spec.results[0], &env) / trial.want[0].shape().first().copied().unwrap_or(1);
     let same = trial.same.iter().map(|same| {
         let (name, offset, bytes) = match same {
@@ -79,7 +82,7 @@ pub(crate) fn outputs(spec: &KernelSpec, env: &Env) -> Vec<Output> {
     let in_place = KernelSpec::in_place(spec.op);
     let output = |(i, layout): (usize, &ir::Layout)| Output {
         dtype: layout.ty.dtype,
-        shape: layout.ty.extents(env).unwrap(),
+        shape: layout.ty.extents(env).unwrap().to_vec(),
         in_place: in_place.iter().find(|(r, _)| *r == i).map(|(_, o)| u32::try_from(*o).unwrap()),
     };
     spec.results.iter().enumerate().map(output).collect()

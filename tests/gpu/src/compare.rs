@@ -57,8 +57,8 @@ impl Distance {
             };
             let allowed = allowed + rounding(dtype) * want.abs();
             let part = (got - want).abs() / allowed;
-            // Not a number is larger than all of them.
-            let part = if part.is_nan() { f64::INFINITY } else { part };
+            // Not a number is larger than all of them; JSON knows nothing larger than this.
+            let part = if part.is_nan() { f64::MAX } else { part.min(f64::MAX) };
             self.worst = self.worst.max(part);
             if part > 1.0 && self.wrong.is_none() {
                 self.wrong = Some(format!("{} is {got:e}, not {want:e}", name(i)));

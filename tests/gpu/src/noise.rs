@@ -47,6 +47,9 @@ pub fn fill(operand: &Operand, first: usize, out: &mut [u8]) {
     let size = operand.dtype.size();
     let threads = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
     let share = (out.len() / size).div_ceil(threads).max(PART);
+    if out.len() <= share * size {
+        return write(operand, first as u64, out);
+    }
     std::thread::scope(|scope| {
         for (part, out) in out.chunks_mut(share * size).enumerate() {
             scope.spawn(move || write(operand, (first + part * share) as u64, out));

@@ -101,7 +101,7 @@ pub fn checks(cases: &[Case], findings: &Findings) -> String {
             None => sum.missing += 1,
             Some(Outcome { error: Some(error), worst, .. }) => {
                 sum.wrong += 1;
-                failures.push(format!("{}: {error} (error {worst:.2} of the bound)", case.name));
+                failures.push(format!("{}: {error} (error {worst:.2e} of the bound)", case.name));
             }
             Some(outcome) => {
                 sum.right += 1;

@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// The longest that a case may take.
-const CASE: Duration = Duration::from_secs(25);
+const CASE: Duration = Duration::from_secs(12);
 /// Workers that may come to nothing in a row.
 const STARTS: usize = 2;
 

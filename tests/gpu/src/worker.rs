@@ -190,11 +190,29 @@ impl Bench {
             let Some(operand) = operand else { continue };
             self.write(folder, operand, &places.memory.at(*offset))?;
         }
-        let first = self.launch(case, &kernel, &places)?;
+        let verdict = self.verdict(folder, case, &kernel, &places, outcome);
+        // What is wrong takes time too.
+        if timed && !matches!(&verdict, Err(Failure::Device(_))) {
+            let places = (&places, bytes);
+            outcome.us = Some(timing::launch(&self.device, &self.stream, &kernel, case, places)?);
+        }
+        verdict
+    }
+
+    /// Launches twice and checks all that can be.
+    fn verdict(
+        &mut self,
+        folder: &Folder,
+        case: &Case,
+        kernel: &Kernel,
+        places: &Places,
+        outcome: &mut Outcome,
+    ) -> Result<(), Failure> {
+        let first = self.launch(case, kernel, places)?;
         self.check(folder, case, &first, outcome)?;
-        self.intact(folder, case, &places)?;
-        self.reset(folder, case, &places)?;
-        let second = self.launch(case, &kernel, &places)?;
+        self.intact(folder, case, places)?;
+        self.reset(folder, case, places)?;
+        let second = self.launch(case, kernel, places)?;
         if first != second {
             let text = "two launches on the same operands differ: a race";
             return Err(Failure::Result(text.into()));
@@ -203,10 +221,6 @@ impl Bench {
             blake3::hash(&first[0][same.offset..][..same.bytes]).to_hex()[..16].to_owned()
         };
         outcome.same = case.same.iter().map(digest).collect();
-        if timed {
-            let places = (&places, bytes);
-            outcome.us = Some(timing::launch(&self.device, &self.stream, &kernel, case, places)?);
-        }
         Ok(())
     }
 

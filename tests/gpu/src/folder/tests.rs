@@ -1,3 +1,5 @@
+//! Cases that are whole, and what is said of those that are not.
+
 use std::{env, fs, process};
 
 use cuda::Launch;
