@@ -22,12 +22,13 @@ use source::{LITERAL, Source};
 /// runtime links no LLVM.
 struct Floor(&'static str, &'static str, &'static [&'static str]);
 
-const FLOORS: [Floor; 13] = [
+const FLOORS: [Floor; 15] = [
     Floor("brolly-ir", "ir", &[]),
     Floor("brolly-frontend", "frontend", &["brolly-ir"]),
     Floor("brolly-passes", "passes", &["brolly-ir"]),
     Floor("brolly-codegen", "codegen", &["brolly-ir"]),
     Floor("brolly-exec", "runtime/exec", &["brolly-ir"]),
+    Floor("brolly-cuda", "runtime/exec/cuda", &["brolly-ir"]),
     Floor("brolly-text", "runtime/text", &[]),
     Floor("brolly-serve", "runtime/serve", &["brolly-exec", "brolly-ir", "brolly-text"]),
     Floor("brolly-train", "runtime/train", &["brolly-exec", "brolly-ir", "brolly-text"]),
@@ -54,9 +55,11 @@ const FLOORS: [Floor; 13] = [
         &[
             "brolly",
             "brolly-codegen",
+            "brolly-cuda",
             "brolly-driver",
             "brolly-exec",
             "brolly-frontend",
+            "brolly-gpu-check",
             "brolly-ir",
             "brolly-passes",
             "brolly-ptx",
@@ -65,16 +68,19 @@ const FLOORS: [Floor; 13] = [
             "brolly-train",
         ],
     ),
+    Floor("brolly-gpu-check", "tests/gpu", &["brolly-cuda", "brolly-ir"]),
     Floor("brolly-ptx", "tests/ptx", &[]),
     Floor("xtask", "tests/xtask", &[]),
 ];
 
 /// What must build, with these flags, where no LLVM is installed.
-const WITHOUT_LLVM: [(&str, &[&str]); 10] = [
+const WITHOUT_LLVM: [(&str, &[&str]); 12] = [
     ("brolly-ir", &[]),
     ("brolly-frontend", &[]),
     ("brolly-passes", &[]),
     ("brolly-exec", &[]),
+    ("brolly-cuda", &[]),
+    ("brolly-gpu-check", &[]),
     ("brolly-text", &[]),
     ("brolly-serve", &[]),
     ("brolly-train", &[]),
@@ -88,7 +94,7 @@ const TOP_LEVEL: [&str; 8] =
     [".cargo", ".ci", "codegen", "frontend", "ir", "passes", "runtime", "tests"];
 
 /// The only files that may hold `unsafe`, and why each has to.
-const UNSAFE: [(&str, &str); 15] = [
+const UNSAFE: [(&str, &str); 16] = [
     ("codegen/benches/kernels/blas.rs", "calls OpenBLAS"),
     ("codegen/src/mlir.rs", "the C interface of MLIR"),
     ("codegen/src/mlir/llvm.rs", "the C interface of LLVM"),
@@ -96,6 +102,7 @@ const UNSAFE: [(&str, &str); 15] = [
     ("ir/src/mmap.rs", "maps files"),
     ("ir/src/ops/quantize_weight.rs", "calls loops for detected CPU features"),
     ("runtime/cli/src/commands/bench/machine.rs", "calls loops for detected CPU features"),
+    ("runtime/exec/cuda/src/driver/libcuda.rs", "the C interface of CUDA's driver"),
     ("runtime/exec/mpi/src/lib.rs", "the C interface of MPI, and one of its own"),
     ("runtime/exec/src/code.rs", "makes functions of mapped code"),
     ("runtime/exec/src/collectives/loan.rs", "lends bytes to other ranks' threads"),

@@ -9,3 +9,5 @@ mod families;
 mod map;
 mod products;
 mod quantized;
+mod record;
+mod timings;

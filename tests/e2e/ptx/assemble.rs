@@ -13,7 +13,7 @@ use ir::{Attr, Attrs, DType, Dim, KernelSpec, Layout, OpRef, Symbols, Target, Te
 use super::device::{ptx_of, targets};
 
 /// Where `cargo xtask ptxas` puts the programs.
-fn programs() -> Option<PathBuf> {
+pub(super) fn programs() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/ptxas");
     if folder.join("ptxas").is_file() {
         return Some(folder);
@@ -39,11 +39,11 @@ fn assemble(folder: &Path, name: &str, ptx: &str, arch: &str) -> Result<(String,
     Ok((String::from_utf8(output.stdout).unwrap(), said))
 }
 
-fn layout(dtype: DType, shape: &[&str]) -> Layout {
+pub(super) fn layout(dtype: DType, shape: &[&str]) -> Layout {
     Layout::contiguous(&TensorType::new(dtype, shape.iter().map(|d| d.parse::<Dim>().unwrap())))
 }
 
-fn spec(op: &str, attrs: Attrs, operands: &[Layout], results: &[Layout]) -> KernelSpec {
+pub(super) fn spec(op: &str, attrs: Attrs, operands: &[Layout], results: &[Layout]) -> KernelSpec {
     KernelSpec {
         op: OpRef::named(op).0.name(),
         attrs,

@@ -7,7 +7,10 @@ use codegen::{
 };
 use ir::{CudaArch, Env, KernelSpec, Layout, Target, Tensor};
 
-use super::case::Case;
+use super::{
+    case::{Case, assert_close},
+    record,
+};
 
 /// The two GPUs.
 pub(crate) fn targets() -> [Target; 2] {
@@ -19,20 +22,50 @@ pub(crate) fn ptx_of(kernel: &CudaKernel, target: &Target) -> String {
     mlir::ptx(&kernel.symbol, &kernel.mlir, &target.cpu).unwrap_or_else(|e| panic!("{e}"))
 }
 
-/// Runs a kernel on a case's operands; results and counts.
-pub(crate) fn run(
-    case: &Case,
-    spec: &KernelSpec,
-    kernel: &CudaKernel,
-    target: &Target,
-    seed: u64,
-) -> (Vec<Tensor>, Report) {
-    let text = ptx_of(kernel, target);
-    run_text(&text, case, spec, kernel, target, seed)
-        .unwrap_or_else(|fault| panic!("{} for {}: {fault}\n{}", case.op, target.cpu, text))
+/// A case on a GPU, and what must come out.
+#[derive(Clone, Copy)]
+pub(crate) struct Trial<'a> {
+    /// What it shows.
+    pub(crate) what: &'a str,
+    /// The part of the suite that it is from.
+    pub(crate) family: &'a str,
+    pub(crate) case: &'a Case,
+    pub(crate) spec: &'a KernelSpec,
+    pub(crate) target: &'a Target,
+    pub(crate) want: &'a [Tensor],
+    /// How far off floats may be, as [`assert_close`] has it.
+    pub(crate) tolerance: f64,
+    /// What else has the same bits: the suite asserts it here, and a real device by this.
+    pub(crate) same: &'a [Same<'a>],
 }
 
-/// As [`run`], for a text that need not be what the kernel's MLIR gives.
+/// Bits that trials on a target have in common.
+#[derive(Clone, Copy)]
+pub(crate) enum Same<'a> {
+    /// The whole first result, in all trials on these operands.
+    Variants,
+    /// Of the first result the rows from the second number on, as many as the third says, in all
+    /// trials with this name.
+    Rows(&'a str, usize, usize),
+}
+
+impl Trial<'_> {
+    /// Runs a kernel in the emulator; results, which are as expected, and counts.
+    pub(crate) fn run(&self, kernel: &CudaKernel, seed: u64) -> (Vec<Tensor>, Report) {
+        let Trial { case, spec, target, .. } = self;
+        let text = ptx_of(kernel, target);
+        record::trial(self, kernel, &text);
+        let (got, report) = run_text(&text, case, spec, kernel, target, seed)
+            .unwrap_or_else(|fault| panic!("{} for {}: {fault}\n{text}", case.op, target.cpu));
+        for (got, want) in got.iter().zip(self.want) {
+            let what = format!("{}, {} on {}", self.what, kernel.symbol, target.cpu);
+            assert_close(&what, got, want, self.tolerance);
+        }
+        (got, report)
+    }
+}
+
+/// Runs a text, which need not be what the kernel's MLIR gives, on a case's operands.
 pub(crate) fn run_text(
     text: &str,
     case: &Case,
@@ -91,13 +124,13 @@ pub(crate) fn run_text(
 }
 
 /// Bytes of a layout without gaps.
-fn size(layout: &Layout, env: &Env) -> usize {
+pub(crate) fn size(layout: &Layout, env: &Env) -> usize {
     let count: usize = layout.ty.extents(env).unwrap().iter().product();
     count * layout.ty.dtype.size()
 }
 
 /// A tensor's bytes in a layout without gaps.
-fn bytes(layout: &Layout, tensor: &Tensor, env: &Env) -> Vec<u8> {
+pub(crate) fn bytes(layout: &Layout, tensor: &Tensor, env: &Env) -> Vec<u8> {
     let each = layout.ty.dtype.size();
     let strides: Vec<usize> =
         layout.strides.iter().map(|s| usize::try_from(s.eval(env).unwrap()).unwrap()).collect();

@@ -3,8 +3,8 @@
 use ir::{Attr, Attrs, DType, Tensor};
 
 use super::{
-    case::{Case, assert_close, noise},
-    device::{run, targets},
+    case::{Case, noise},
+    device::{Trial, targets},
 };
 
 /// Runs the one kernel of a case on both GPUs under two orders of warps.
@@ -13,11 +13,10 @@ fn check(what: &str, case: &Case, tolerance: f64) {
     for target in targets() {
         let kernels = case.kernels(&spec, &target);
         let [kernel] = &kernels[..] else { panic!("{what}: {} kernels", kernels.len()) };
+        let (family, spec, want, target) = ("families", &spec, &want[..], &target);
+        let trial = Trial { what, family, case, spec, target, want, tolerance, same: &[] };
         for seed in [1, 2] {
-            let (got, report) = run(case, &spec, kernel, &target, seed);
-            for (got, want) in got.iter().zip(&want) {
-                assert_close(&format!("{what} on {}", target.cpu), got, want, tolerance);
-            }
+            let (_, report) = trial.run(kernel, seed);
             assert_eq!(report.bank_conflicts, 0, "{what}: bank conflicts");
         }
     }

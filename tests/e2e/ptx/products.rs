@@ -4,8 +4,8 @@
 use ir::{Attrs, DType, Target};
 
 use super::{
-    case::{Case, assert_close, first_far, noise},
-    device::{ptx_of, run, run_text, targets},
+    case::{Case, first_far, noise},
+    device::{Same, Trial, ptx_of, run_text, targets},
 };
 
 /// A product with a packed weight of `n` columns.
@@ -42,11 +42,19 @@ fn check(what: &str, case: &Case) {
     let (spec, want) = case.expected();
     for target in targets() {
         let kernels = case.kernels(&spec, &target);
-        let what = format!("{what} on {}", target.cpu);
         let mut first: Option<Vec<u8>> = None;
+        let trial = Trial {
+            what,
+            family: "products",
+            case,
+            spec: &spec,
+            target: &target,
+            want: &want,
+            tolerance: 1e-5,
+            same: &[Same::Variants],
+        };
         for (seed, kernel) in (0..).zip(&kernels) {
-            let (got, report) = run(case, &spec, kernel, &target, seed);
-            assert_close(&what, &got[0], &want[0], 1e-5);
+            let (got, report) = trial.run(kernel, seed);
             let conflicts = report.bank_conflicts;
             assert!(odd || conflicts == 0, "{what}: bank conflicts in {}", kernel.symbol);
             let bits = got[0].to_bytes();
@@ -86,12 +94,23 @@ fn a_row_is_the_same_bits_among_others() {
         let mut one = many.clone();
         one.args[0] = many.args[0].as_ref().map(|x| x.slice(0, 77, 1, 1));
         for target in targets() {
-            let result = |case: &Case| {
-                let (spec, _) = case.expected();
+            let name = &format!("a row of {x} alone and among others");
+            let result = |case: &Case, first: usize| {
+                let (spec, want) = case.expected();
                 let kernel = &case.kernels(&spec, &target)[0];
-                run(case, &spec, kernel, &target, 1).0.remove(0)
+                let trial = Trial {
+                    what: "a row",
+                    family: "products",
+                    case,
+                    spec: &spec,
+                    target: &target,
+                    want: &want,
+                    tolerance: 1e-5,
+                    same: &[Same::Rows(name, first, 1)],
+                };
+                trial.run(kernel, 1).0.remove(0)
             };
-            let (many, one) = (result(&many), result(&one));
+            let (many, one) = (result(&many, 77), result(&one, 0));
             assert_eq!(many.slice(0, 77, 1, 1).to_bytes(), one.to_bytes(), "{}", target.cpu);
         }
     }

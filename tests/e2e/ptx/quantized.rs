@@ -4,8 +4,8 @@
 use ir::{Attr, Attrs, DType, Target, Tensor};
 
 use super::{
-    case::{Case, assert_close, first_far, noise},
-    device::{ptx_of, run, run_text, targets},
+    case::{Case, first_far, noise},
+    device::{Same, Trial, ptx_of, run_text, targets},
 };
 
 /// A weight of so many panels in lanes, by the interpreter.
@@ -52,10 +52,18 @@ fn check(what: &str, case: &Case, variants: usize) {
         let kernels = case.kernels(&spec, &target);
         assert_eq!(kernels.len(), variants, "{what} on {}", target.cpu);
         let mut first: Option<Vec<u8>> = None;
+        let trial = Trial {
+            what,
+            family: "quantized",
+            case,
+            spec: &spec,
+            target: &target,
+            want: &want,
+            tolerance: 2e-5,
+            same: &[Same::Variants],
+        };
         for (seed, kernel) in (0..).zip(&kernels) {
-            let what = format!("{what}, {} on {}", kernel.symbol, target.cpu);
-            let (got, report) = run(case, &spec, kernel, &target, seed);
-            assert_close(&what, &got[0], &want[0], 2e-5);
+            let (got, report) = trial.run(kernel, seed);
             assert!(odd || report.bank_conflicts == 0, "{what}: bank conflicts");
             let bits = got[0].to_bytes();
             assert!(first.get_or_insert(bits.clone()) == &bits, "{what}: variants disagree");
@@ -116,17 +124,35 @@ fn a_row_is_the_same_bits_among_others() {
     for (x, bits) in [(DType::Bf16, 4), (DType::F32, 8)] {
         let many = linear(131, 448, 50, bits, x, "none");
         for target in targets() {
-            let result = |case: &Case| {
-                let (spec, _) = case.expected();
+            let result = |case: &Case, same: &[Same<'_>]| {
+                let (spec, want) = case.expected();
                 let kernel = &case.kernels(&spec, &target)[0];
-                run(case, &spec, kernel, &target, 1).0.remove(0)
+                let trial = Trial {
+                    what: "a row",
+                    family: "quantized",
+                    case,
+                    spec: &spec,
+                    target: &target,
+                    want: &want,
+                    tolerance: 2e-5,
+                    same,
+                };
+                trial.run(kernel, 1).0.remove(0)
             };
-            let whole = result(&many);
-            for count in [1, 9, 20] {
+            let counts = [1, 9, 20];
+            let names = counts.map(|count| format!("{count} rows of {x} alone and among others"));
+            let same = |i: usize, first| Same::Rows(&names[i], first, counts[i]);
+            let whole = result(&many, &[0, 1, 2].map(|i| same(i, 77)));
+            for (i, count) in counts.into_iter().enumerate() {
                 let mut some = many.clone();
                 some.args[0] = many.args[0].as_ref().map(|x| x.slice(0, 77, count, 1));
                 let want = whole.slice(0, 77, count, 1).to_bytes();
-                assert_eq!(want, result(&some).to_bytes(), "{count} rows on {}", target.cpu);
+                assert_eq!(
+                    want,
+                    result(&some, &[same(i, 0)]).to_bytes(),
+                    "{count} rows on {}",
+                    target.cpu
+                );
             }
         }
     }

@@ -10,6 +10,7 @@ mod clients;
 mod demo;
 mod dist;
 mod fuzz;
+mod gpu_bundle;
 mod llvm;
 mod minilm;
 mod needs;
@@ -22,6 +23,7 @@ mod table;
 mod wheel;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -77,6 +79,11 @@ enum Task {
     Minilm,
     /// Fetch NVIDIA's assembler and disassembler into .cache/ptxas.
     Ptxas,
+    /// Make a folder that checks a machine with a GPU: runner, kernels, expected results, a script.
+    GpuBundle {
+        /// The folder, which is made anew.
+        folder: PathBuf,
+    },
 }
 
 fn main() -> ExitCode {
@@ -91,6 +98,7 @@ fn main() -> ExitCode {
         Task::Clients(args) => clients::run(&args),
         Task::Minilm => minilm::run(),
         Task::Ptxas => ptxas::run(),
+        Task::GpuBundle { folder } => gpu_bundle::run(&folder),
     };
     match done {
         Ok(()) => ExitCode::SUCCESS,

@@ -1,0 +1,87 @@
+//! A device.
+
+use std::sync::Arc;
+
+use serde::{Deserialize, Serialize};
+
+use crate::{
+    CudaError, Memory, Staging,
+    driver::{self, Driver},
+};
+
+/// What a device is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// As its maker calls it.
+    pub name: String,
+    /// Compute capability: (9, 0) is Hopper.
+    pub capability: (u32, u32),
+    /// The newest CUDA that the driver speaks, as CUDA counts: 13000 is 13.0.
+    pub driver: u32,
+    /// All of its memory.
+    pub memory_bytes: u64,
+    /// Streaming multiprocessors.
+    pub multiprocessors: u32,
+    /// Most bytes of shared memory that a block may have.
+    pub shared_bytes: u32,
+    /// Second-level cache.
+    pub l2_bytes: u32,
+    /// Highest clock of the multiprocessors.
+    pub clock_khz: u32,
+}
+
+/// A CUDA device; its copies are the same one.
+#[derive(Clone, Debug)]
+pub struct Device {
+    driver: Arc<dyn Driver>,
+}
+
+impl Device {
+    /// Opens the driver and the device of this number.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`], or what the
+    /// driver says.
+    pub fn open(index: u32) -> Result<Device, CudaError> {
+        Ok(Device { driver: driver::open(index)? })
+    }
+
+    #[cfg(test)]
+    pub(crate) fn with(driver: Arc<dyn Driver>) -> Device {
+        Device { driver }
+    }
+
+    /// What it is.
+    #[must_use]
+    pub fn facts(&self) -> &Facts {
+        self.driver.facts()
+    }
+
+    /// Bytes of its memory that are free, and all.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn memory(&self) -> Result<(u64, u64), CudaError> {
+        Ok(self.driver.memory()?)
+    }
+
+    /// One allocation of so many bytes, whose address is a multiple of 256.
+    ///
+    /// # Errors
+    /// [`CudaError::Memory`] if there is not so much.
+    pub fn allocate(&self, bytes: u64) -> Result<Memory, CudaError> {
+        Memory::new(self, bytes)
+    }
+
+    /// Two pinned buffers of so many bytes each, to upload and download by.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn staging(&self, bytes: usize) -> Result<Staging, CudaError> {
+        Staging::new(self, bytes)
+    }
+
+    pub(crate) fn driver(&self) -> &Arc<dyn Driver> {
+        &self.driver
+    }
+}

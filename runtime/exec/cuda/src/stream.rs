@@ -1,0 +1,215 @@
+//! Streams and events.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use crate::{
+    Address, CudaError, Device, Graph, Kernel, Launch, Memory,
+    driver::{Driver, EventHandle, StreamHandle},
+};
+
+/// Work in order. What it uses is kept until a wait has seen its end.
+#[derive(Debug)]
+pub struct Stream {
+    driver: Arc<dyn Driver>,
+    handle: StreamHandle,
+    pending: Mutex<Vec<Keep>>,
+}
+
+/// What work uses.
+#[derive(Clone, Debug)]
+pub(crate) enum Keep {
+    Memory(#[allow(dead_code, reason = "kept, never read")] Memory),
+    Kernel(Kernel),
+    Graph(Graph),
+}
+
+impl Stream {
+    /// A stream of its own.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn new(device: &Device) -> Result<Stream, CudaError> {
+        let driver = device.driver().clone();
+        let handle = driver.create_stream()?;
+        Ok(Stream { driver, handle, pending: Mutex::new(Vec::new()) })
+    }
+
+    /// Launches a kernel on operands and results at these addresses.
+    ///
+    /// # Errors
+    /// [`CudaError::Invalid`] for a launch that cannot be; [`CudaError::Launch`] with what the
+    /// driver says. What goes wrong while the kernel runs, [`Stream::synchronize`] says.
+    pub fn launch(
+        &self,
+        kernel: &Kernel,
+        launch: &Launch,
+        args: &[Address],
+    ) -> Result<(), CudaError> {
+        let shape = kernel.prepare(launch)?;
+        let values = launch.pack(&*self.driver, args)?;
+        debug_assert!(kernel.takes(&values), "sizes were compared");
+        self.keep(Keep::Kernel(kernel.clone()));
+        args.iter().for_each(|arg| self.keep_memory(arg));
+        let launched = self.driver.launch(kernel.function(), shape, &values, self.handle);
+        launched.map_err(|source| CudaError::Launch { kernel: launch.symbol.clone(), source })
+    }
+
+    /// Copies within the device.
+    ///
+    /// # Errors
+    /// [`CudaError::Range`]; what the driver says.
+    pub fn copy(&self, to: &Address, from: &Address, bytes: u64) -> Result<(), CudaError> {
+        let (target, source) = (to.range(bytes)?, from.range(bytes)?);
+        [to, from].into_iter().for_each(|end| self.keep_memory(end));
+        Ok(self.driver.copy(target, source, bytes, self.handle)?)
+    }
+
+    /// Sets every byte.
+    ///
+    /// # Errors
+    /// [`CudaError::Range`]; what the driver says.
+    pub fn fill(&self, to: &Address, byte: u8, bytes: u64) -> Result<(), CudaError> {
+        let target = to.range(bytes)?;
+        self.keep_memory(to);
+        Ok(self.driver.fill(target, byte, bytes, self.handle)?)
+    }
+
+    /// Starts a graph's launches.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn launch_graph(&self, graph: &Graph) -> Result<(), CudaError> {
+        self.keep(Keep::Graph(graph.clone()));
+        Ok(self.driver.launch_graph(graph.handle(), self.handle)?)
+    }
+
+    /// Lets what is launched from here on wait for an event.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn wait(&self, event: &Event) -> Result<(), CudaError> {
+        Ok(self.driver.wait(self.handle, event.handle)?)
+    }
+
+    /// Waits for all work.
+    ///
+    /// # Errors
+    /// [`CudaError::Lost`], with the kernels that were running, if the device failed.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        let done = self.driver.synchronize(self.handle);
+        let pending = std::mem::take(&mut *self.pending());
+        done.map_err(|source| {
+            if !source.is_fatal() {
+                return source.into();
+            }
+            let symbols = pending.iter().flat_map(Keep::symbols).collect::<BTreeSet<_>>();
+            let kernels = symbols.into_iter().collect::<Vec<_>>().join("`, `");
+            CudaError::Lost { kernels, source }
+        })
+    }
+
+    /// Makes a graph of what `work` does with the stream, instead of doing it.
+    ///
+    /// # Errors
+    /// Those of `work`; what the driver says.
+    pub fn capture(
+        &self,
+        work: impl FnOnce(&Stream) -> Result<(), CudaError>,
+    ) -> Result<Graph, CudaError> {
+        let before = self.pending().len();
+        self.driver.begin_capture(self.handle)?;
+        let done = work(self);
+        let handle = self.driver.end_capture(self.handle);
+        let kept = self.pending().split_off(before);
+        done?;
+        Ok(Graph::new(self.driver.clone(), handle?, kept))
+    }
+
+    pub(crate) fn handle(&self) -> StreamHandle {
+        self.handle
+    }
+
+    pub(crate) fn keep_memory(&self, address: &Address) {
+        self.keep(Keep::Memory(address.memory().clone()));
+    }
+
+    fn keep(&self, what: Keep) {
+        self.pending().push(what);
+    }
+
+    fn pending(&self) -> MutexGuard<'_, Vec<Keep>> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Keep {
+    /// Names of kernels.
+    pub(crate) fn symbols(&self) -> Vec<String> {
+        match self {
+            Keep::Memory(_) => Vec::new(),
+            Keep::Kernel(kernel) => vec![kernel.symbol().to_owned()],
+            Keep::Graph(graph) => graph.symbols(),
+        }
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        // What is pending may be freed only after the work.
+        let _ = self.driver.synchronize(self.handle);
+        self.pending().clear();
+        let _ = self.driver.destroy_stream(self.handle);
+    }
+}
+
+/// A point in a stream's work.
+#[derive(Debug)]
+pub struct Event {
+    driver: Arc<dyn Driver>,
+    handle: EventHandle,
+}
+
+impl Event {
+    /// An event that has not been recorded, which nobody waits for.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn new(device: &Device) -> Result<Event, CudaError> {
+        let driver = device.driver().clone();
+        let handle = driver.create_event()?;
+        Ok(Event { driver, handle })
+    }
+
+    /// Becomes the point that the stream's work has come to.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn record(&self, stream: &Stream) -> Result<(), CudaError> {
+        Ok(self.driver.record(self.handle, stream.handle())?)
+    }
+
+    /// Waits for it.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn synchronize(&self) -> Result<(), CudaError> {
+        Ok(self.driver.synchronize_event(self.handle)?)
+    }
+
+    /// Milliseconds from an event to this one; both must have been waited for.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn ms_since(&self, from: &Event) -> Result<f64, CudaError> {
+        Ok(self.driver.elapsed_ms(from.handle, self.handle)?.into())
+    }
+}
+
+impl Drop for Event {
+    fn drop(&mut self) {
+        let _ = self.driver.destroy_event(self.handle);
+    }
+}

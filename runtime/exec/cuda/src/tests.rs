@@ -1,0 +1,5 @@
+//! The device layer against a stand-in for the driver that checks order and lifetimes.
+
+mod launches;
+mod lifetimes;
+mod standin;

@@ -1,0 +1,183 @@
+//! Nothing is released, or written over, before the work that uses it is done.
+
+use super::standin::{BYTES, StandIn, Used, device};
+use crate::{CudaError, Device, Event, Kernel, Launch, Param, Stream, driver::Driver};
+
+fn launch(params: usize) -> Launch {
+    Launch {
+        symbol: "k".into(),
+        params: (0..params).map(|i| Param::Pointer { arg: i as u32, align: 16 }).collect(),
+        grid: [1; 3],
+        block: 32,
+        cluster: 1,
+        shared_bytes: 0,
+    }
+}
+
+fn is_module(used: &Used) -> bool {
+    matches!(used, Used::Module(_))
+}
+
+fn assert_clean(driver: &StandIn) {
+    let state = driver.state();
+    assert!(state.wrong.is_empty(), "{:?}", state.wrong);
+}
+
+#[test]
+fn memory_and_kernels_outlive_their_launches() {
+    let (device, driver) = device(&[8]);
+    let stream = Stream::new(&device).unwrap();
+    {
+        let memory = device.allocate(1024).unwrap();
+        let kernel = Kernel::load(&device, b".version 8.0", "k").unwrap();
+        stream.launch(&kernel, &launch(1), &[memory.at(512)]).unwrap();
+    }
+    assert_eq!(driver.state().alive().len(), 2, "still in use");
+    stream.synchronize().unwrap();
+    assert_eq!(driver.state().alive(), []);
+    assert_clean(&driver);
+}
+
+#[test]
+fn a_stream_ends_its_work_before_it_goes() {
+    let (device, driver) = device(&[]);
+    let stream = Stream::new(&device).unwrap();
+    stream.fill(&device.allocate(64).unwrap().at(0), 1, 64).unwrap();
+    drop(stream);
+    assert_eq!(driver.state().alive(), []);
+    assert_clean(&driver);
+}
+
+#[test]
+fn graphs_keep_what_their_launches_use() {
+    let (device, driver) = device(&[8]);
+    let stream = Stream::new(&device).unwrap();
+    let graph = {
+        let memory = device.allocate(1024).unwrap();
+        let kernel = Kernel::load(&device, b"\x7fELF", "k").unwrap();
+        let twice = |stream: &Stream| {
+            (0..2).try_for_each(|_| stream.launch(&kernel, &launch(1), &[memory.at(0)]))
+        };
+        stream.capture(twice).unwrap()
+    };
+    stream.synchronize().unwrap();
+    assert_eq!(driver.state().alive().len(), 3, "the graph may be launched again");
+    stream.launch_graph(&graph).unwrap();
+    drop(graph);
+    assert_eq!(driver.state().alive().len(), 3, "it is running");
+    stream.synchronize().unwrap();
+    assert_eq!(driver.state().alive(), []);
+    assert_clean(&driver);
+}
+
+#[test]
+fn a_capture_that_fails_leaves_nothing() {
+    let (device, driver) = device(&[8]);
+    let stream = Stream::new(&device).unwrap();
+    let failed = stream.capture(|stream| {
+        let kernel = Kernel::load(&device, b"\x7fELF", "k")?;
+        stream.launch(&kernel, &launch(1), &[])
+    });
+    assert!(matches!(failed, Err(CudaError::Invalid { .. })), "{failed:?}");
+    drop(stream);
+    assert_eq!(driver.state().alive().into_iter().filter(is_module).count(), 0);
+    assert_clean(&driver);
+}
+
+#[test]
+fn staging_is_written_only_when_its_copy_is_done() {
+    let (device, driver) = device(&[]);
+    let stream = Stream::new(&device).unwrap();
+    let memory = device.allocate(1000).unwrap();
+    let mut staging = device.staging(64).unwrap();
+    staging.upload(&stream, &memory.at(10), &[1; 900]).unwrap();
+    assert_eq!(driver.state().events_waited, 13, "15 copies by two halves");
+    staging.download(&stream, &memory.at(10), &mut [0; 900]).unwrap();
+    let long = staging.upload(&stream, &memory.at(200), &[1; 801]);
+    assert_eq!(long, Err(CudaError::Range { offset: 200, bytes: 801, size: 1000 }));
+    staging.upload(&stream, &memory.at(0), &[1; 128]).unwrap();
+    drop(staging);
+    drop(stream);
+    assert_clean(&driver);
+}
+
+#[test]
+fn too_much_memory_is_refused_with_numbers() {
+    let (device, driver) = device(&[]);
+    let held = device.allocate(BYTES - 100).unwrap();
+    let error = device.allocate(101).unwrap_err();
+    assert_eq!(error, CudaError::Memory { needed: 101, free: 100, total: BYTES });
+    assert!(error.to_string().contains("101 bytes of device memory are needed and 100 of"));
+    drop(held);
+    device.allocate(101).unwrap();
+    assert_clean(&driver);
+}
+
+#[test]
+fn a_lost_device_names_the_kernels_that_ran() {
+    let (device, driver) = device(&[8]);
+    let stream = Stream::new(&device).unwrap();
+    let memory = device.allocate(64).unwrap();
+    let kernel = Kernel::load(&device, b"\x7fELF", "k").unwrap();
+    stream.launch(&kernel, &launch(1), &[memory.at(0)]).unwrap();
+    driver.state().fails = true;
+    let error = stream.synchronize().unwrap_err();
+    assert!(error.is_fatal());
+    assert!(error.to_string().contains("while it ran `k`"), "{error}");
+}
+
+/// The stand-in sees what it is there to see.
+#[test]
+fn mistakes_are_seen() {
+    let seen = |what: &str, mistake: &dyn Fn(&Device, &StandIn)| {
+        let (device, driver) = device(&[8]);
+        mistake(&device, &driver);
+        let state = driver.state();
+        assert!(state.wrong.iter().any(|wrong| wrong.contains(what)), "{what}: {:?}", state.wrong);
+    };
+    seen("is released while a fill uses it", &|_, driver| {
+        let (stream, memory) = (driver.create_stream().unwrap(), driver.allocate(64).unwrap());
+        driver.fill(memory, 0, 64, stream).unwrap();
+        driver.free(memory).unwrap();
+    });
+    seen("staging is written while an upload reads it", &|device, driver| {
+        let (stream, memory) = (Stream::new(device).unwrap(), device.allocate(64).unwrap());
+        let pinned = driver.pin(64).unwrap();
+        driver.upload(memory.at(0).device(), pinned, 0, 64, stream.handle()).unwrap();
+        driver.write_pinned(pinned, 0, &[0; 64]);
+    });
+    seen("are not allocated", &|_, driver| {
+        let stream = driver.create_stream().unwrap();
+        driver.fill(0x7000_0000, 0, 64, stream).unwrap();
+    });
+    seen("is released twice", &|_, driver| {
+        let memory = driver.allocate(64).unwrap();
+        driver.free(memory).unwrap();
+        driver.free(memory).unwrap();
+    });
+}
+
+/// On a machine with a device, bytes come back as they were sent.
+#[test]
+fn bytes_come_back_from_a_device() {
+    let device = match Device::open(0) {
+        Ok(device) => device,
+        Err(CudaError::NoDriver | CudaError::NoDevice { .. }) => {
+            println!("skipped: no device");
+            return;
+        }
+        Err(error) => panic!("{error}"),
+    };
+    let stream = Stream::new(&device).unwrap();
+    let memory = device.allocate(100_000).unwrap();
+    let mut staging = device.staging(4096).unwrap();
+    let sent: Vec<u8> = (0..50_000u32).map(|i| (i * 7 % 251) as u8).collect();
+    staging.upload(&stream, &memory.at(3), &sent).unwrap();
+    stream.copy(&memory.at(50_003), &memory.at(3), 40_000).unwrap();
+    let done = Event::new(&device).unwrap();
+    done.record(&stream).unwrap();
+    done.synchronize().unwrap();
+    let mut got = vec![0; 40_000];
+    staging.download(&stream, &memory.at(50_003), &mut got).unwrap();
+    assert_eq!(got, sent[..40_000]);
+}

@@ -1,0 +1,94 @@
+//! `gpu-check FOLDER`: checks, or times, the kernels of a folder of cases on the first GPU.
+#![allow(clippy::print_stdout, reason = "a command line tool: its results go to stdout")]
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use clap::Parser;
+use gpu_check::{Case, Folder, report, supervisor, worker};
+
+/// Checks, or times, the kernels of a folder of cases on the first GPU.
+///
+/// Every kernel is launched twice, must give the expected results, the same bits both times, and
+/// write nothing else. Exits with 1 if anything is wrong or was not run.
+#[derive(Parser)]
+#[command(name = "gpu-check")]
+struct Args {
+    /// The folder.
+    folder: PathBuf,
+    /// Run the cases that are timed, and time them; else the others.
+    #[arg(long)]
+    timings: bool,
+    /// Only cases whose names hold this text.
+    #[arg(long, value_name = "TEXT", default_value = "")]
+    only: String,
+    /// Stop after so many seconds.
+    #[arg(long, value_name = "N", default_value_t = 120)]
+    seconds: u64,
+    /// Write all that was found to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// A peer's microseconds by names of cases, in JSON, to be printed beside.
+    #[arg(long, value_name = "FILE")]
+    peer: Option<PathBuf>,
+    /// Be a worker: run the cases from this number on in this process, and say so in JSON.
+    #[arg(long, value_name = "N")]
+    worker_from: Option<usize>,
+}
+
+fn main() -> ExitCode {
+    match run(&Args::parse()) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
+    let folder = Folder::new(&args.folder);
+    let mut cases = folder.read()?;
+    cases.retain(|case| case.timing.is_some() == args.timings && case.name.contains(&args.only));
+    if let Some(first) = args.worker_from {
+        let cases: Vec<(usize, Case)> = cases.into_iter().enumerate().skip(first).collect();
+        worker::run(&folder, &cases, args.timings, &mut std::io::stdout())?;
+        return Ok(true);
+    }
+    if cases.is_empty() {
+        return Err(format!("no case's name holds `{}`", args.only).into());
+    }
+    let program = std::env::current_exe()?;
+    let command = |first: usize| {
+        let mut command = Command::new(&program);
+        command.arg(&args.folder).args(["--only", &args.only]);
+        command.args(["--worker-from", &first.to_string()]);
+        if args.timings {
+            command.arg("--timings");
+        }
+        command
+    };
+    let findings = supervisor::run(&cases, Duration::from_secs(args.seconds), command)?;
+    print!("{}", report::device(&findings));
+    if args.timings {
+        let peer: BTreeMap<String, f64> = match &args.peer {
+            None => BTreeMap::new(),
+            Some(path) => serde_json::from_str(&fs::read_to_string(path)?)
+                .map_err(|error| format!("{}: {error}", path.display()))?,
+        };
+        print!("{}", report::timings(&cases, &findings, &peer));
+    } else {
+        print!("{}", report::checks(&cases, &findings));
+    }
+    if let Some(path) = &args.json {
+        fs::write(path, report::json(&cases, &findings))
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+    }
+    Ok(report::is_right(&findings))
+}
