@@ -94,7 +94,7 @@ impl Head {
         let is_plain = |attrs: &Attrs| attrs.str("act") == "none";
         let input = |i: usize| node.inputs().get(i).copied().flatten();
         let (x, w) = (input(0)?, input(1)?);
-        if graph.ty(x).rank() != 2 || graph.ty(x).dtype != graph.ty(w).dtype {
+        if graph.ty(x).rank() != 2 {
             return None;
         }
         let (w, lie) = match node.op.name() {

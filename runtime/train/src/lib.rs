@@ -15,6 +15,7 @@ mod error;
 mod init;
 mod log;
 mod rate;
+mod rule;
 mod train_step;
 mod trainer;
 mod weights;
@@ -33,6 +34,7 @@ pub use data::{
 pub use error::TrainError;
 pub use init::initialize;
 pub use log::{Line, Log};
+pub use rule::Rule;
 pub use train_step::{MicroBatch, ParameterInfo, TrainStep};
-pub use trainer::{Metrics, Rule, Trainer};
+pub use trainer::{Metrics, Trainer};
 pub use weights::{export, load_pretrained};

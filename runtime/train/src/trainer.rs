@@ -1,48 +1,6 @@
 //! One step after another: micro-batches in, parameters updated.
 
-use crate::{
-    GroupConfig, MicroBatch, Optimizer, OptimizerConfig, TrainConfig, TrainError, TrainStep,
-};
-
-/// What a run's updates depend on besides gradients.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    /// The optimiser, its learning rate that of group 0.
-    pub optimizer: OptimizerConfig,
-    /// Steps of the run.
-    pub steps: u64,
-    /// The highest learning rate of each further group, which the schedule scales alike.
-    pub group_lrs: Vec<f64>,
-}
-
-impl Rule {
-    /// That of a configuration.
-    #[must_use]
-    pub fn of(config: &TrainConfig) -> Rule {
-        let optimizer = config.optimizer.clone();
-        let lr = |group: &GroupConfig| group.lr.unwrap_or(optimizer.lr);
-        let group_lrs = config.groups.iter().map(lr).collect();
-        Rule { optimizer, steps: config.train.steps, group_lrs }
-    }
-
-    /// Inputs of the update in a step, for gradients of that norm.
-    fn scalars(&self, step: u64, grad_norm: f64) -> Vec<(String, f64)> {
-        let Rule { optimizer, steps, group_lrs } = self;
-        let lr = optimizer.rate(step, *steps);
-        let scale = optimizer.clip_norm.map_or(1.0, |most| (most / (grad_norm + 1e-6)).min(1.0));
-        let mut scalars = vec![("lr.0".to_owned(), lr), ("grad_scale".to_owned(), scale)];
-        let groups = group_lrs.iter().zip(1..);
-        scalars.extend(groups.map(|(lr_of, i)| (format!("lr.{i}"), lr_of * lr / optimizer.lr)));
-        if let Optimizer::Adamw { betas, .. } | Optimizer::Muon { betas, .. } = optimizer.rule {
-            let t = i32::try_from(step).unwrap_or(i32::MAX);
-            let corrections = betas.map(|beta| 1.0 - beta.powi(t));
-            scalars.extend(
-                ["correction1", "correction2"].map(str::to_owned).into_iter().zip(corrections),
-            );
-        }
-        scalars
-    }
-}
+use crate::{MicroBatch, Rule, TrainError, TrainStep};
 
 /// What came of a step.
 #[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]

@@ -12,7 +12,7 @@ use exec::{Device, Model};
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
-    MicroBatch, Offload, Optimizer, Position, Precision, Recompute, Rule, Saved, TrainConfig,
+    MicroBatch, Offload, Position, Precision, Recompute, Rule, Saved, TrainConfig,
     TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
 };
 
@@ -191,7 +191,6 @@ impl Run<'_> {
 /// What the configuration asks for and is not there yet, all of it.
 fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
-    let rule = &config.optimizer.rule;
     let asked = [
         ("mesh", mesh.ranks() > 1 || mesh.expert > 1, "more than one rank"),
         ("lora", config.lora.is_some(), "adapters"),
@@ -199,11 +198,6 @@ fn check(config: &TrainConfig) -> Result<()> {
         ("train.dtype", config.train.dtype != Precision::F32, "another type than f32"),
         ("memory.recompute", config.memory.recompute == Recompute::Full, "recomputation"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
-        (
-            "optimizer.name",
-            matches!(rule, Optimizer::Adafactor { .. } | Optimizer::Muon { .. }),
-            "adafactor or muon",
-        ),
     ];
     let asked = asked.iter().filter(|(_, is_asked, _)| *is_asked);
     let tell = |(key, _, what): &(&str, bool, &str)| {

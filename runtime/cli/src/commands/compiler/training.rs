@@ -48,24 +48,24 @@ fn frontend_options() -> driver::ImportOptions {
 }
 
 fn training(config: &TrainConfig) -> Result<Training> {
-    let update = |weight_decay: f64| match config.optimizer.rule {
-        Optimizer::Adamw { betas, eps } => Ok(Update::AdamW { betas, eps, weight_decay }),
-        Optimizer::Lion { betas } => Ok(Update::Lion { betas, weight_decay }),
-        Optimizer::Sgd { momentum, nesterov } => {
-            Ok(Update::Sgd { momentum, nesterov, weight_decay })
+    let weight_decay = config.optimizer.weight_decay;
+    let mut others = None;
+    let update = match config.optimizer.rule {
+        Optimizer::Adamw { betas, eps } => Update::AdamW { betas, eps, weight_decay },
+        Optimizer::Lion { betas } => Update::Lion { betas, weight_decay },
+        Optimizer::Sgd { momentum, nesterov } => Update::Sgd { momentum, nesterov, weight_decay },
+        Optimizer::Adafactor { eps, clip_threshold, .. } => {
+            Update::Adafactor { eps, clip_threshold, weight_decay }
         }
-        Optimizer::Adafactor { .. } | Optimizer::Muon { .. } => Err(Failure::Usage(
-            "`optimizer.name`: adafactor and muon are not there yet; take adamw, lion or sgd"
-                .into(),
-        )),
+        Optimizer::Muon { momentum, nesterov, ns_steps, betas, eps, .. } => {
+            others = Some(Update::AdamW { betas, eps, weight_decay });
+            Update::Muon { momentum, nesterov, ns_steps, weight_decay }
+        }
     };
     let group = |group: &train::GroupConfig| {
-        let decay = group.decay.unwrap_or(config.optimizer.weight_decay);
-        Ok(Group {
-            pattern: group.matcher().map_err(Failure::input)?,
-            update: if group.freeze { None } else { Some(update(decay)?) },
-        })
+        let pattern = group.matcher().map_err(Failure::input)?;
+        Ok(Group { pattern, weight_decay: group.decay, is_frozen: group.freeze })
     };
     let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
-    Ok(Training { update: update(config.optimizer.weight_decay)?, groups })
+    Ok(Training { update, others, groups })
 }
