@@ -6,7 +6,8 @@
 //! computed with as `weight.W`, the parameter rounded.
 //!
 //! - `accumulate` takes a micro-batch of packed documents, `keep f32[]` and `scale f32[]`. It gives
-//!   the sum of the losses of all rows and updates `grad.W ← keep·grad.W + scale·∂loss/∂W`.
+//!   the sum of the losses of all rows and updates `grad.W ← keep·grad.W + scale·∂loss/∂W`. Outputs
+//!   `probe.N.PLACE f32[]` are not finite where what comes out of that place is not.
 //! - `norm` gives the sum of squares of each gradient, from which the caller knows the global norm
 //!   and, if that is not finite, whose fault it is.
 //! - `update` takes a learning rate for each group, what the optimiser asks for, and `grad_scale`,
@@ -28,7 +29,7 @@ use std::{
 use ir::{Attr, Attrs, Builder, DType, Graph, Module, OpError, TensorType, Value};
 
 use self::{
-    loss::{LOSS, TOTAL},
+    loss::{LOSS, PROBE, TOTAL},
     update::{Step, of_shape},
 };
 use crate::{
@@ -168,7 +169,8 @@ fn norm(module: &Module, parameters: &[Parameter]) -> Result<Entry, PassError> {
     let mut squares = Vec::new();
     for p in parameters {
         let name = state_name("grad", &p.weight);
-        let grad = entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
+        let grad =
+            entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
         entry.b.at(&p.weight);
         squares.push(sum_of_squares(&mut entry.b, grad).map_err(wrap)?);
     }
@@ -292,13 +294,17 @@ fn accumulate(
     let keep = entry.scalar("keep").map_err(wrap)?;
     for p in parameters {
         let name = state_name("grad", &p.weight);
-        let sum = entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
+        let sum =
+            entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
         entry.b.at(&p.weight);
         let args = [sum, outputs[name.as_str()], keep];
         let new = entry.b.op1("accumulate", Attrs::none(), &args).map_err(wrap)?;
         entry.set(&name, new);
     }
     entry.outputs.push(("loss".into(), outputs[TOTAL]));
+    for (name, _) in source.outputs.iter().filter(|(name, _)| name.starts_with(PROBE)) {
+        entry.outputs.push((name.to_string(), outputs[name]));
+    }
     Ok(entry.finish())
 }
 

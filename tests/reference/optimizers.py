@@ -10,6 +10,8 @@ from their gradients, whatever PyTorch's own rule does with decay.
 
     cases[name]   parameters after each of STEPS, each a list of its elements
     schedules     arguments, and the learning rate of each step by torch's LambdaLR
+    scaler        runs of steps alike: how many, whether gradients are finite, and then the scale and
+                  the tracker of torch's GradScaler
 """
 
 import math
@@ -34,7 +36,8 @@ def main() -> None:
         scheduled("cosine", min_lr=0.0, warmup_steps=0),
         scheduled("wsd", min_lr=1e-4, warmup_steps=4, decay_steps=10),
     ]
-    write_json(DATA / "training" / "optimizers.json", {"cases": cases, "schedules": schedules})
+    record = {"cases": cases, "schedules": schedules, "scaler": scaled()}
+    write_json(DATA / "training" / "optimizers.json", record)
     for name, record in cases.items():
         print(name, record[-1][0][:3])
 
@@ -87,6 +90,23 @@ def scheduled(name: str, steps: int = 40, lr: float = 2e-3, **given) -> dict:
         optimizer.step()
         scheduler.step()
     return {"schedule": name, "steps": steps, "lr": lr, **given, "rates": rates}
+
+
+def scaled() -> list[list]:
+    parameter = torch.nn.Parameter(torch.zeros(1))
+    optimizer = torch.optim.SGD([parameter], lr=1e-3)
+    scaler = torch.amp.GradScaler("cpu", init_scale=65536.0)
+    record = []
+    for count, finite in [(3, False), (1999, True), (1, True), (1, False), (5, True), (1, False),
+                          (2001, True)]:
+        for _ in range(count):
+            factor = 1.0 if finite else float("inf")
+            optimizer.zero_grad()
+            scaler.scale((parameter * factor + parameter).sum()).backward()
+            scaler.step(optimizer)
+            scaler.update()
+        record.append([count, finite, scaler.get_scale(), scaler._get_growth_tracker()])
+    return record
 
 
 class Lion(torch.optim.Optimizer):

@@ -4,8 +4,7 @@ use super::adjoint::{exchange, plus};
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, EvalCx, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType, Vjp,
-    op::one,
+    TensorType, Vjp, op::one,
 };
 
 /// Cross-entropy of `softmax(x · wᵀ)` at the target of every row, and the logarithm of the row's

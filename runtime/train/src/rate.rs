@@ -76,7 +76,8 @@ mod tests {
 
     #[test]
     fn rates_are_those_of_torch() {
-        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/training/optimizers.json");
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/training/optimizers.json");
         let all: References = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
         assert_eq!(all.schedules.len(), 5);
         for want in all.schedules {

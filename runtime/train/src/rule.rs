@@ -30,11 +30,12 @@ impl Rule {
         Rule { optimizer, steps: config.train.steps, group_lrs }
     }
 
-    /// Inputs of the update in a step, which count from 1, for gradients of that norm; the learning
-    /// rate of group 0 is the first.
+    /// Inputs of the update in a step, of which `skipped` before it had none, for gradients of that
+    /// norm; steps count from 1. The learning rate of group 0 is the first.
     #[must_use]
-    pub fn scalars(&self, step: u64, grad_norm: f64) -> Vec<(String, f64)> {
+    pub fn scalars(&self, step: u64, skipped: u64, grad_norm: f64) -> Vec<(String, f64)> {
         let Rule { optimizer, steps, group_lrs } = self;
+        let taken = step.saturating_sub(skipped);
         let lr = optimizer.rate(step, *steps);
         let scale = optimizer.clip_norm.map_or(1.0, |most| (most / (grad_norm + 1e-6)).min(1.0));
         let mut scalars = vec![("lr.0".to_owned(), lr), ("grad_scale".to_owned(), scale)];
@@ -43,14 +44,14 @@ impl Rule {
         let mut add = |name: &str, x: f64| scalars.push((name.to_owned(), x));
         match optimizer.rule {
             Optimizer::Adamw { betas, .. } | Optimizer::Muon { betas, .. } => {
-                let t = i32::try_from(step).unwrap_or(i32::MAX);
+                let t = i32::try_from(taken).unwrap_or(i32::MAX);
                 let [one, two] = betas.map(|beta| 1.0 - beta.powi(t));
                 add("correction1", one);
                 add("correction2", two);
             }
             Optimizer::Adafactor { beta2_decay, .. } => {
-                add("newness", (step as f64).powf(beta2_decay));
-                add("relative_rate", (step as f64).sqrt().recip());
+                add("newness", (taken as f64).powf(beta2_decay));
+                add("relative_rate", (taken as f64).sqrt().recip());
             }
             Optimizer::Lion { .. } | Optimizer::Sgd { .. } => {}
         }

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use driver::{Cache, CompileOptions, Group, Training, Update};
 use ir::{DType, Target, artifact::Artifact};
-use train::{Optimizer, TrainConfig};
+use train::{Optimizer, Precision, TrainConfig};
 
 use super::{Shown, failure};
 use crate::{
@@ -30,6 +30,11 @@ fn options(config: &TrainConfig, cache: &Cache, cx: &Context) -> Result<CompileO
     // Documents may be as short as a token.
     import.max_sequences = tokens;
     import.logit_rows = tokens;
+    import.dtype = match config.train.dtype {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(DType::Bf16),
+        Precision::F16 => Some(DType::F16),
+    };
     Ok(CompileOptions {
         import,
         target: Target::x86_64_v3(),
