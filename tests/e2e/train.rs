@@ -158,7 +158,8 @@ fn a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop() {
     let mut checkpoints = Checkpoints::new(&dir, 2);
     for step in 1..=3 {
         assert_eq!(losses(&mut first, step..=step), want[step - 1..step]);
-        let saved = Saved { step: step as u64, position: step, run: "run".into(), loss_scale: None };
+        let saved =
+            Saved { step: step as u64, position: step, run: "run".into(), loss_scale: None };
         checkpoints.save(first.step(), saved).unwrap();
     }
     checkpoints.finish().unwrap();
