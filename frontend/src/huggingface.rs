@@ -135,10 +135,20 @@ impl Description {
         stored: DType,
         options: &ImportOptions,
     ) -> Result<(Module, ModelInfo), Vec<FrontendError>> {
+        self.module_of(|_| stored, options)
+    }
+
+    /// As [`module`](Self::module), with the type of weights of each rank.
+    fn module_of(
+        &self,
+        stored: impl Fn(usize) -> DType,
+        options: &ImportOptions,
+    ) -> Result<(Module, ModelInfo), Vec<FrontendError>> {
         let [prefix, _] = self.prefixes();
         let types = self.model.slots(prefix).into_iter().map(|slot| {
+            let dtype = stored(slot.shape.len());
             let shape = slot.shape.into_iter().map(size);
-            (slot.path.into(), TensorType::new(stored, shape))
+            (slot.path.into(), TensorType::new(dtype, shape))
         });
         self.build(prefix, types.collect(), options)
     }
@@ -226,8 +236,9 @@ pub(crate) fn import(
     Ok(Imported { module, weights: Box::new(weights), info })
 }
 
-/// Imports a folder of a language model to be trained: weights are f32 whatever the checkpoint
-/// stores, and there need not be a checkpoint.
+/// Imports a folder of a language model to be trained: whatever the checkpoint stores, matrices are
+/// of the type that is asked for, f32 where none is, and vectors are f32. There need not be a
+/// checkpoint.
 ///
 /// # Errors
 /// Every problem of its files and of the options; that the model is none of language.
@@ -242,19 +253,23 @@ pub(crate) fn import_to_train(
         let why = "is of an encoder; language models are what is trained".to_owned();
         return Err(vec![FrontendError::file(&config, why)]);
     }
+    let dtype = |rank: usize| match rank {
+        0 | 1 => DType::F32,
+        _ => options.dtype.unwrap_or(DType::F32),
+    };
     if !Checkpoint::is_in(folder) {
-        let (module, info) = description.module(DType::F32, options)?;
+        let (module, info) = description.module_of(dtype, options)?;
         return Ok(Imported { module, weights: Box::new(ModelTensors::new()), info });
     }
     let (prefix, weights) = description.select(&Checkpoint::open(folder)?)?;
-    let ty = |t: &Tensor| TensorType::new(DType::F32, t.shape().iter().copied());
+    let ty = |t: &Tensor| TensorType::new(dtype(t.rank()), t.shape().iter().copied());
     let types = weights.iter().map(|(name, t)| (name.clone(), ty(t))).collect();
     let (module, info) = description.build(prefix, types, options)?;
-    let wide = |(name, t): (Arc<str>, Tensor)| match t.dtype() {
-        DType::F32 => (name, t),
-        _ => (name, t.cast(DType::F32)),
+    let stored = |(name, t): (Arc<str>, Tensor)| match dtype(t.rank()) {
+        dtype if dtype == t.dtype() => (name, t),
+        dtype => (name, t.cast(dtype)),
     };
-    let weights: ModelTensors = weights.into_iter().map(wide).collect();
+    let weights: ModelTensors = weights.into_iter().map(stored).collect();
     Ok(Imported { module, weights: Box::new(weights), info })
 }
 

@@ -79,8 +79,8 @@ pub struct Imported {
     pub info: ModelInfo,
 }
 
-/// Imports a Hugging Face folder of a language model to be trained. Weights are f32, with or
-/// without a checkpoint; with `dtype` bf16 or f16 their matrices are rounded where they are used.
+/// Imports a Hugging Face folder of a language model to be trained, with or without a checkpoint.
+/// Vectors are f32, and matrices of the `dtype` that is asked for, f32 where none is.
 ///
 /// # Errors
 /// Every problem found, see [`FrontendError`].

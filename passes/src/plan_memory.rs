@@ -95,8 +95,6 @@ struct Planner<'a> {
     /// The state that an output is the new value of.
     state_outputs: HashMap<Arc<str>, Arc<str>>,
     storage: BTreeMap<Value, Storage>,
-    /// How many operands and outputs read a value.
-    readers: BTreeMap<Value, usize>,
     buffers: Vec<Buffer>,
     weights: Vec<Arc<str>>,
     states: Vec<Port>,
@@ -117,12 +115,6 @@ impl<'a> Planner<'a> {
         kernels: &'a dyn Kernels,
     ) -> Self {
         let outputs = states.iter().filter_map(|s| Some((s.output.clone()?, s.param.clone())));
-        let mut readers = BTreeMap::new();
-        let order = graph.topo();
-        let operands = order.iter().flat_map(|id| graph.node(*id).inputs().iter().flatten());
-        for v in operands.chain(graph.outputs.iter().map(|(_, v)| v)) {
-            *readers.entry(*v).or_insert(0) += 1;
-        }
         Planner {
             module,
             graph,
@@ -131,7 +123,6 @@ impl<'a> Planner<'a> {
             state_params: states.iter().map(|s| s.param.clone()).collect(),
             state_outputs: outputs.collect(),
             storage: BTreeMap::new(),
-            readers,
             buffers: Vec::new(),
             weights: Vec::new(),
             states: Vec::new(),
@@ -290,7 +281,7 @@ impl<'a> Planner<'a> {
         let in_place = in_place.iter().filter(|(result, _)| *result < node.results().len());
         let in_place: Vec<(usize, usize)> = in_place.copied().collect();
         for (_, operand) in &in_place {
-            if let Err(why) = self.may_update(node.input(*operand)) {
+            if let Err(why) = self.may_update(id, node.input(*operand)) {
                 self.fail(id, format!("cannot update operand {operand} in place: it {why}"));
                 return;
             }
@@ -348,8 +339,8 @@ impl<'a> Planner<'a> {
     }
 
     /// Whether a node may write to the memory of a value: a state, or a state after another write,
-    /// that nothing else reads.
-    fn may_update(&self, v: Value) -> Result<(), &'static str> {
+    /// that nothing else reads afterwards.
+    fn may_update(&self, id: NodeId, v: Value) -> Result<(), &'static str> {
         let node = self.graph.node(v.node);
         let whole = match node.op.name() {
             "param" => true,
@@ -359,10 +350,37 @@ impl<'a> Planner<'a> {
             Some(Memory::State(_)) if whole => {}
             _ => return Err("is not a state of the program"),
         }
-        match self.readers.get(&v) {
-            Some(1) => Ok(()),
-            _ => Err("is read elsewhere too"),
+        let own = self.graph.node(id).inputs().iter().filter(|input| **input == Some(v)).count();
+        match own == 1 && self.is_read_before(v, id) {
+            true => Ok(()),
+            false => Err("is read elsewhere too"),
         }
+    }
+
+    /// Whether everything but `id` that reads the memory of a value has been launched.
+    fn is_read_before(&self, v: Value, id: NodeId) -> bool {
+        if self.graph.outputs.iter().any(|(_, output)| *output == v) {
+            return false;
+        }
+        let memory = self.storage.get(&v).map(|s| s.memory);
+        let mut others = self.graph.users(v.node).into_iter().filter(|user| *user != id);
+        others.all(|user| {
+            let node = self.graph.node(user);
+            let result = Value { node: user, port: 0 };
+            let reads = node.inputs().contains(&Some(v));
+            let is_view = !self.is_kernel(user);
+            match self.storage.get(&result) {
+                _ if !reads => true,
+                None => false,
+                Some(s) if is_view && Some(s.memory) == memory => self.is_read_before(result, id),
+                Some(_) => true,
+            }
+        })
+    }
+
+    fn is_kernel(&self, id: NodeId) -> bool {
+        let views = ["reshape", "transpose", "slice", "broadcast_to"];
+        !views.contains(&self.graph.node(id).op.name())
     }
 
     fn launch(&mut self, spec: KernelSpec, args: Vec<Option<Storage>>, label: String) {

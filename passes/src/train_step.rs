@@ -1,16 +1,19 @@
 //! The training form of a language model: entries that compute gradients and update parameters.
 //!
 //! Everything that outlives a run is a state, and entries that name a state alike share it: the
-//! parameters `param.W`, their gradients `grad.W` and what the optimiser keeps of each, `m.W` and
-//! `v.W`, for every weight `W`.
+//! parameters `param.W`, their gradients `grad.W` and what the optimiser keeps of each, such as
+//! `m.W` and `v.W`, for every weight `W`. All of these are f32. Weights of a narrower type are
+//! computed with as `weight.W`, the parameter rounded.
 //!
 //! - `accumulate` takes a micro-batch of packed documents, `keep f32[]` and `scale f32[]`. It gives
-//!   the sum of the losses of all rows and updates `grad.W ← keep·grad.W + scale·∂loss/∂W`.
+//!   the sum of the losses of all rows and updates `grad.W ← keep·grad.W + scale·∂loss/∂W`. Outputs
+//!   `probe.N.PLACE f32[]` are not finite where what comes out of that place is not.
 //! - `norm` gives the sum of squares of each gradient, from which the caller knows the global norm
 //!   and, if that is not finite, whose fault it is.
 //! - `update` takes a learning rate for each group, what the optimiser asks for, and `grad_scale`,
 //!   by which gradients are clipped.
 //! - `evaluate` gives the loss alone.
+//! - `round`, where there are such, gives `weight.W` of `param.W`.
 //!
 //! Between `accumulate` and `norm` ranks may add up their gradients, and the caller may decide not
 //! to update at all: that is why they are entries of their own.
@@ -26,8 +29,8 @@ use std::{
 use ir::{Attr, Attrs, Builder, DType, Graph, Module, OpError, TensorType, Value};
 
 use self::{
-    loss::{LOSS, TOTAL},
-    update::state_type,
+    loss::{LOSS, PROBE, TOTAL},
+    update::{Step, of_shape},
 };
 use crate::{
     PassError,
@@ -38,6 +41,7 @@ use crate::{
 pub use update::{Parameter, Update};
 
 const EVALUATE: &str = "evaluate";
+const ROUND: &str = "round";
 
 /// Name of the function with the loss and its gradients.
 fn gradients() -> String {
@@ -77,14 +81,15 @@ pub fn train_step(
     let wrt = Wrt { weights, params: BTreeSet::new() };
     *module = differentiate(module, LOSS, &wrt, LOSS, Recompute::None)?;
     let entries = [
-        accumulate(module, parameters, &trained).map_err(one)?,
-        norm(module, parameters).map_err(one)?,
-        update_entry(module, parameters).map_err(one)?,
-        evaluate(module, &trained).map_err(one)?,
+        Some(accumulate(module, parameters, &trained).map_err(one)?),
+        Some(norm(module, parameters).map_err(one)?),
+        Some(update_entry(module, parameters).map_err(one)?),
+        Some(evaluate(module, &trained).map_err(one)?),
+        round(module, parameters).map_err(one)?,
     ];
     let mut states = BTreeMap::new();
     module.entries.clear();
-    for Entry { graph, states: own } in entries {
+    for Entry { graph, states: own } in entries.into_iter().flatten() {
         module.entries.push(graph.name.clone());
         states.insert(graph.name.clone(), own);
         module.add(graph);
@@ -142,6 +147,11 @@ fn weight_type(module: &Module, name: &str) -> TensorType {
     module.weights[name].clone()
 }
 
+/// Whether a weight is computed with at less than the precision of its parameter.
+fn is_narrow(ty: &TensorType) -> bool {
+    matches!(ty.dtype, DType::Bf16 | DType::F16)
+}
+
 /// Sums of squares, in f32: of each row and then of the rows, so that all threads take part.
 fn sum_of_squares(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
     let x = b.cast(x, DType::F32)?;
@@ -159,7 +169,8 @@ fn norm(module: &Module, parameters: &[Parameter]) -> Result<Entry, PassError> {
     let mut squares = Vec::new();
     for p in parameters {
         let name = state_name("grad", &p.weight);
-        let grad = entry.state(&name, state_type(&weight_type(module, &p.weight))).map_err(wrap)?;
+        let grad =
+            entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
         entry.b.at(&p.weight);
         squares.push(sum_of_squares(&mut entry.b, grad).map_err(wrap)?);
     }
@@ -183,26 +194,49 @@ fn update_entry(module: &Module, parameters: &[Parameter]) -> Result<Entry, Pass
         }
     }
     for p in parameters {
-        let ty = weight_type(module, &p.weight);
-        let of_state = state_type(&ty);
+        let ty = of_shape(&weight_type(module, &p.weight).shape);
         let name = |kind: &str| state_name(kind, &p.weight);
-        let param = entry.state(&name("param"), ty).map_err(wrap)?;
-        let grad = entry.state(&name("grad"), of_state.clone()).map_err(wrap)?;
-        let mut kept = Vec::new();
-        for kind in p.update.states() {
-            kept.push(entry.state(&name(kind), of_state.clone()).map_err(wrap)?);
+        let kinds = p.update.states(&ty);
+        let param = entry.state(&name("param"), ty.clone()).map_err(wrap)?;
+        let grad = entry.state(&name("grad"), ty).map_err(wrap)?;
+        let mut states = Vec::new();
+        for (kind, ty) in &kinds {
+            states.push(entry.state(&name(kind), ty.clone()).map_err(wrap)?);
         }
         let rate = format!("lr.{}", p.group);
         let scalars = p.update.scalars().iter().map(ToString::to_string);
         let scalars: Vec<Value> = [rate].into_iter().chain(scalars).map(|n| inputs[&n]).collect();
         entry.b.at(&p.weight);
-        let build = p.update.build(&mut entry.b, [param, grad], &kept, &scalars, scale);
-        let new = build.map_err(wrap)?;
-        for (kind, value) in ["param"].iter().chain(p.update.states()).zip(new) {
+        let b = &mut entry.b;
+        let (states, scalars) = (&*states, &*scalars);
+        let new = p.update.build(Step { b, param, grad, states, scalars, scale }).map_err(wrap)?;
+        for (kind, value) in ["param"].into_iter().chain(kinds.iter().map(|k| k.0)).zip(new) {
             entry.set(&name(kind), value);
         }
     }
     Ok(entry.finish())
+}
+
+/// Rounds what is computed with at less precision than f32.
+fn round(module: &Module, parameters: &[Parameter]) -> Result<Option<Entry>, PassError> {
+    let wrap = |e: OpError| PassError::new(ROUND, e);
+    let types = parameters.iter().map(|p| (&p.weight, weight_type(module, &p.weight)));
+    let narrow: Vec<_> = types.filter(|(_, ty)| is_narrow(ty)).collect();
+    if narrow.is_empty() {
+        return Ok(None);
+    }
+    let mut entry = EntryBuilder::new(module, ROUND);
+    let nothing = entry.b.scalar(DType::F32, 0.0).map_err(wrap)?;
+    for (weight, ty) in narrow {
+        let [of_param, of_weight] = ["param", "weight"].map(|kind| state_name(kind, weight));
+        let param = entry.state(&of_param, of_shape(&ty.shape)).map_err(wrap)?;
+        let rounded = entry.state(&of_weight, ty).map_err(wrap)?;
+        entry.b.at(weight);
+        let args = [rounded, param, nothing];
+        let new = entry.b.op1("accumulate", Attrs::none(), &args).map_err(wrap)?;
+        entry.set(&of_weight, new);
+    }
+    Ok(Some(entry.finish()))
 }
 
 /// Copies the body of `source` in, the parameters that it reads those of the entry and the trained
@@ -230,7 +264,8 @@ fn on_states(
                 Some(v) => *v,
                 None => {
                     let ty = weight_type(entry.b.module(), name);
-                    let v = entry.state(&state_name("param", name), ty)?;
+                    let kind = if is_narrow(&ty) { "weight" } else { "param" };
+                    let v = entry.state(&state_name(kind, name), ty)?;
                     weights.insert(name.into(), v);
                     v
                 }
@@ -259,13 +294,17 @@ fn accumulate(
     let keep = entry.scalar("keep").map_err(wrap)?;
     for p in parameters {
         let name = state_name("grad", &p.weight);
-        let sum = entry.state(&name, state_type(&weight_type(module, &p.weight))).map_err(wrap)?;
+        let sum =
+            entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
         entry.b.at(&p.weight);
         let args = [sum, outputs[name.as_str()], keep];
         let new = entry.b.op1("accumulate", Attrs::none(), &args).map_err(wrap)?;
         entry.set(&name, new);
     }
     entry.outputs.push(("loss".into(), outputs[TOTAL]));
+    for (name, _) in source.outputs.iter().filter(|(name, _)| name.starts_with(PROBE)) {
+        entry.outputs.push((name.to_string(), outputs[name]));
+    }
     Ok(entry.finish())
 }
 

@@ -1,5 +1,7 @@
 //! Training against a plain PyTorch loop, and against itself.
 
+mod precision;
+
 use std::sync::Arc;
 
 use driver::{CompileOptions, Group, Training, Update};
@@ -62,15 +64,22 @@ fn options_of(update: Update) -> CompileOptions {
         logit_rows: 256,
         ..Default::default()
     };
-    let training = Training { update, groups: vec![] };
+    let training = Training { update, others: None, groups: vec![] };
     CompileOptions { training: Some(training), ..options(import) }
 }
 
 /// The step of a model, its parameters those of the checkpoint.
 fn load(case: &str, threads: usize) -> TrainStep {
-    let adamw = Update::AdamW { betas: BETAS, eps: 1e-8, weight_decay: 0.1 };
+    load_with(&format!("train-{case}"), case, &options_of(adamw(0.1)), threads)
+}
+
+fn adamw(weight_decay: f64) -> Update {
+    Update::AdamW { betas: BETAS, eps: 1e-8, weight_decay }
+}
+
+fn load_with(name: &str, case: &str, options: &CompileOptions, threads: usize) -> TrainStep {
     let folder = data(&format!("families/{case}"));
-    let (path, _) = compile_to(&format!("train-{case}"), &folder, &options_of(adamw));
+    let (path, _) = compile_to(name, &folder, options);
     let artifact = Arc::new(Artifact::open(&path).unwrap());
     let device = Device::cpu(std::num::NonZeroUsize::new(threads)).unwrap();
     let mut step = TrainStep::load(&Model::load(artifact, device).unwrap()).unwrap();
@@ -177,7 +186,8 @@ fn a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop() {
     let mut checkpoints = Checkpoints::new(&dir, 2);
     for step in 1..=3 {
         assert_eq!(losses(&mut first, step..=step), want[step - 1..step]);
-        let saved = Saved { step: step as u64, position: step, run: "run".into() };
+        let saved =
+            Saved { step: step as u64, position: step, run: "run".into(), loss_scale: None };
         checkpoints.save(first.step(), saved).unwrap();
     }
     checkpoints.finish().unwrap();
@@ -204,7 +214,7 @@ fn a_run_that_goes_on_has_the_bits_of_one_that_did_not_stop() {
 }
 
 #[test]
-fn a_gradient_that_is_not_finite_is_named_and_nothing_is_updated() {
+fn what_is_not_finite_is_named_and_nothing_is_updated() {
     let documents = Documents::read();
     let mut step = load("gpt2-gelu-new", 2);
     let bad = "transformer.h.1.mlp.c_fc.bias";
@@ -214,20 +224,35 @@ fn a_gradient_that_is_not_finite_is_named_and_nothing_is_updated() {
     let mut trainer = Trainer::new(step, rule(), 0);
     let error = trainer.advance(&batches(&documents, 1)).unwrap_err();
     assert!(matches!(error, TrainError::NotFinite { step: 1, .. }), "{error}");
+    let told = "step 1: what comes out of `transformer.h.1` is not finite, and its parameter \
+                `transformer.h.1.mlp.c_fc.bias` is not";
+    assert!(error.to_string().starts_with(told), "{error}");
     assert!(trainer.step().state("param.transformer.wte.weight").unwrap() == before);
     assert_eq!(trainer.done(), 0);
+
+    // Nor does a checkpoint of it take the place of a good one.
+    let dir = scratch().join("train-not-finite");
+    let mut checkpoints = Checkpoints::new(&dir, 1);
+    let saved = Saved { step: 1, position: 1, run: "run".into(), loss_scale: None };
+    checkpoints.save(&load("gpt2-gelu-new", 2), saved.clone()).unwrap();
+    checkpoints.save(trainer.step(), Saved { step: 2, ..saved }).unwrap();
+    let error = checkpoints.finish().unwrap_err().to_string();
+    assert!(error.contains(&format!("`param.{bad}` has values that are not finite")), "{error}");
+    assert_eq!(checkpoints.newest(), Some(1));
 }
 
 #[test]
 fn groups_learn_at_their_own_rate_and_frozen_weights_stay() {
     let documents = Documents::read();
-    let adamw = |weight_decay| Update::AdamW { betas: BETAS, eps: 1e-8, weight_decay };
-    let group =
-        |pattern: &str, update| Group { pattern: regex::Regex::new(pattern).unwrap(), update };
-    let groups = vec![group("embed_tokens|lm_head", None), group("norm", Some(adamw(0.0)))];
+    let group = |pattern: &str, is_frozen| Group {
+        pattern: regex::Regex::new(pattern).unwrap(),
+        weight_decay: Some(0.0),
+        is_frozen,
+    };
+    let groups = vec![group("embed_tokens|lm_head", true), group("norm", false)];
     let case = data("families/llama-gqa3");
     let options = CompileOptions {
-        training: Some(Training { update: adamw(0.1), groups }),
+        training: Some(Training { update: adamw(0.1), others: None, groups }),
         ..options_of(adamw(0.1))
     };
     let (path, _) = compile_to("train-groups", &case, &options);

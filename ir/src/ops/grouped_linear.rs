@@ -131,6 +131,7 @@ fn grouped_rule(cx: &mut VjpCx<'_, '_>) -> Result<Vec<Option<Value>>, OpError> {
         let zero = cx.b.scalar(cx.b.ty(x).dtype, 0.0)?;
         let x = cx.b.select(own, x, zero)?;
         let dw = cx.b.matmul(x, dy)?;
+        let dw = cx.b.cast(dw, cx.ty(1).dtype)?;
         cx.b.op1("pack", Attrs::none(), &[dw])
     })?;
     let by_bias = cx.when(3, |cx| {

@@ -88,6 +88,7 @@ impl OpDef for Linear {
                     let x = exchange(cx.b, x, 2, 1)?;
                     let dy = rows(cx.b, dy)?;
                     let dw = cx.b.matmul(x, dy)?;
+                    let dw = cx.b.cast(dw, cx.ty(1).dtype)?;
                     cx.b.op1("pack", Attrs::none(), &[dw])
                 })?;
                 Ok(vec![by_x, by_w, Some(dy), Some(dy)])

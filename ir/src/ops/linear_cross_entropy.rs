@@ -4,8 +4,7 @@ use super::adjoint::{exchange, plus};
 use super::elementwise::spread;
 use crate::{
     Attrs, Body, DType, Dim, EvalCx, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
-    TensorType, Vjp,
-    op::{one, same_dtype},
+    TensorType, Vjp, op::one,
 };
 
 /// Cross-entropy of `softmax(x · wᵀ)` at the target of every row, and the logarithm of the row's
@@ -15,7 +14,7 @@ use crate::{
 /// sum. Liu et al. 2024, "Liger Kernel", arXiv:2410.10989; Milakov & Gimelshein 2018,
 /// arXiv:1805.02867. A target that is no row of w, such as -100, is ignored: its loss is zero.
 /// # Shapes
-/// `x: [T, K]`, `w: [N, K]`, `targets: [T]` i32 → `loss: [T]` f32, `lse: [T]` f32.
+/// `x: [T, K]`, `w: [N, K]`, any floats, `targets: [T]` i32 → `loss: [T]` f32, `lse: [T]` f32.
 pub(super) struct LinearCrossEntropy;
 
 static SIGNATURE: Signature =
@@ -64,6 +63,7 @@ impl OpDef for LinearCrossEntropy {
                 let [lse, dlse] = [lse, dlse].map(|v| cx.b.reshape(v, column.clone()));
                 let (lse, dlse) = (cx.b.cast(lse?, cx.ty(0).dtype)?, dlse?);
                 let dlse = cx.b.cast(dlse, cx.ty(0).dtype)?;
+                let w = cx.b.cast(w, cx.ty(0).dtype)?;
                 let transposed = exchange(cx.b, w, 2, 1)?;
                 let p = cx.b.matmul(x, transposed)?;
                 let p = cx.b.sub(p, lse)?;
@@ -73,7 +73,8 @@ impl OpDef for LinearCrossEntropy {
                 dx = plus(cx.b, dx, own)?;
                 let own = cx.when(1, |cx| {
                     let p = exchange(cx.b, p, 2, 1)?;
-                    cx.b.matmul(p, x)
+                    let own = cx.b.matmul(p, x)?;
+                    cx.b.cast(own, cx.ty(1).dtype)
                 })?;
                 dw = plus(cx.b, dw, own)?;
             }
@@ -92,8 +93,7 @@ fn of_rows(cx: &EvalCx<'_>, i: usize, values: Vec<f64>) -> Tensor {
 /// Checks x, w and targets; returns the type of a number for each row of x.
 pub(super) fn infer_head(cx: &InferCx<'_>) -> Result<TensorType, OpError> {
     let (x, w, targets) = (cx.ty(0), cx.ty(1), cx.ty(2));
-    same_dtype(x.dtype, w.dtype)?;
-    if !x.dtype.is_float() || targets.dtype != DType::I32 {
+    if !x.dtype.is_float() || !w.dtype.is_float() || targets.dtype != DType::I32 {
         return Err(OpError::new(format!("takes floats and i32 targets, got {x} and {targets}")));
     }
     let ([t, k], [_, k2], [t2]) = (&*x.shape, &*w.shape, &*targets.shape) else {
@@ -141,17 +141,19 @@ impl Head {
 
 /// Sizes with tails, ignored targets, narrow floats.
 pub(super) fn examples() -> Vec<Sample> {
-    let sample = |dtype: DType, k: usize, n: usize, targets: &[i64]| Sample {
+    let sample = |dtypes: [DType; 2], k: usize, n: usize, targets: &[i64]| Sample {
         attrs: Attrs::none(),
         args: vec![
-            Some(spread(dtype, &[targets.len(), k], -1.0, 1.5)),
-            Some(spread(dtype, &[n, k], 1.0, -1.0)),
+            Some(spread(dtypes[0], &[targets.len(), k], -1.0, 1.5)),
+            Some(spread(dtypes[1], &[n, k], 1.0, -1.0)),
             Some(Tensor::from_i64s(DType::I32, &[targets.len()], targets.iter().copied())),
         ],
     };
+    let f32s = [DType::F32; 2];
     vec![
-        sample(DType::F32, 19, 37, &[3, 36, -100, 0, 37, 12, 3]),
-        sample(DType::F32, 1, 130, &[129, 64]),
-        sample(DType::F32, 16, 1, &[0, -1]),
+        sample(f32s, 19, 37, &[3, 36, -100, 0, 37, 12, 3]),
+        sample(f32s, 1, 130, &[129, 64]),
+        sample(f32s, 16, 1, &[0, -1]),
+        sample([DType::F32, DType::Bf16], 19, 37, &[3, -100, 36, 12]),
     ]
 }

@@ -437,6 +437,34 @@ fn states_are_updated_in_place_where_nothing_else_reads_them() {
 }
 
 #[test]
+fn states_may_be_read_before_they_are_updated() {
+    let view_of = |b: &mut Builder<'_>, kc| b.slice(kc, 0, 0i64, 1i64).unwrap();
+    let before = planned(|b, args @ [kc, ..]| {
+        let view = view_of(b, kc);
+        for (name, read) in [("whole", kc), ("part", view)] {
+            let y = b.neg(read).unwrap();
+            b.output(name, y);
+        }
+        let [k, v] = write(b, args);
+        b.output("k.out", k);
+        b.output("v.out", v);
+    });
+    assert_eq!(before.unwrap().program.launches.len(), 3);
+    let why = planned(|b, args @ [kc, ..]| {
+        let view = view_of(b, kc);
+        let early = b.neg(view).unwrap();
+        b.output("early", early);
+        let [k, v] = write(b, args);
+        b.output("k.out", k);
+        b.output("v.out", v);
+        let late = b.exp(view).unwrap();
+        b.output("late", late);
+    });
+    let why = why.unwrap_err();
+    assert!(why.contains("cannot update operand 0 in place: it is read elsewhere too"), "{why}");
+}
+
+#[test]
 fn a_program_has_the_largest_window_of_its_attention() {
     let window = |windows: &[i64]| {
         let plan = planned(|b, args| {

@@ -12,10 +12,14 @@ pub(super) const LOSS: &str = "loss";
 /// Name of the output that is reported.
 pub(super) const TOTAL: &str = "total";
 
+/// What names of outputs begin with that are not finite where something behind them is not.
+pub(super) const PROBE: &str = "probe.";
+
 /// The function `loss`: `source`, which gives `logits [R, V]` for `logit_rows i32[R]`, with
 /// `targets i32[R]` and `scale f32[]` as further parameters. Its outputs are `total f32[]`, the sum
 /// of the rows' cross-entropies, and `loss f32[]`, that times `scale`. A target that is no token,
-/// such as -100, has a loss of zero.
+/// such as -100, has a loss of zero. Further outputs `probe.N.PLACE f32[]` sum what comes out of
+/// the embeddings, of each layer and into the head, in this order.
 ///
 /// Where a product with a matrix of the vocabulary gives the logits, the two become one operator,
 /// which never has all logits in memory.
@@ -51,6 +55,11 @@ pub(super) fn with_loss(module: &Module, source: &Graph) -> Result<Graph, PassEr
             map.insert(Value { node: id, port }, v);
         }
     }
+    for (i, v) in places(source, head.as_ref()).into_iter().enumerate() {
+        b.at(&source.node(v.node).loc);
+        let sum = total_of(&mut b, map[&v]).map_err(wrap)?;
+        b.output(&format!("{PROBE}{i}.{}", source.node(v.node).loc), sum);
+    }
     b.at("loss");
     let loss = match head {
         Some(Head { x, w, lie }) => {
@@ -65,6 +74,32 @@ pub(super) fn with_loss(module: &Module, source: &Graph) -> Result<Graph, PassEr
     let loss = b.mul(total, scale).map_err(wrap)?;
     b.output(LOSS, loss);
     Ok(b.finish())
+}
+
+/// Values of the forward pass that are looked at: of rows of tables, of layers, and what the head
+/// reads.
+fn places(source: &Graph, head: Option<&Head>) -> Vec<Value> {
+    let mut places = Vec::new();
+    for id in source.topo() {
+        let node = source.node(id);
+        let v = Value { node: id, port: 0 };
+        let is_place = matches!(node.op.name(), "call" | "gather")
+            && source.ty(v).dtype.is_float()
+            && !node.loc.is_empty();
+        if is_place || head.is_some_and(|head| head.x == v) {
+            places.push(v);
+        }
+    }
+    places
+}
+
+/// The sum of all elements, in f32.
+fn total_of(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
+    let mut sum = b.cast(x, DType::F32)?;
+    while b.ty(sum).rank() > 0 {
+        sum = b.reduce("reduce_sum", sum, &[-1], false)?;
+    }
+    Ok(sum)
 }
 
 /// A product that gives logits.
@@ -94,7 +129,7 @@ impl Head {
         let is_plain = |attrs: &Attrs| attrs.str("act") == "none";
         let input = |i: usize| node.inputs().get(i).copied().flatten();
         let (x, w) = (input(0)?, input(1)?);
-        if graph.ty(x).rank() != 2 || graph.ty(x).dtype != graph.ty(w).dtype {
+        if graph.ty(x).rank() != 2 {
             return None;
         }
         let (w, lie) = match node.op.name() {

@@ -24,18 +24,31 @@ impl States {
     /// # Errors
     /// [`ExecError::Symbol`] for values that are missing or out of bounds, [`ExecError::Memory`].
     pub fn new(program: &Program, symbols: &[(&str, i64)]) -> Result<States, ExecError> {
+        let mut states = States::none();
+        states.add(program, symbols)?;
+        Ok(states)
+    }
+
+    /// Reserves memory for the states of a program that are not there yet.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn add(&mut self, program: &Program, symbols: &[(&str, i64)]) -> Result<(), ExecError> {
         let symbolic = Symbolic::new(program);
         let values = symbolic.values(symbols)?;
-        let state = |port: &ir::Port| {
+        for port in &program.states {
+            if self.get(&port.name).is_some() {
+                continue;
+            }
             let bytes = symbolic.port_bytes("state", port, &values)?;
             let arena = Arena::new(bytes).map_err(|e| ExecError::Memory {
                 what: format!("state `{}`", port.name),
                 bytes,
                 reason: format!("the system has no room for it: {e}; ask for a shorter context"),
             })?;
-            Ok((port.name.clone(), arena))
-        };
-        Ok(States(program.states.iter().map(state).collect::<Result<_, ExecError>>()?))
+            self.0.push((port.name.clone(), arena));
+        }
+        Ok(())
     }
 
     /// Reserved bytes.

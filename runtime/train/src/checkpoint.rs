@@ -16,12 +16,14 @@ use ir::{DType, map_file};
 use safetensors::SafeTensors;
 use serde::{Deserialize, Serialize};
 
-use crate::{TrainConfig, TrainError, TrainStep, weights};
+use crate::{LossScale, TrainConfig, TrainError, TrainStep, train_step::is_finite, weights};
 
 const MANIFEST: &str = "manifest.json";
 const STATES: &str = "states.safetensors";
 const PREFIX: &str = "step-";
 const PARTIAL: &str = "partial";
+
+const NOT_FINITE: &str = "has values that are not finite";
 
 /// The version of the format.
 const VERSION: u32 = 1;
@@ -35,6 +37,9 @@ pub struct Saved<P> {
     pub position: P,
     /// blake3 of what must not change between the runs, in hexadecimal.
     pub run: String,
+    /// The factor of the loss, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<LossScale>,
 }
 
 #[derive(Serialize, Deserialize)]
@@ -108,7 +113,8 @@ impl Checkpoints {
         steps
     }
 
-    /// Begins to write a checkpoint: states are copied now and written on a thread of their own.
+    /// Begins to write a checkpoint: states are copied now and written on a thread of their own,
+    /// unless one is not finite.
     ///
     /// # Errors
     /// What went wrong with the one before.
@@ -156,7 +162,7 @@ impl Checkpoints {
     ///
     /// # Errors
     /// [`TrainError::File`] if it is altered, of a later version, of another run, or of another
-    /// model.
+    /// model, or if a tensor is not finite.
     pub fn load<P>(&self, step: &mut TrainStep, run: &str) -> Result<Option<Saved<P>>, TrainError>
     where
         P: for<'de> Deserialize<'de>,
@@ -193,6 +199,9 @@ impl Checkpoints {
                 let why = format!("`{}` is not {}", port.name, port.ty);
                 return Err(TrainError::file(&path, why));
             }
+            if !is_finite(port.ty.dtype, view.data()) {
+                return Err(TrainError::file(&path, format!("`{}` {NOT_FINITE}", port.name)));
+            }
             state.copy_from_slice(view.data());
         }
         Ok(Some(manifest.progress))
@@ -213,6 +222,10 @@ fn write<P: Serialize>(
     states: &[Copied],
     progress: Saved<P>,
 ) -> Result<(), TrainError> {
+    if let Some(bad) = states.iter().find(|s| !is_finite(s.dtype, &s.bytes)) {
+        let why = format!("`{}` {NOT_FINITE}: the checkpoint is not written", bad.name);
+        return Err(TrainError::file(folder, why));
+    }
     let staging = folder.with_extension(PARTIAL);
     remove(&staging)?;
     fs::create_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;

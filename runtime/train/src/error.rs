@@ -20,18 +20,20 @@ pub enum TrainError {
         /// Which.
         step: u64,
     },
-    /// A gradient that is no number. Nothing was updated.
+    /// A value that is no finite number. Nothing was updated.
     #[error(
-        "step {step}: the gradient of `{parameter}` is not finite (the loss is {loss}): lower the \
-         learning rate, clip gradients, or look at the data of this step; parameters are those of \
-         the step before"
+        "step {step}: {place} is not finite{} (the loss is {loss}): lower the learning rate, clip \
+         gradients, or look at the data of this step; parameters are those of the step before",
+        of_parameter(parameter.as_deref())
     )]
     NotFinite {
         /// The step.
         step: u64,
-        /// The first parameter whose gradient it is.
-        parameter: String,
-        /// The step's loss.
+        /// The first of them, by the order in which they are computed.
+        place: String,
+        /// A parameter that is not finite itself.
+        parameter: Option<String>,
+        /// The step's loss so far.
         loss: f64,
     },
     /// A file or folder.
@@ -42,6 +44,10 @@ pub enum TrainError {
         /// What is wrong with it.
         reason: String,
     },
+}
+
+fn of_parameter(name: Option<&str>) -> String {
+    name.map_or_else(String::new, |name| format!(", and its parameter `{name}` is not"))
 }
 
 impl TrainError {

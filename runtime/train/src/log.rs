@@ -32,6 +32,12 @@ pub struct Line {
     /// Mean loss on the evaluation's data, where it was computed after this step.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub eval_loss: Option<f64>,
+    /// The factor of the loss in this step, where there is one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub loss_scale: Option<f32>,
+    /// Whether nothing was updated, for a gradient was not finite.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub is_skipped: bool,
 }
 
 /// Files that figures are added to. Each line is whole on disk's way before the next step begins.
@@ -74,6 +80,7 @@ impl Log {
                 ("train/lr", Some(line.lr)),
                 ("train/tokens_per_s", Some(line.tokens_per_s)),
                 ("eval/loss", line.eval_loss),
+                ("train/loss_scale", line.loss_scale.map(f64::from)),
             ];
             #[allow(clippy::cast_possible_truncation, reason = "the format has f32")]
             let scalars = scalars.iter().filter_map(|(tag, x)| Some((*tag, (*x)? as f32)));
@@ -106,6 +113,8 @@ mod tests {
             tokens_per_s: 10.0,
             peak_bytes: 7,
             eval_loss: None,
+            loss_scale: None,
+            is_skipped: false,
         };
         for step in 1..=2 {
             let mut log = Log::open(Some(&path), None).unwrap();

@@ -54,4 +54,49 @@ mod tests {
         assert_eq!(of(Schedule::Wsd { min_lr, decay_steps: 4 }, 2), wsd);
         assert_eq!(of(Schedule::Linear { min_lr }, 0)[0], 0.92);
     }
+
+    /// A schedule of `tests/reference/optimizers.py`.
+    #[derive(serde::Deserialize)]
+    struct Reference {
+        schedule: String,
+        steps: u64,
+        lr: f64,
+        #[serde(default)]
+        min_lr: f64,
+        warmup_steps: u64,
+        #[serde(default)]
+        decay_steps: u64,
+        rates: Vec<f64>,
+    }
+
+    #[derive(serde::Deserialize)]
+    struct References {
+        schedules: Vec<Reference>,
+    }
+
+    #[test]
+    fn rates_are_those_of_torch() {
+        let path =
+            concat!(env!("CARGO_MANIFEST_DIR"), "/../../tests/data/training/optimizers.json");
+        let all: References = serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap();
+        assert_eq!(all.schedules.len(), 5);
+        for want in all.schedules {
+            let Reference { steps, lr, min_lr, warmup_steps, decay_steps, .. } = want;
+            let schedule = match &*want.schedule {
+                "constant" => Schedule::Constant,
+                "linear" => Schedule::Linear { min_lr },
+                "cosine" => Schedule::Cosine { min_lr },
+                "wsd" => Schedule::Wsd { min_lr, decay_steps },
+                other => panic!("{other}"),
+            };
+            let rule = Optimizer::Lion { betas: [0.9, 0.99] };
+            let (weight_decay, clip_norm) = (0.0, None);
+            let optimizer =
+                OptimizerConfig { rule, lr, weight_decay, clip_norm, schedule, warmup_steps };
+            for (k, want) in (1..).zip(&want.rates) {
+                let got = optimizer.rate(k, steps);
+                assert!((got - want).abs() <= 1e-15, "{schedule:?}: step {k}: {got}, not {want}");
+            }
+        }
+    }
 }

@@ -5,69 +5,7 @@ use std::sync::Arc;
 use exec::{Executable, Memory, Model, States, Trace};
 use ir::{DType, Dim, Port, Program};
 
-use crate::{Batch, TrainError};
-
-/// Tokens of packed documents, and what is to be predicted.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct MicroBatch {
-    /// Token ids of all documents, one after another.
-    pub tokens: Vec<i32>,
-    /// Position of each token in its document.
-    pub positions: Vec<i32>,
-    /// Where each document begins, and the end of the last.
-    pub cu_seqlens: Vec<i32>,
-    /// Tokens after which a target stands.
-    pub rows: Vec<i32>,
-    /// The target of each row.
-    pub targets: Vec<i32>,
-}
-
-impl MicroBatch {
-    /// Removes everything.
-    pub fn clear(&mut self) {
-        let MicroBatch { tokens, positions, cu_seqlens, rows, targets } = self;
-        [tokens, positions, cu_seqlens, rows, targets].into_iter().for_each(Vec::clear);
-    }
-
-    /// Adds a document. `targets` has one entry for each of its tokens, negative where there is
-    /// nothing to predict.
-    pub fn push(&mut self, tokens: &[i32], targets: &[i32]) {
-        if self.cu_seqlens.is_empty() {
-            self.cu_seqlens.push(0);
-        }
-        let start = self.tokens.len();
-        self.tokens.extend_from_slice(tokens);
-        self.positions.extend((0..).take(tokens.len()));
-        self.cu_seqlens.push(count(self.tokens.len()));
-        for (row, target) in (count(start)..).zip(targets).filter(|(_, target)| **target >= 0) {
-            self.rows.push(row);
-            self.targets.push(*target);
-        }
-    }
-}
-
-impl From<&Batch> for MicroBatch {
-    fn from(batch: &Batch) -> MicroBatch {
-        let mut rows = Vec::new();
-        let mut targets = Vec::new();
-        for (row, target) in (0..).zip(&batch.targets).filter(|(_, target)| **target >= 0) {
-            rows.push(row);
-            targets.push(*target);
-        }
-        MicroBatch {
-            tokens: batch.tokens.clone(),
-            positions: batch.positions.clone(),
-            cu_seqlens: batch.cu_seqlens.clone(),
-            rows,
-            targets,
-        }
-    }
-}
-
-/// A number of tokens, which are fewer than 2³¹.
-fn count(n: usize) -> i32 {
-    i32::try_from(n).unwrap_or(i32::MAX)
-}
+use crate::{MicroBatch, TrainError};
 
 /// A parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -87,6 +25,10 @@ pub struct TrainStep {
     norm: Entry,
     update: Entry,
     evaluate: Entry,
+    /// Where weights are narrower than parameters.
+    round: Option<Entry>,
+    /// Whether parameters were written since weights were rounded.
+    is_stale: bool,
     states: States,
     parameters: Vec<ParameterInfo>,
     frozen: Vec<Arc<str>>,
@@ -101,6 +43,9 @@ struct Entry {
     symbols: Vec<(Arc<str>, i64)>,
 }
 
+/// Name of the entry that rounds parameters.
+const ROUND: &str = "round";
+
 /// A name of a state without what kind it is.
 fn of_kind<'a>(kind: &str, name: &'a str) -> Option<&'a str> {
     name.strip_prefix(kind)?.strip_prefix('.')
@@ -114,7 +59,12 @@ impl TrainStep {
     pub fn load(model: &Arc<Model>) -> Result<TrainStep, TrainError> {
         let load = |entry: &str| Entry::load(model, entry);
         let update = load("update")?;
-        let states = States::new(update.exe.program(), &[])?;
+        let has_round = model.artifact().manifest().program(ROUND).is_some();
+        let round = if has_round { Some(load(ROUND)?) } else { None };
+        let mut states = States::new(update.exe.program(), &[])?;
+        if let Some(round) = &round {
+            states.add(round.exe.program(), &[])?;
+        }
         let ports = update.exe.program().states.iter();
         let named = ports.filter_map(|port| Some((of_kind("param", &port.name)?, port)));
         let parameters = named.map(|(name, port)| ParameterInfo {
@@ -130,7 +80,18 @@ impl TrainStep {
         frozen.dedup();
         let (accumulate, norm) = (load("accumulate")?, load("norm")?);
         let evaluate = load("evaluate")?;
-        Ok(TrainStep { accumulate, norm, update, evaluate, states, parameters, frozen })
+        let is_stale = round.is_some();
+        Ok(TrainStep {
+            accumulate,
+            norm,
+            update,
+            evaluate,
+            round,
+            is_stale,
+            states,
+            parameters,
+            frozen,
+        })
     }
 
     /// The trained parameters, in the order of [`gradient_squares`](Self::gradient_squares).
@@ -150,11 +111,12 @@ impl TrainStep {
         self.executables().into_iter().map(Executable::program)
     }
 
-    fn executables(&self) -> [&Executable; 4] {
-        [&self.accumulate, &self.norm, &self.update, &self.evaluate].map(|entry| &entry.exe)
+    fn executables(&self) -> Vec<&Executable> {
+        let entries = [&self.accumulate, &self.norm, &self.update, &self.evaluate];
+        entries.into_iter().chain(&self.round).map(|entry| &entry.exe).collect()
     }
 
-    /// Names of all states, with their types.
+    /// Names of the states that are not computed from others, with their types.
     pub fn states(&self) -> impl Iterator<Item = &Port> {
         self.update.exe.program().states.iter()
     }
@@ -167,6 +129,7 @@ impl TrainStep {
 
     /// The bytes of a state, to be written.
     pub fn state_mut(&mut self, name: &str) -> Option<&mut [u8]> {
+        self.is_stale |= self.round.is_some() && of_kind("param", name).is_some();
         self.states.bytes_mut(name)
     }
 
@@ -176,7 +139,9 @@ impl TrainStep {
     /// None in practice: no state's size depends on a symbol.
     pub fn planned(&self) -> Result<Memory, TrainError> {
         let model = self.update.exe.model();
-        let entries = self.executables().map(|exe| exe.program().name.as_str());
+        let executables = self.executables();
+        let entries = executables.iter().map(|exe| exe.program().name.as_str());
+        let entries: Vec<&str> = entries.collect();
         let threads = model.device().pool().threads();
         Ok(Memory::predict(model.artifact().manifest(), &entries, threads, &[])?)
     }
@@ -205,6 +170,7 @@ impl TrainStep {
         keep: f32,
         scale: f32,
     ) -> Result<f32, TrainError> {
+        self.refresh()?;
         let scalars = [("keep", keep), ("scale", scale)];
         self.accumulate.run(&mut self.states, Some(batch), &scalars)?;
         Ok(self.accumulate.exe.output::<f32>("loss")?[0])
@@ -215,6 +181,7 @@ impl TrainStep {
     /// # Errors
     /// As [`accumulate`](Self::accumulate).
     pub fn evaluate(&mut self, batch: &MicroBatch) -> Result<f32, TrainError> {
+        self.refresh()?;
         self.evaluate.run(&mut self.states, Some(batch), &[])?;
         Ok(self.evaluate.exe.output::<f32>("loss")?[0])
     }
@@ -234,7 +201,63 @@ impl TrainStep {
     /// # Errors
     /// [`TrainError::Exec`] if one is missing.
     pub fn update(&mut self, scalars: &[(&str, f32)]) -> Result<(), TrainError> {
-        self.update.run(&mut self.states, None, scalars)
+        self.update.run(&mut self.states, None, scalars)?;
+        self.is_stale = self.round.is_some();
+        Ok(())
+    }
+
+    /// Rounds parameters to weights, if that is due.
+    fn refresh(&mut self) -> Result<(), TrainError> {
+        if let (Some(round), true) = (&mut self.round, self.is_stale) {
+            round.run(&mut self.states, None, &[])?;
+        }
+        self.is_stale = false;
+        Ok(())
+    }
+
+    /// Where what the last micro-batch made is not finite: the first place on the way from the
+    /// embeddings to the loss.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn first_bad_place(&self) -> Result<Option<String>, TrainError> {
+        let exe = &self.accumulate.exe;
+        for port in &exe.program().outputs {
+            let Some((_, place)) = of_kind("probe", &port.name).and_then(|n| n.split_once('.'))
+            else {
+                continue;
+            };
+            if !exe.output::<f32>(&port.name)?[0].is_finite() {
+                return Ok(Some(format!("what comes out of `{place}`")));
+            }
+        }
+        Ok(None)
+    }
+
+    /// The first parameter with an element that is not finite.
+    #[must_use]
+    pub fn first_bad_parameter(&self) -> Option<&str> {
+        let is_bad = |p: &&ParameterInfo| {
+            let bytes = self.state(&format!("param.{}", p.name)).unwrap_or_default();
+            !is_finite(p.dtype, bytes)
+        };
+        self.parameters.iter().find(is_bad).map(|p| &*p.name)
+    }
+}
+
+/// Whether every element is finite; integers are.
+pub(crate) fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
+    // All bits of the exponent are set in infinities and what is no number.
+    let narrow = |exponent: u16| {
+        let bits = bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
+        bits.into_iter().all(|bits| bits & exponent != exponent)
+    };
+    match dtype {
+        DType::F64 => bytes.as_chunks::<8>().0.iter().all(|b| f64::from_le_bytes(*b).is_finite()),
+        DType::F32 => bytes.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
+        DType::Bf16 => narrow(0x7f80),
+        DType::F16 => narrow(0x7c00),
+        _ => true,
     }
 }
 

@@ -1,51 +1,9 @@
 //! One step after another: micro-batches in, parameters updated.
 
-use crate::{
-    GroupConfig, MicroBatch, Optimizer, OptimizerConfig, TrainConfig, TrainError, TrainStep,
-};
-
-/// What a run's updates depend on besides gradients.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Rule {
-    /// The optimiser, its learning rate that of group 0.
-    pub optimizer: OptimizerConfig,
-    /// Steps of the run.
-    pub steps: u64,
-    /// The highest learning rate of each further group, which the schedule scales alike.
-    pub group_lrs: Vec<f64>,
-}
-
-impl Rule {
-    /// That of a configuration.
-    #[must_use]
-    pub fn of(config: &TrainConfig) -> Rule {
-        let optimizer = config.optimizer.clone();
-        let lr = |group: &GroupConfig| group.lr.unwrap_or(optimizer.lr);
-        let group_lrs = config.groups.iter().map(lr).collect();
-        Rule { optimizer, steps: config.train.steps, group_lrs }
-    }
-
-    /// Inputs of the update in a step, for gradients of that norm.
-    fn scalars(&self, step: u64, grad_norm: f64) -> Vec<(String, f64)> {
-        let Rule { optimizer, steps, group_lrs } = self;
-        let lr = optimizer.rate(step, *steps);
-        let scale = optimizer.clip_norm.map_or(1.0, |most| (most / (grad_norm + 1e-6)).min(1.0));
-        let mut scalars = vec![("lr.0".to_owned(), lr), ("grad_scale".to_owned(), scale)];
-        let groups = group_lrs.iter().zip(1..);
-        scalars.extend(groups.map(|(lr_of, i)| (format!("lr.{i}"), lr_of * lr / optimizer.lr)));
-        if let Optimizer::Adamw { betas, .. } | Optimizer::Muon { betas, .. } = optimizer.rule {
-            let t = i32::try_from(step).unwrap_or(i32::MAX);
-            let corrections = betas.map(|beta| 1.0 - beta.powi(t));
-            scalars.extend(
-                ["correction1", "correction2"].map(str::to_owned).into_iter().zip(corrections),
-            );
-        }
-        scalars
-    }
-}
+use crate::{LossScale, MicroBatch, Rule, TrainError, TrainStep};
 
 /// What came of a step.
-#[derive(Clone, Copy, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Metrics {
     /// Its number, from 1 on.
     pub step: u64,
@@ -55,6 +13,10 @@ pub struct Metrics {
     pub grad_norm: f64,
     /// The learning rate of group 0.
     pub lr: f64,
+    /// The factor of the loss, where there is one.
+    pub loss_scale: Option<f32>,
+    /// The parameter whose gradient was not finite at this scale, so that nothing was updated.
+    pub skipped: Option<String>,
 }
 
 /// A step with the number of those that were taken.
@@ -63,13 +25,27 @@ pub struct Trainer {
     step: TrainStep,
     rule: Rule,
     done: u64,
+    loss_scale: Option<LossScale>,
 }
 
 impl Trainer {
     /// Goes on after `done` steps.
     #[must_use]
     pub fn new(step: TrainStep, rule: Rule, done: u64) -> Trainer {
-        Trainer { step, rule, done }
+        Trainer { step, rule, done, loss_scale: None }
+    }
+
+    /// With a factor of the loss, for gradients of f16: a step whose gradients are not finite is
+    /// skipped then.
+    #[must_use]
+    pub fn with_loss_scale(self, loss_scale: Option<LossScale>) -> Trainer {
+        Trainer { loss_scale, ..self }
+    }
+
+    /// The factor of the loss.
+    #[must_use]
+    pub fn loss_scale(&self) -> Option<LossScale> {
+        self.loss_scale
     }
 
     /// Steps that were taken.
@@ -84,7 +60,8 @@ impl Trainer {
         &self.step
     }
 
-    /// Takes a step. The loss is the mean over all targets of all micro-batches.
+    /// Takes a step. The loss is the mean over all targets of all micro-batches. A step that is
+    /// skipped counts.
     ///
     /// # Errors
     /// [`TrainError::NotFinite`] before anything is updated, [`TrainError::NoTargets`], and what
@@ -96,26 +73,47 @@ impl Trainer {
             return Err(TrainError::NoTargets { step: number });
         }
         let targets = targets as f64;
+        let scale = f64::from(self.loss_scale.map_or(1.0, |s| s.scale));
         let mut loss = 0.0;
         let mut keep = 0.0;
         for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
-            let sum = self.step.accumulate(batch, keep, narrow(1.0 / targets))?;
+            let sum = self.step.accumulate(batch, keep, narrow(scale / targets))?;
             loss += f64::from(sum) / targets;
             keep = 1.0;
+            let place = self.step.first_bad_place()?;
+            if place.is_some() || !sum.is_finite() {
+                let place = place.unwrap_or_else(|| "the loss".to_owned());
+                let parameter = self.step.first_bad_parameter().map(str::to_owned);
+                return Err(TrainError::NotFinite { step: number, place, parameter, loss });
+            }
         }
         let squares = self.step.gradient_squares()?;
-        if let Some(bad) = squares.iter().position(|square| !square.is_finite()) {
-            let parameter = self.step.parameters()[bad].name.to_string();
-            return Err(TrainError::NotFinite { step: number, parameter, loss });
-        }
-        let grad_norm = squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt();
-        let scalars = self.rule.scalars(number, grad_norm);
+        let grad_norm = squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt() / scale;
+        let skipped = self.loss_scale.map_or(0, |s| s.skipped);
+        let scalars = self.rule.scalars(number, skipped, grad_norm);
         let lr = scalars[0].1;
+        let loss_scale = self.loss_scale.map(|s| s.scale);
+        let mut metrics = Metrics { step: number, loss, grad_norm, lr, loss_scale, skipped: None };
+        // The way back begins at the last parameter.
+        if let Some(bad) = squares.iter().rposition(|square| !square.is_finite()) {
+            let name = self.step.parameters()[bad].name.to_string();
+            if !self.loss_scale.as_mut().is_some_and(LossScale::back_off) {
+                let place = format!("the gradient of `{name}`");
+                return Err(TrainError::NotFinite { step: number, place, parameter: None, loss });
+            }
+            metrics.skipped = Some(name);
+            self.done = number;
+            return Ok(metrics);
+        }
+        let used = |name: &str, x: f64| if name == "grad_scale" { x / scale } else { x };
         let scalars: Vec<(&str, f32)> =
-            scalars.iter().map(|(name, x)| (name.as_str(), narrow(*x))).collect();
+            scalars.iter().map(|(name, x)| (name.as_str(), narrow(used(name, *x)))).collect();
         self.step.update(&scalars)?;
+        if let Some(scale) = &mut self.loss_scale {
+            scale.grow();
+        }
         self.done = number;
-        Ok(Metrics { step: number, loss, grad_norm, lr })
+        Ok(metrics)
     }
 
     /// Mean loss over batches that are not trained on; `None` without targets.

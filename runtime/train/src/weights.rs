@@ -10,7 +10,7 @@ use ir::{DType, Tensor, map_file};
 use safetensors::{Dtype, SafeTensors, tensor::TensorView};
 use serde::Deserialize;
 
-use crate::{ParameterInfo, TrainError, TrainStep};
+use crate::{ParameterInfo, TrainError, TrainStep, train_step::is_finite};
 
 const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
@@ -67,7 +67,13 @@ pub fn load_pretrained(step: &mut TrainStep, folder: &Path) -> Result<(), TrainE
     let mut problems = Vec::new();
     for file in &mapped(folder)? {
         for (name, view) in tensors(file)?.iter() {
-            let Some(parameter) = missing.remove(name) else { continue };
+            let Some(parameter) = missing.remove(name) else {
+                let is_frozen = step.frozen().iter().any(|frozen| **frozen == *name);
+                if is_frozen && dtype_of(view.dtype()).is_some_and(|d| !is_finite(d, view.data())) {
+                    problems.push(format!("`{name}` has values that are not finite"));
+                }
+                continue;
+            };
             if let Err(why) = set(step, &parameter, &view) {
                 problems.push(format!("`{name}` {why}"));
             }
@@ -93,11 +99,12 @@ fn set(
     })?;
     let tensor = Tensor::from_bytes(dtype, view.shape(), view.data().to_vec());
     let tensor = if dtype == parameter.dtype { tensor } else { tensor.cast(parameter.dtype) };
-    if tensor.to_f32s().iter().any(|x| !x.is_finite()) {
+    let bytes = tensor.to_bytes();
+    if !is_finite(parameter.dtype, &bytes) {
         return Err("has values that are not finite".to_owned());
     }
     let state = step.state_mut(&format!("param.{}", parameter.name));
-    state.ok_or("is no parameter")?.copy_from_slice(&tensor.to_bytes());
+    state.ok_or("is no parameter")?.copy_from_slice(&bytes);
     Ok(())
 }
 

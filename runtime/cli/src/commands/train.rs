@@ -12,7 +12,7 @@ use exec::{Device, Model};
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
-    MicroBatch, Offload, Optimizer, Position, Precision, Recompute, Rule, Saved, TrainConfig,
+    LossScale, MicroBatch, Offload, Position, Precision, Recompute, Rule, Saved, TrainConfig,
     TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
 };
 
@@ -62,8 +62,12 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         true => checkpoints.load::<Position>(&mut step, &run).map_err(failure)?,
         false => None,
     };
+    let mut loss_scale = (config.train.dtype == Precision::F16).then(LossScale::default);
     let (done, position) = match saved {
-        Some(Saved { step, position, .. }) => (step, position),
+        Some(Saved { step, position, loss_scale: saved, .. }) => {
+            loss_scale = saved.or(loss_scale);
+            (step, position)
+        }
         None => {
             match config.init {
                 Init::Pretrained => load_pretrained(&mut step, &config.model),
@@ -81,7 +85,7 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
     let log = Log::open(config.log.jsonl.as_deref(), config.log.tensorboard.as_deref());
     let run = Run {
         config: &config,
-        trainer: Trainer::new(step, Rule::of(&config), done),
+        trainer: Trainer::new(step, Rule::of(&config), done).with_loss_scale(loss_scale),
         dataset: &dataset,
         eval: eval.as_ref(),
         checkpoints: &mut checkpoints,
@@ -109,7 +113,14 @@ impl Run<'_> {
         let steps = self.config.train.steps;
         let bar = Bar::new(steps, self.trainer.done());
         while self.trainer.done() < steps {
-            let line = self.step()?;
+            let line = match self.step() {
+                Ok(line) => line,
+                Err(e) => {
+                    // What was begun before is whole on disk when the run ends.
+                    self.checkpoints.finish().map_err(failure)?;
+                    return Err(e);
+                }
+            };
             bar.show(&line);
             let done = line.step;
             let is_asked = signals.is_asked();
@@ -163,7 +174,16 @@ impl Run<'_> {
             tokens_per_s: tokens as f64 / seconds,
             peak_bytes: self.trainer.step().resident_bytes(),
             eval_loss,
+            loss_scale: metrics.loss_scale,
+            is_skipped: metrics.skipped.is_some(),
         };
+        if let (Some(parameter), Some(scale)) = (&metrics.skipped, metrics.loss_scale) {
+            output::tell(&format!(
+                "step {}: the gradient of `{parameter}` is not finite at a loss scale of {scale}: \
+                 nothing is updated, and the scale halves\n",
+                metrics.step
+            ));
+        }
         self.log.write(&line).map_err(failure)?;
         Ok(line)
     }
@@ -184,6 +204,7 @@ impl Run<'_> {
             step: self.trainer.done(),
             position: self.position.clone(),
             run: self.fingerprint.clone(),
+            loss_scale: self.trainer.loss_scale(),
         };
         self.checkpoints.save(self.trainer.step(), saved).map_err(failure)
     }
@@ -192,19 +213,12 @@ impl Run<'_> {
 /// What the configuration asks for and is not there yet, all of it.
 fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
-    let rule = &config.optimizer.rule;
     let asked = [
         ("mesh", mesh.ranks() > 1 || mesh.expert > 1, "more than one rank"),
         ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
-        ("train.dtype", config.train.dtype != Precision::F32, "another type than f32"),
         ("memory.recompute", config.memory.recompute == Recompute::Full, "recomputation"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
-        (
-            "optimizer.name",
-            matches!(rule, Optimizer::Adafactor { .. } | Optimizer::Muon { .. }),
-            "adafactor or muon",
-        ),
     ];
     let asked = asked.iter().filter(|(_, is_asked, _)| *is_asked);
     let tell = |(key, _, what): &(&str, bool, &str)| {

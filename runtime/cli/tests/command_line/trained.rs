@@ -114,3 +114,53 @@ fn what_a_configuration_cannot_ask_for_is_told_at_once() {
     assert!(said.contains("nothing.npy"), "{said}");
     refused(&["train", "/nowhere/run.toml"], 1);
 }
+
+#[test]
+fn narrow_types_and_every_rule_train_and_go_on_with_the_same_bits() {
+    for (dtype, rule) in [("bf16", "muon"), ("f16", "adafactor")] {
+        let of = |name: &str, steps: u64| {
+            let (config, dir) = run(&format!("train-{dtype}-{name}"), steps, 3);
+            let text = fs::read_to_string(&config).unwrap();
+            let text = text.replace("schedule = \"cosine\"", &format!("name = \"{rule}\""));
+            let text = text.replace("grad_accum", &format!("dtype = \"{dtype}\"\ngrad_accum"));
+            (file(&format!("train-{dtype}-{name}.toml"), text.as_bytes()), text, dir)
+        };
+        let (config, _, whole) = of("whole", 6);
+        accepted(&["train", &config]);
+        let (config, text, parted) = of("parted", 3);
+        accepted(&["train", &config]);
+        let text = text.replace("\nsteps = 3\n", "\nsteps = 6\n");
+        let config = file(&format!("train-{dtype}-longer.toml"), text.as_bytes());
+        accepted(&["train", &config, "--resume"]);
+        let (want, got) = (losses(&whole), losses(&parted));
+        assert_eq!(got, want, "{dtype}, {rule}");
+        let numbers: Vec<f64> = want.iter().map(|loss| loss.parse().unwrap()).collect();
+        assert!(numbers[5] < numbers[0], "{dtype}, {rule}: {numbers:?}");
+        assert!(model(&parted) == model(&whole), "{dtype}, {rule}");
+        let lines = fs::read_to_string(whole.join("metrics.jsonl")).unwrap();
+        assert_eq!(lines.contains("\"loss_scale\":65536.0"), dtype == "f16", "{lines}");
+    }
+}
+
+#[test]
+fn weights_that_are_not_finite_are_refused_by_name() {
+    let (config, dir) = run("train-nan", 3, 1);
+    let folder = dir.join("model");
+    fs::create_dir_all(&folder).unwrap();
+    for entry in fs::read_dir(data("families/llama-gqa3")).unwrap().flatten() {
+        fs::copy(entry.path(), folder.join(entry.file_name())).unwrap();
+    }
+    let (path, bad) = (folder.join("model.safetensors"), "model.layers.1.mlp.up_proj.weight");
+    let mut bytes = fs::read(&path).unwrap();
+    let length = usize::try_from(u64::from_le_bytes(bytes[..8].try_into().unwrap())).unwrap();
+    let header: Value = serde_json::from_slice(&bytes[8..8 + length]).unwrap();
+    let end = usize::try_from(header[bad]["data_offsets"][1].as_u64().unwrap()).unwrap();
+    // The last byte of a float has its sign and most of its exponent.
+    bytes[8 + length + end - 2..][..2].copy_from_slice(&[0xff, 0xff]);
+    fs::write(&path, bytes).unwrap();
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace(&data("families/llama-gqa3"), folder.to_str().unwrap());
+    let said = refused(&["train", &file("train-nan.toml", text.as_bytes())], 1);
+    assert!(said.contains(&format!("`{bad}` has values that are not finite")), "{said}");
+    assert!(!dir.join("ckpt/final").exists());
+}

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use driver::{Cache, CompileOptions, Group, Training, Update};
 use ir::{DType, Target, artifact::Artifact};
-use train::{Optimizer, TrainConfig};
+use train::{Optimizer, Precision, TrainConfig};
 
 use super::{Shown, failure};
 use crate::{
@@ -30,6 +30,11 @@ fn options(config: &TrainConfig, cache: &Cache, cx: &Context) -> Result<CompileO
     // Documents may be as short as a token.
     import.max_sequences = tokens;
     import.logit_rows = tokens;
+    import.dtype = match config.train.dtype {
+        Precision::F32 => None,
+        Precision::Bf16 => Some(DType::Bf16),
+        Precision::F16 => Some(DType::F16),
+    };
     Ok(CompileOptions {
         import,
         target: Target::x86_64_v3(),
@@ -48,24 +53,24 @@ fn frontend_options() -> driver::ImportOptions {
 }
 
 fn training(config: &TrainConfig) -> Result<Training> {
-    let update = |weight_decay: f64| match config.optimizer.rule {
-        Optimizer::Adamw { betas, eps } => Ok(Update::AdamW { betas, eps, weight_decay }),
-        Optimizer::Lion { betas } => Ok(Update::Lion { betas, weight_decay }),
-        Optimizer::Sgd { momentum, nesterov } => {
-            Ok(Update::Sgd { momentum, nesterov, weight_decay })
+    let weight_decay = config.optimizer.weight_decay;
+    let mut others = None;
+    let update = match config.optimizer.rule {
+        Optimizer::Adamw { betas, eps } => Update::AdamW { betas, eps, weight_decay },
+        Optimizer::Lion { betas } => Update::Lion { betas, weight_decay },
+        Optimizer::Sgd { momentum, nesterov } => Update::Sgd { momentum, nesterov, weight_decay },
+        Optimizer::Adafactor { eps, clip_threshold, .. } => {
+            Update::Adafactor { eps, clip_threshold, weight_decay }
         }
-        Optimizer::Adafactor { .. } | Optimizer::Muon { .. } => Err(Failure::Usage(
-            "`optimizer.name`: adafactor and muon are not there yet; take adamw, lion or sgd"
-                .into(),
-        )),
+        Optimizer::Muon { momentum, nesterov, ns_steps, betas, eps, .. } => {
+            others = Some(Update::AdamW { betas, eps, weight_decay });
+            Update::Muon { momentum, nesterov, ns_steps, weight_decay }
+        }
     };
     let group = |group: &train::GroupConfig| {
-        let decay = group.decay.unwrap_or(config.optimizer.weight_decay);
-        Ok(Group {
-            pattern: group.matcher().map_err(Failure::input)?,
-            update: if group.freeze { None } else { Some(update(decay)?) },
-        })
+        let pattern = group.matcher().map_err(Failure::input)?;
+        Ok(Group { pattern, weight_decay: group.decay, is_frozen: group.freeze })
     };
     let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
-    Ok(Training { update: update(config.optimizer.weight_decay)?, groups })
+    Ok(Training { update, others, groups })
 }
