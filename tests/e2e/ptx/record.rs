@@ -55,9 +55,8 @@ pub(crate) fn trial(trial: &Trial<'_>, kernel: &CudaKernel, ptx: &str) {
         gpu_check::Same { name: format!("{name} on {}", target.cpu), offset, bytes }
     });
     let same = same.collect();
-    write(
-        &folder,
-        Case {
+    folder
+        .write_case(&Case {
             name: format!("{} {} {}", trial.what, target.cpu, kernel.symbol),
             family: trial.family.to_owned(),
             target: target.cpu.clone(),
@@ -68,13 +67,8 @@ pub(crate) fn trial(trial: &Trial<'_>, kernel: &CudaKernel, ptx: &str) {
             check: Check::Whole { files, tolerance: trial.tolerance },
             same,
             timing: None,
-        },
-    );
-}
-
-/// Writes a case.
-pub(crate) fn write(folder: &Folder, case: Case) {
-    folder.write_case(&case).unwrap();
+        })
+        .unwrap();
 }
 
 /// Results as a specification has them.

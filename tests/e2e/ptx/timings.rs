@@ -10,7 +10,7 @@ use ir::{Attrs, DType, Env, KernelSpec, Layout, Target};
 use super::{
     assemble::{layout, spec},
     device::ptx_of,
-    record::{self, folder, launch, module, outputs},
+    record::{folder, launch, module, outputs},
 };
 
 /// A computation that is timed.
@@ -38,7 +38,7 @@ fn env(sizes: &[(&str, usize)]) -> Env {
 }
 
 fn rows(op: &str, attrs: &Attrs, panels: Option<u32>, tolerance: f64) -> Check {
-    Check::Rows { op: op.to_owned(), attrs: attrs.clone(), rows: vec![0], panels, tolerance }
+    Check::Rows { op: op.to_owned(), attrs: attrs.clone().into(), rows: vec![0], panels, tolerance }
 }
 
 /// A product with a packed weight.
@@ -141,7 +141,7 @@ fn rowwise(op: &str, attrs: Attrs, dtype: DType, operands: &[&[&str]], count: us
         peer: format!("{op} {dtype} {count}x{width}"),
         check: Check::Rows {
             op: op.to_owned(),
-            attrs: attrs.clone(),
+            attrs: attrs.clone().into(),
             rows,
             panels: None,
             // The interpreter rounds narrow types at every step of the definition.
@@ -217,9 +217,8 @@ fn model_sizes_have_kernels() {
             let shape = ty.extents(&timed.env).unwrap().to_vec();
             Some(Operand { dtype: ty.dtype, shape, source })
         };
-        record::write(
-            folder,
-            Case {
+        folder
+            .write_case(&Case {
                 name: format!("{} {}", timed.peer, kernel.symbol),
                 family: "timings".to_owned(),
                 target: target.cpu.clone(),
@@ -233,7 +232,7 @@ fn model_sizes_have_kernels() {
                 check: timed.check,
                 same: Vec::new(),
                 timing: Some(Timing { flops, bytes, peer: timed.peer }),
-            },
-        );
+            })
+            .unwrap();
     }
 }

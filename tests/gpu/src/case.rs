@@ -88,7 +88,7 @@ pub enum Check {
         /// The operator.
         op: String,
         /// Its attributes.
-        attrs: Attrs,
+        attrs: Box<Attrs>,
         /// Operands that have the result's rows.
         rows: Vec<u32>,
         /// The packed weight whose panels are the result's columns.

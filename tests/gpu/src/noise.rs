@@ -34,7 +34,7 @@ fn lane_byte(seed: u64, index: u64, group: u64) -> u8 {
     let at = index % group;
     let random = bits(seed, index / 2);
     if at >= 64 {
-        return (bits(seed, index) >> 32) as u8;
+        return bits(seed, index).to_le_bytes()[4];
     }
     // Scales in 1..2 hundredths.
     #[allow(clippy::cast_precision_loss, reason = "16 bits")]

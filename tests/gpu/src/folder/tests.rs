@@ -61,7 +61,7 @@ fn cases_are_read_as_they_were_written() {
     let one = case(&folder);
     let rows = Check::Rows {
         op: "silu".into(),
-        attrs: Attrs::none().with("n", 4i64),
+        attrs: Attrs::none().with("n", 4i64).into(),
         rows: vec![0],
         panels: None,
         tolerance: 1e-3,

@@ -3,10 +3,10 @@
 use super::standin::{BYTES, StandIn, Used, device};
 use crate::{CudaError, Device, Event, Kernel, Launch, Param, Stream, driver::Driver};
 
-fn launch(params: usize) -> Launch {
+fn launch(params: u32) -> Launch {
     Launch {
         symbol: "k".into(),
-        params: (0..params).map(|i| Param::Pointer { arg: i as u32, align: 16 }).collect(),
+        params: (0..params).map(|i| Param::Pointer { arg: i, align: 16 }).collect(),
         grid: [1; 3],
         block: 32,
         cluster: 1,

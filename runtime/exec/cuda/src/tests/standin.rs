@@ -271,7 +271,7 @@ impl Driver for StandIn {
     }
 
     fn encode_map(&self, map: &TensorMap, address: u64) -> Answer<[u8; MAP_BYTES]> {
-        let mut bytes = [map.boxes.len() as u8; MAP_BYTES];
+        let mut bytes = [u8::try_from(map.boxes.len()).unwrap(); MAP_BYTES];
         bytes[..8].copy_from_slice(&address.to_le_bytes());
         Ok(bytes)
     }
