@@ -1,5 +1,5 @@
-//! The header of NumPy's `.npy` files, one array a file, as NEP 1 and `numpy.lib.format` define it:
-//! a Python dictionary literal with three known keys, behind a magic string, a version and a length.
+//! The header of NumPy's `.npy` files, one array a file, as NEP 1 and `numpy.lib.format` have it: a
+//! Python dictionary literal with three known keys, behind a magic string, a version and a length.
 
 use std::fmt;
 

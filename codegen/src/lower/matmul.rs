@@ -2,8 +2,8 @@
 //!
 //! A tile is a few panels of sixteen columns and a block of rows of one matrix of the batch. For
 //! more than a few rows both are packed as they are read, a block of k at a time (Goto & van de
-//! Geijn 2008, doi:10.1145/1356052.1356053): rows into the second cache, for all panels of the tile,
-//! a panel into the first. Every output is one chain of fused multiply-adds over k from zero, as in
+//! Geijn 2008, doi:10.1145/1356052.1356053): rows for all panels of the tile, panels for all rows.
+//! Every output is one chain of fused multiply-adds over k from zero, as in
 //! [`crate::kernels::matmul`].
 
 mod block;
