@@ -1,6 +1,6 @@
 //! Trials and timings as cases for a real device, in the folder that `BROLLY_GPU_CASES` names.
 //!
-//! Code for `sm_90a` is assembled. For `sm_80` short texts stay PTX, which the driver assembles, and
+//! Code for `sm_90a` is assembled. For `sm_80` short texts stay PTX, which the driver assembles;
 //! long ones are assembled for `sm_90`, which runs them too and has no cubins of its elders.
 
 use std::{

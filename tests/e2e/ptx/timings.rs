@@ -1,4 +1,4 @@
-//! Sizes that models have, for `sm_90a`: each has its kernel here, and is a case that is timed where
+//! Sizes that models have, for `sm_90a`: each has its kernel here, and is a case to be timed where
 //! cases for a real device are asked for.
 
 use std::sync::Arc;

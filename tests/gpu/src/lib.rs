@@ -1,6 +1,6 @@
 //! Cases that a GPU is checked with, as a folder, and the runner that checks and times them.
 //!
-//! A folder holds `cases/*.json`, one [`Case`] each, and the files that those name, by the digest of
+//! A folder holds `cases/*.json`, one [`Case`] each, and the files that those name, by digests of
 //! what is in them, in `data/` and `kernels/`. Whoever compiles kernels writes it; the runner needs
 //! a driver and nothing else.
 //!

@@ -1,4 +1,4 @@
-//! A driver that computes nothing: work is queued, done only when somebody waits for it, and whatever
+//! A driver that computes nothing: work is queued, done only when somebody waits for it, and what
 //! is freed, or written over, before that is noted.
 
 use std::{
