@@ -1,5 +1,5 @@
-//! `cargo xtask gpu-bundle`: one folder that checks a machine with a GPU, where nothing is there but
-//! a driver.
+//! `cargo xtask gpu-bundle`: a folder to check a machine with a GPU, where nothing is installed
+//! but a driver.
 //!
 //! It holds the runner, the cases that the suite of GPU kernels writes, their expected results, and
 //! `run.sh`, which runs all of it beside PyTorch.
