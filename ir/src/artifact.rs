@@ -18,7 +18,9 @@
 //! **Versions.** [`FORMAT`] counts changes of the manifest or the calling convention of kernels,
 //! even additions. A runtime reads [`OLDEST_FORMAT`]`..=`[`FORMAT`] and refuses anything else: an
 //! older runtime cannot know what a newer manifest means, and a newer one says when it has dropped
-//! an old number. Format 2 added [`Program::window`](crate::Program::window), which format 1 lacks.
+//! an old number. Format 2 added [`Program::window`](crate::Program::window), format 3
+//! [`Program::collectives`](crate::Program::collectives) and
+//! [`Program::parts`](crate::Program::parts); manifests of older formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
 //! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
@@ -42,7 +44,7 @@ pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};
 pub use write::{Contents, WeightSpec, write, write_on};
 
 /// The format that this crate writes, and the newest that it reads.
-pub const FORMAT: u32 = 2;
+pub const FORMAT: u32 = 3;
 
 /// The oldest format that this crate reads.
 pub const OLDEST_FORMAT: u32 = 1;

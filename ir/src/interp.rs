@@ -3,11 +3,11 @@
 //! It is the oracle that generated code is checked against, so it shares none of its
 //! implementation.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 
 use crate::{
-    Body, Builder, DType, Dim, DimError, Env, EvalCx, Graph, Module, OpError, Tensor, TensorType,
-    Value, Weights,
+    Body, Builder, DType, Dim, DimError, Env, EvalCx, Graph, Module, OpError, Shard, Tensor,
+    TensorType, Value, Weights,
 };
 
 /// The precision that `f32` values are computed in.
@@ -24,6 +24,48 @@ pub struct Interpreter<'a> {
     module: &'a Module,
     weights: &'a dyn Weights,
     precision: Precision,
+}
+
+/// Ranks as points of a grid of named axes, numbered with the last axis running fastest.
+#[derive(Clone, Debug)]
+pub struct Ranks(Vec<(Arc<str>, usize)>);
+
+impl Ranks {
+    /// Axes and their sizes; no axes are one rank.
+    pub fn new(axes: &[(&str, usize)]) -> Ranks {
+        Ranks(axes.iter().map(|(name, size)| (Arc::from(*name), *size)).collect())
+    }
+
+    fn count(&self) -> usize {
+        self.0.iter().map(|(_, size)| size).product()
+    }
+
+    /// From one rank to the next along the axis of that number.
+    fn stride(&self, axis: usize) -> usize {
+        self.0[axis + 1..].iter().map(|(_, size)| size).product()
+    }
+
+    /// The symbols for a rank's place along each axis.
+    fn symbols(&self, rank: usize) -> impl Iterator<Item = (Arc<str>, i64)> + '_ {
+        self.0.iter().enumerate().map(move |(axis, (name, size))| {
+            let place = rank / self.stride(axis) % size;
+            (Shard::symbol(name).into(), i64::try_from(place).unwrap_or(i64::MAX))
+        })
+    }
+
+    /// The ranks that meet along an axis, in order; each alone where there is no such axis.
+    fn groups(&self, axis: &str) -> Vec<Vec<usize>> {
+        let number = self.0.iter().position(|(name, _)| **name == *axis);
+        let (size, stride) = number.map_or((1, 1), |n| (self.0[n].1, self.stride(n)));
+        let firsts = (0..self.count()).filter(|rank| rank / stride % size == 0);
+        firsts.map(|first| (0..size).map(|i| first + i * stride).collect()).collect()
+    }
+}
+
+/// What one rank evaluates with.
+struct Rank {
+    inputs: Vec<Tensor>,
+    env: Env,
 }
 
 /// Why a graph could not be evaluated.
@@ -52,6 +94,18 @@ pub enum EvalError {
         function: String,
         /// Why.
         source: DimError,
+    },
+    /// Other ranks are missing, or too many.
+    #[error("{op} is of {wanted} ranks along `{axis}`, of which there are {got}")]
+    Ranks {
+        /// The collective.
+        op: String,
+        /// The axis of the mesh.
+        axis: String,
+        /// Ranks that it is of.
+        wanted: i64,
+        /// Ranks along the axis.
+        got: usize,
     },
     /// A weight could not be loaded.
     #[error("{0}")]
@@ -95,8 +149,164 @@ impl<'a> Interpreter<'a> {
         inputs: &[Tensor],
         env: &Env,
     ) -> Result<Vec<Tensor>, EvalError> {
+        let alone = [Rank { inputs: inputs.to_vec(), env: env.clone() }];
+        Ok(self.eval_ranks(graph, &Ranks::new(&[]), &alone)?.swap_remove(0))
+    }
+
+    /// Evaluates a function on all ranks of a mesh, each with its inputs; `env` as in
+    /// [`run`](Self::run). The symbols for a rank's place along each axis are bound.
+    ///
+    /// # Errors
+    /// As [`Interpreter::run`], for any of them.
+    pub fn run_ranks(
+        &self,
+        function: &str,
+        ranks: &Ranks,
+        inputs: &[Vec<Tensor>],
+        env: &[(&str, i64)],
+    ) -> Result<Vec<Vec<Tensor>>, EvalError> {
+        let graph =
+            self.module.function(function).ok_or_else(|| EvalError::NoFunction(function.into()))?;
+        let of_rank = |(rank, inputs): (usize, &Vec<Tensor>)| {
+            let given = env.iter().map(|(name, value)| (Arc::from(*name), *value));
+            let mut env: Env = given.chain(ranks.symbols(rank)).collect();
+            bind(graph, inputs, &mut env);
+            Rank { inputs: inputs.clone(), env }
+        };
+        let of_ranks: Vec<Rank> = inputs.iter().enumerate().map(of_rank).collect();
+        self.eval_ranks(graph, ranks, &of_ranks)
+    }
+
+    /// Evaluates a graph on all ranks, node by node.
+    fn eval_ranks(
+        &self,
+        graph: &Graph,
+        ranks: &Ranks,
+        of_ranks: &[Rank],
+    ) -> Result<Vec<Vec<Tensor>>, EvalError> {
         let dim = |source| EvalError::Dim { function: graph.name.to_string(), source };
-        let mut values: BTreeMap<Value, Tensor> = BTreeMap::new();
+        let mut values = Vec::with_capacity(of_ranks.len());
+        for rank in of_ranks {
+            values.push(self.take_inputs(graph, rank)?);
+        }
+        // A value is dropped after its last reader.
+        let order = graph.topo();
+        let mut readers: BTreeMap<Value, usize> = BTreeMap::new();
+        let reads = |id| graph.node(id).inputs().iter().flatten();
+        for v in order.iter().flat_map(|n| reads(*n)).chain(graph.outputs.iter().map(|(_, v)| v)) {
+            *readers.entry(*v).or_insert(0) += 1;
+        }
+        for id in &order {
+            let node = graph.node(*id);
+            if node.op.name() == "param" {
+                continue;
+            }
+            let operands = |values: &BTreeMap<Value, Tensor>| -> Vec<Option<Tensor>> {
+                node.inputs().iter().map(|v| v.map(|v| values[&v].clone())).collect()
+            };
+            let args: Vec<Vec<Option<Tensor>>> = values.iter().map(operands).collect();
+            for v in reads(*id) {
+                let left = readers.get_mut(v).expect("counted");
+                *left -= 1;
+                if *left == 0 {
+                    values.iter_mut().for_each(|values| _ = values.remove(v));
+                }
+            }
+            let types = |rank: &Rank| -> Result<Vec<TensorType>, EvalError> {
+                let facts = node.results().iter();
+                facts
+                    .map(|f| self.concrete(&f.ty, &rank.env))
+                    .collect::<Result<_, _>>()
+                    .map_err(dim)
+            };
+            let types = of_ranks.iter().map(types).collect::<Result<Vec<_>, _>>()?;
+            let outs = self.eval_node(graph, *id, ranks, of_ranks, &types, args)?;
+            for (values, (out, types)) in values.iter_mut().zip(outs.into_iter().zip(&types)) {
+                for (port, (tensor, ty)) in out.into_iter().zip(types).enumerate() {
+                    debug_assert_eq!(
+                        TensorType::new(tensor.dtype(), tensor.shape().iter().copied()),
+                        *ty,
+                        "{} returned another type than it infers",
+                        node.op.name()
+                    );
+                    let v = Value { node: *id, port };
+                    if readers.contains_key(&v) {
+                        values.insert(v, tensor);
+                    }
+                }
+            }
+        }
+        let outputs = |values: &BTreeMap<Value, Tensor>| {
+            graph.outputs.iter().map(|(_, v)| values[v].clone()).collect()
+        };
+        Ok(values.iter().map(outputs).collect())
+    }
+
+    /// The results of one node on all ranks.
+    fn eval_node(
+        &self,
+        graph: &Graph,
+        id: crate::NodeId,
+        ranks: &Ranks,
+        of_ranks: &[Rank],
+        types: &[Vec<TensorType>],
+        args: Vec<Vec<Option<Tensor>>>,
+    ) -> Result<Vec<Vec<Tensor>>, EvalError> {
+        let node = graph.node(id);
+        let cx = |rank: usize| EvalCx {
+            attrs: &node.attrs,
+            results: &types[rank],
+            env: &of_ranks[rank].env,
+        };
+        // Functions are evaluated on all ranks, for they may hold collectives.
+        let inner = |graph: &Graph, args: Vec<Vec<Option<Tensor>>>| {
+            let of_rank = |(args, rank): (Vec<Option<Tensor>>, &Rank)| Rank {
+                inputs: args.into_iter().flatten().collect(),
+                env: rank.env.clone(),
+            };
+            let of_ranks: Vec<Rank> = args.into_iter().zip(of_ranks).map(of_rank).collect();
+            self.eval_ranks(graph, ranks, &of_ranks)
+        };
+        match (node.op.body(), node.op.name()) {
+            (Body::Primitive(eval), _) => {
+                Ok(args.iter().enumerate().map(|(rank, args)| eval(&cx(rank), args)).collect())
+            }
+            (Body::Collective(eval), op) => {
+                let (axis, wanted) = (node.attrs.str("axis"), node.attrs.int("ranks"));
+                let mut out: Vec<Vec<Tensor>> = vec![Vec::new(); of_ranks.len()];
+                for members in ranks.groups(axis) {
+                    if i64::try_from(members.len()) != Ok(wanted) {
+                        let (op, got) = (op.into(), members.len());
+                        return Err(EvalError::Ranks { op, axis: axis.into(), wanted, got });
+                    }
+                    let args: Vec<_> = members.iter().map(|rank| args[*rank].clone()).collect();
+                    let results = eval(&cx(members[0]), &args);
+                    members.iter().zip(results).for_each(|(rank, results)| out[*rank] = results);
+                }
+                Ok(out)
+            }
+            (Body::Composite(_), _) => inner(&self.expand(graph, id)?, args),
+            (Body::Structural, "weight") => {
+                let name = node.attrs.str("name");
+                let weight = self.widen(self.weights.load(name).map_err(EvalError::Weight)?);
+                Ok(vec![vec![weight]; of_ranks.len()])
+            }
+            (Body::Structural, _) => {
+                let name = node.attrs.str("callee");
+                let callee = self.module.function(name);
+                inner(callee.ok_or_else(|| EvalError::NoFunction(name.into()))?, args)
+            }
+        }
+    }
+
+    /// The inputs as values of the parameters.
+    fn take_inputs(
+        &self,
+        graph: &Graph,
+        rank: &Rank,
+    ) -> Result<BTreeMap<Value, Tensor>, EvalError> {
+        let dim = |source| EvalError::Dim { function: graph.name.to_string(), source };
+        let Rank { inputs, env } = rank;
         if inputs.len() != graph.params().len() {
             return Err(EvalError::Input {
                 function: graph.name.to_string(),
@@ -105,6 +315,7 @@ impl<'a> Interpreter<'a> {
                 want: format!("{}", graph.params().len()),
             });
         }
+        let mut values = BTreeMap::new();
         for (param, input) in graph.param_values().zip(inputs) {
             let want = self.concrete(graph.ty(param), env).map_err(dim)?;
             let input = self.widen(input.clone());
@@ -119,68 +330,7 @@ impl<'a> Interpreter<'a> {
             }
             values.insert(param, input);
         }
-        // A value is dropped after its last reader.
-        let order = graph.topo();
-        let mut readers: BTreeMap<Value, usize> = BTreeMap::new();
-        let reads = |id| graph.node(id).inputs().iter().flatten();
-        for v in order.iter().flat_map(|n| reads(*n)).chain(graph.outputs.iter().map(|(_, v)| v)) {
-            *readers.entry(*v).or_insert(0) += 1;
-        }
-        for id in &order {
-            let node = graph.node(*id);
-            if node.op.name() == "param" {
-                continue;
-            }
-            let args: Vec<Option<Tensor>> =
-                node.inputs().iter().map(|v| v.map(|v| values[&v].clone())).collect();
-            for v in reads(*id) {
-                let left = readers.get_mut(v).expect("counted");
-                *left -= 1;
-                if *left == 0 {
-                    values.remove(v);
-                }
-            }
-            let results: Vec<TensorType> = node
-                .results()
-                .iter()
-                .map(|f| self.concrete(&f.ty, env))
-                .collect::<Result<_, _>>()
-                .map_err(dim)?;
-            let out = match (node.op.body(), node.op.name()) {
-                (Body::Primitive(eval), _) => {
-                    eval(&EvalCx { attrs: &node.attrs, results: &results, env }, &args)
-                }
-                (Body::Composite(_), _) => {
-                    let small = self.expand(graph, *id)?;
-                    let args: Vec<Tensor> = args.into_iter().flatten().collect();
-                    self.eval(&small, &args, env)?
-                }
-                (Body::Structural, "weight") => {
-                    let name = node.attrs.str("name");
-                    vec![self.widen(self.weights.load(name).map_err(EvalError::Weight)?)]
-                }
-                (Body::Structural, _) => {
-                    let args: Vec<Tensor> = args.into_iter().flatten().collect();
-                    let name = node.attrs.str("callee");
-                    let callee = self.module.function(name);
-                    let callee = callee.ok_or_else(|| EvalError::NoFunction(name.into()))?;
-                    self.eval(callee, &args, env)?
-                }
-            };
-            for (port, (tensor, ty)) in out.into_iter().zip(&results).enumerate() {
-                debug_assert_eq!(
-                    TensorType::new(tensor.dtype(), tensor.shape().iter().copied()),
-                    *ty,
-                    "{} returned another type than it infers",
-                    node.op.name()
-                );
-                let v = Value { node: *id, port };
-                if readers.contains_key(&v) {
-                    values.insert(v, tensor);
-                }
-            }
-        }
-        Ok(graph.outputs.iter().map(|(_, v)| values[v].clone()).collect())
+        Ok(values)
     }
 
     /// The expansion of one composite node, as a function of its present operands.

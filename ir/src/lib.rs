@@ -38,20 +38,21 @@ pub use builder::Builder;
 pub use dim::{Bounds, CompiledDim, Dim, DimError, Env, Symbols};
 pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Value};
-pub use interp::{EvalError, Interpreter, Precision};
+pub use interp::{EvalError, Interpreter, Precision, Ranks};
 pub use mmap::{MappedFile, map_file, map_open_file};
 pub use model::{ModelInfo, ModelKind};
 pub use module::{Module, Weights};
 pub use op::{
-    Arity, AttrKind, AttrSpec, Body, EvalCx, Expand, FunctionType, InferCx, OpDef, OpError, OpRef,
-    Operand, Sample, Signature, normalize_axis,
+    Arity, AttrKind, AttrSpec, Body, EvalCx, EvalRanks, Expand, FunctionType, InferCx, OpDef,
+    OpError, OpRef, Operand, Sample, Signature, normalize_axis,
 };
 pub use ops::{
-    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, QUANT_GROUP, Window, quant_bits, quant_lane_bits,
-    quant_lane_bytes, quant_row_bytes, quant_row_limit, quant_weight_bytes,
+    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, QUANT_GROUP, Shard, Window, quant_bits,
+    quant_lane_bits, quant_lane_bytes, quant_row_bytes, quant_row_limit, quant_weight_bytes,
 };
 pub use program::{
-    Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Place, Port, Program, Region,
+    Collective, CollectiveOp, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Part, Place,
+    Port, Program, Region, ShardOf, Sharded,
 };
 pub use target::{CpuFeature, CudaArch, CudaTarget, Target};
 pub use tensor::{Bytes, Tensor};

@@ -73,11 +73,17 @@ pub trait OpDef: Sync {
 pub enum Body {
     /// Evaluated by a slow, obvious function: the oracle of every other implementation.
     Primitive(fn(&EvalCx<'_>, &[Option<Tensor>]) -> Vec<Tensor>),
+    /// Evaluated by such a function for all ranks that meet.
+    Collective(EvalRanks),
     /// Defined by an expansion into other operators.
     Composite(Expand),
     /// Part of the graph's structure: parameters, weights and calls.
     Structural,
 }
+
+/// Evaluates an operator whose results depend on the operands of several ranks: from those of each
+/// rank, in order, to the results of each.
+pub type EvalRanks = fn(&EvalCx<'_>, &[Vec<Option<Tensor>>]) -> Vec<Vec<Tensor>>;
 
 /// Builds the expansion of a composite operator.
 pub type Expand = fn(&mut Builder<'_>, &Attrs, &[Option<Value>]) -> Result<Vec<Value>, OpError>;

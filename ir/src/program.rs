@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Attrs, Dim, Graph, Symbols, TensorType};
+use crate::{Attrs, DType, Dim, Graph, Symbols, TensorType};
 
 /// How a tensor lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -108,6 +108,38 @@ pub struct Port {
     pub place: Place,
 }
 
+/// A state that has no memory of its own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Part {
+    /// Its name.
+    pub state: Arc<str>,
+    /// Name of the state that it lies in, which this program need not use.
+    pub of: Arc<str>,
+    /// At which byte of that.
+    pub offset: Dim,
+}
+
+/// A state that is a rank's [`Shard`](crate::Shard) of a tensor.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Sharded {
+    /// Its name.
+    pub state: Arc<str>,
+    /// Of what.
+    #[serde(flatten)]
+    pub of: ShardOf,
+}
+
+/// A tensor that the ranks along an axis hold in parts.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ShardOf {
+    /// Extents of the tensor.
+    pub shape: Vec<u64>,
+    /// The axis of the mesh.
+    pub axis: Arc<str>,
+    /// Ranks along it.
+    pub ranks: u32,
+}
+
 /// A kernel of the code image.
 ///
 /// Its code has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut u8,
@@ -145,6 +177,64 @@ pub struct Launch {
     pub label: String,
 }
 
+/// What the ranks along an axis of the mesh do together.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum CollectiveOp {
+    /// The sum of all tensors, on all ranks.
+    AllReduce,
+    /// Each rank's [`Shard`](crate::Shard) of that sum.
+    ReduceScatter,
+    /// The tensor of all ranks' shards, on all ranks.
+    AllGather,
+}
+
+impl CollectiveOp {
+    /// That of an operator of the table, if it is one.
+    pub fn find(op: &str) -> Option<CollectiveOp> {
+        match op {
+            "all_reduce" => Some(CollectiveOp::AllReduce),
+            "reduce_scatter" => Some(CollectiveOp::ReduceScatter),
+            "all_gather" => Some(CollectiveOp::AllGather),
+            _ => None,
+        }
+    }
+
+    /// The operator's name.
+    pub fn name(self) -> &'static str {
+        match self {
+            CollectiveOp::AllReduce => "all_reduce",
+            CollectiveOp::ReduceScatter => "reduce_scatter",
+            CollectiveOp::AllGather => "all_gather",
+        }
+    }
+}
+
+/// A collective between launches.
+///
+/// Ranks run one program, so they come to their collectives in one order.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Collective {
+    /// What is done.
+    pub op: CollectiveOp,
+    /// The axis of the mesh.
+    pub axis: Arc<str>,
+    /// Ranks along it.
+    pub ranks: u32,
+    /// Type of the elements.
+    pub dtype: DType,
+    /// Elements of the whole tensor.
+    pub elements: Dim,
+    /// Where the operand begins.
+    pub input: Place,
+    /// Where the result begins: of a gather, perhaps around the operand.
+    pub output: Place,
+    /// Number of the launch before which it takes place, [`Program::launches`]`.len()` at the end.
+    pub before: u32,
+    /// What it is about, for people.
+    pub label: String,
+}
+
 /// A value's time and place in the arena.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
@@ -173,10 +263,19 @@ pub struct Program {
     pub outputs: Vec<Port>,
     /// Memory that outlives a run (key/value memory), which the caller supplies.
     pub states: Vec<Port>,
+    /// Which of them lie in others.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub parts: Vec<Part>,
+    /// Which of them are parts of a tensor that several ranks hold.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub shards: Vec<Sharded>,
     /// Distinct kernels.
     pub kernels: Vec<Kernel>,
     /// Launches in order.
     pub launches: Vec<Launch>,
+    /// Collectives in order.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub collectives: Vec<Collective>,
     /// Bytes of the arena: the exact peak at the bounds.
     pub arena_bytes: u64,
     /// What lies where and when in the arena.

@@ -103,6 +103,10 @@ impl Canonical<'_> {
             }
         }
         let key = (op, attrs, inputs);
+        // What is gathered twice is so that it need not be kept from one use to the next.
+        if matches!(op.body(), Body::Collective(_)) {
+            return self.b.op(op.name(), key.1, &key.2);
+        }
         if let Some(values) = self.seen.get(&key) {
             return Ok(values.clone());
         }

@@ -14,7 +14,7 @@ mod tests;
 
 use std::sync::Arc;
 
-use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, NodeId, TensorType, Value};
+use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, NodeId, ShardOf, TensorType, Value};
 
 use crate::PassError;
 
@@ -43,6 +43,10 @@ pub struct State {
     pub param: Arc<str>,
     /// Name of the output that is its new value; `None` where a run leaves it as it is.
     pub output: Option<Arc<str>>,
+    /// Name of the state that it lies in, and at which byte, if it has no memory of its own.
+    pub part_of: Option<(Arc<str>, Dim)>,
+    /// Of what it is this rank's part, if it is one.
+    pub shard_of: Option<ShardOf>,
 }
 
 /// Adds the entry `step` beside `entry`, and returns the states that it carries.
@@ -235,7 +239,8 @@ fn page_entry(
                     *number += 1;
                     args.push(b.param(&name, paged.ty(p).clone()).map_err(wrap)?);
                     let output = format!("{name}.out");
-                    states.push(State { param: name.into(), output: Some(output.into()) });
+                    let (param, output) = (name.into(), Some(output.into()));
+                    states.push(State { param, output, part_of: None, shard_of: None });
                 }
                 let mut results = b.call(&callee, &args).map_err(wrap)?;
                 outputs.extend(results.split_off(node.results().len()));

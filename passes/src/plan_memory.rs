@@ -18,8 +18,9 @@ use std::{
 };
 
 use ir::{
-    Attrs, Dim, Graph, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Module, NodeId,
-    Place, Port, Program, Region, Symbols, TensorType, Value, artifact::MAX_SIZE,
+    Attrs, Collective, CollectiveOp, Dim, Graph, Interval, Kernel, KernelSpec, Kernels, Launch,
+    Layout, Module, NodeId, Part, Place, Port, Program, Region, Sharded, Symbols, TensorType,
+    Value, artifact::MAX_SIZE,
 };
 
 use self::{
@@ -102,7 +103,17 @@ struct Planner<'a> {
     specs: Vec<KernelSpec>,
     spec_numbers: HashMap<SpecKey, u32>,
     launches: Vec<(u32, Vec<Option<Storage>>, String)>,
+    collectives: Vec<Planned>,
+    parts: Vec<Part>,
+    shards: Vec<Sharded>,
     errors: Vec<PassError>,
+}
+
+/// A collective, and where its operand and result are.
+struct Planned {
+    collective: Collective,
+    input: Storage,
+    output: Storage,
 }
 
 type SpecKey = (&'static str, Attrs, Vec<Option<Layout>>, Vec<Layout>);
@@ -115,6 +126,13 @@ impl<'a> Planner<'a> {
         kernels: &'a dyn Kernels,
     ) -> Self {
         let outputs = states.iter().filter_map(|s| Some((s.output.clone()?, s.param.clone())));
+        let parts = states.iter().filter_map(|s| {
+            let (of, offset) = s.part_of.clone()?;
+            Some(Part { state: s.param.clone(), of, offset })
+        });
+        let shards = states
+            .iter()
+            .filter_map(|s| Some(Sharded { state: s.param.clone(), of: s.shard_of.clone()? }));
         Planner {
             module,
             graph,
@@ -130,6 +148,9 @@ impl<'a> Planner<'a> {
             specs: Vec::new(),
             spec_numbers: HashMap::new(),
             launches: Vec::new(),
+            collectives: Vec::new(),
+            parts: parts.collect(),
+            shards: shards.collect(),
             errors: Vec::new(),
         }
     }
@@ -225,6 +246,7 @@ impl<'a> Planner<'a> {
                 self.storage.insert(value, Storage { memory: x.memory, offset, layout });
             }
             "concat" => self.concat(id, &inputs),
+            "all_reduce" | "reduce_scatter" | "all_gather" => self.collective(id, &inputs),
             _ => self.kernel(id, inputs),
         }
     }
@@ -273,6 +295,60 @@ impl<'a> Planner<'a> {
         let label = format!("{} (copy)", self.label(id));
         self.launch(spec, vec![Some(from.clone()), Some(to.clone())], label);
         Some(to)
+    }
+
+    /// A collective before the next launch. What it reads and writes is alive from the launch before
+    /// on to the next.
+    fn collective(&mut self, id: NodeId, inputs: &[Option<Storage>]) {
+        let node = self.graph.node(id);
+        let op = CollectiveOp::find(node.op.name()).expect("a collective");
+        let mut input = inputs[0].clone().expect("operand");
+        if !input.layout.is_contiguous() {
+            let Some(copy) = self.copy(id, &input, None) else { return };
+            input = copy;
+        }
+        let ty = node.results()[0].ty.clone();
+        // A view may be of what others read.
+        let is_last_use = |x: &Storage| {
+            let v = node.input(0);
+            let is_buffer = matches!(x.memory, Memory::Buffer(_)) && self.is_kernel(v.node);
+            is_buffer && self.is_read_before(v, id)
+        };
+        let output = match (op, node.inputs().get(1).copied().flatten()) {
+            (_, Some(into)) => {
+                if let Err(why) = self.may_update(id, into) {
+                    self.fail(id, format!("cannot write into its operand: it {why}"));
+                    return;
+                }
+                inputs[1].clone().expect("there")
+            }
+            (CollectiveOp::AllReduce, None) if is_last_use(&input) => input.clone(),
+            _ => self.fresh(&self.label(id), &ty),
+        };
+        let whole = match op {
+            CollectiveOp::AllGather => &ty,
+            _ => self.graph.ty(node.input(0)),
+        };
+        let now = self.now();
+        for s in [&input, &output] {
+            if let Memory::Buffer(b) = s.memory {
+                self.buffers[b].last = now;
+            }
+        }
+        let nowhere = Place { region: Region::Null, offset: Dim::from(0) };
+        let collective = Collective {
+            op,
+            axis: node.attrs.str("axis").into(),
+            ranks: u32::try_from(node.attrs.int("ranks")).expect("inferred"),
+            dtype: ty.dtype,
+            elements: whole.elements(),
+            input: nowhere.clone(),
+            output: nowhere,
+            before: now,
+            label: self.label(id),
+        };
+        self.storage.insert(Value { node: id, port: 0 }, output.clone());
+        self.collectives.push(Planned { collective, input, output });
     }
 
     fn kernel(&mut self, id: NodeId, mut inputs: Vec<Option<Storage>>) {
@@ -483,6 +559,11 @@ impl<'a> Planner<'a> {
             args: args.iter().map(|a| a.as_ref().map_or(null.clone(), &place)).collect(),
             label: label.clone(),
         });
+        let collectives = self.collectives.iter().map(|planned| Collective {
+            input: place(&planned.input),
+            output: place(&planned.output),
+            ..planned.collective.clone()
+        });
         let intervals = self.buffers.iter().zip(&requests).zip(&offsets);
         let intervals = intervals.map(|((b, r), offset)| Interval {
             name: b.name.clone(),
@@ -515,8 +596,11 @@ impl<'a> Planner<'a> {
                 })
                 .collect(),
             states: self.states.clone(),
+            parts: self.parts.clone(),
+            shards: self.shards.clone(),
             kernels: self.specs.iter().map(empty_kernel).collect(),
             launches: launches.collect(),
+            collectives: collectives.collect(),
             arena_bytes,
             intervals: intervals.collect(),
             window: window(&self.specs),

@@ -2,21 +2,28 @@
 //!
 //! Everything that outlives a run is a state, and entries that name a state alike share it: the
 //! parameters `param.W`, their gradients `grad.W` and what the optimiser keeps of each, such as
-//! `m.W` and `v.W`, for every weight `W`. All of these are f32. Weights of a narrower type are
-//! computed with as `weight.W`, the parameter rounded.
+//! `m.W` and `v.W`, for every weight `W`. All of these are f32. What is computed with is the
+//! parameter itself, or `weight.W` where that is something else: the parameter rounded to a
+//! narrower type, or all of it where a rank holds a part.
+//!
+//! Which part of each a rank holds is [`Sharding`]'s choice. A part is a vector. Where parameters
+//! are as wide as weights and a rank holds all of the one and a part of the other, the part lies in
+//! the whole. What is held in parts alone is gathered for each use and let go of behind it.
 //!
 //! - `accumulate` takes a micro-batch of packed documents, `keep f32[]` and `scale f32[]`. It gives
 //!   the sum of the losses of all rows and updates `grad.W ← keep·grad.W + scale·∂loss/∂W`. Outputs
-//!   `probe.N.PLACE f32[]` are not finite where what comes out of that place is not.
-//! - `norm` gives the sum of squares of each gradient, from which the caller knows the global norm
-//!   and, if that is not finite, whose fault it is.
+//!   `probe.N.PLACE f32[]` are not finite where what comes out of that place is not, and with
+//!   several ranks `local.W f32[1]` where this rank's gradient is not. Gradients are added up over
+//!   the ranks first, whose `scale` is the same.
+//! - `norm` gives the sum of squares of each gradient, a row for each rank's part, from which the
+//!   caller knows the global norm and, if that is not finite, whose fault it is.
 //! - `update` takes a learning rate for each group, what the optimiser asks for, and `grad_scale`,
 //!   by which gradients are clipped.
 //! - `evaluate` gives the loss alone.
-//! - `round`, where there are such, gives `weight.W` of `param.W`.
+//! - `refresh`, where there are such, gives `weight.W` of `param.W`.
 //!
-//! Between `accumulate` and `norm` ranks may add up their gradients, and the caller may decide not
-//! to update at all: that is why they are entries of their own.
+//! Between `norm` and `update` the caller may decide not to update at all: that is why they are
+//! entries of their own.
 
 mod loss;
 mod update;
@@ -26,14 +33,14 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Attr, Attrs, Builder, DType, Graph, Module, OpError, TensorType, Value};
+use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, OpError, Shard, TensorType, Value};
 
 use self::{
     loss::{LOSS, PROBE, TOTAL},
     update::{Step, of_shape},
 };
 use crate::{
-    PassError,
+    Holding, PassError, Sharding,
     page_kv::State,
     vjp::{Recompute, Wrt, differentiate},
 };
@@ -41,7 +48,10 @@ use crate::{
 pub use update::{Parameter, Update};
 
 const EVALUATE: &str = "evaluate";
-const ROUND: &str = "round";
+const REFRESH: &str = "refresh";
+
+/// Elements of a gradient whose squares are added up one after the other.
+const NORM_CHUNK: i64 = 1024;
 
 /// Name of the function with the loss and its gradients.
 fn gradients() -> String {
@@ -64,6 +74,7 @@ pub fn train_step(
     module: &mut Module,
     source: &str,
     parameters: &[Parameter],
+    sharding: &Sharding,
 ) -> Result<BTreeMap<Arc<str>, Vec<State>>, Vec<PassError>> {
     let one = |e: PassError| vec![e];
     let unknown = parameters.iter().filter(|p| !module.weights.contains_key(&p.weight));
@@ -76,16 +87,20 @@ pub fn train_step(
         module.function(source).ok_or_else(|| vec![PassError::new(source, "no such function")])?;
     let with_loss = loss::with_loss(module, &graph.clone()).map_err(one)?;
     module.add(with_loss);
-    let trained: BTreeSet<&str> = parameters.iter().map(|p| &*p.weight).collect();
     let weights = parameters.iter().map(|p| p.weight.clone()).collect();
     let wrt = Wrt { weights, params: BTreeSet::new() };
     *module = differentiate(module, LOSS, &wrt, LOSS, Recompute::None)?;
+    if sharding.ranks() > 1 {
+        module.symbol(&Shard::symbol(sharding.axis()), 0, i64::from(sharding.ranks()) - 1);
+    }
+    let forward = evaluated(module);
+    let training = Training::new(module, parameters, sharding);
     let entries = [
-        Some(accumulate(module, parameters, &trained).map_err(one)?),
-        Some(norm(module, parameters).map_err(one)?),
-        Some(update_entry(module, parameters).map_err(one)?),
-        Some(evaluate(module, &trained).map_err(one)?),
-        round(module, parameters).map_err(one)?,
+        Some(training.accumulate().map_err(one)?),
+        Some(training.norm().map_err(one)?),
+        Some(training.update().map_err(one)?),
+        Some(training.evaluate(&forward).map_err(one)?),
+        training.refresh().map_err(one)?,
     ];
     let mut states = BTreeMap::new();
     module.entries.clear();
@@ -118,7 +133,7 @@ impl<'m> EntryBuilder<'m> {
 
     /// A state, read or updated.
     fn state(&mut self, name: &str, ty: TensorType) -> Result<Value, OpError> {
-        self.states.push(State { param: name.into(), output: None });
+        self.states.push(State { param: name.into(), output: None, part_of: None, shard_of: None });
         self.b.param(name, ty)
     }
 
@@ -142,11 +157,6 @@ impl<'m> EntryBuilder<'m> {
     }
 }
 
-/// The type of a weight.
-fn weight_type(module: &Module, name: &str) -> TensorType {
-    module.weights[name].clone()
-}
-
 /// Whether a weight is computed with at less than the precision of its parameter.
 fn is_narrow(ty: &TensorType) -> bool {
     matches!(ty.dtype, DType::Bf16 | DType::F16)
@@ -163,162 +173,290 @@ fn sum_of_squares(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
     b.reshape(sum, vec![1.into()])
 }
 
-fn norm(module: &Module, parameters: &[Parameter]) -> Result<Entry, PassError> {
-    let wrap = |e: OpError| PassError::new("norm", e);
-    let mut entry = EntryBuilder::new(module, "norm");
-    let mut squares = Vec::new();
-    for p in parameters {
-        let name = state_name("grad", &p.weight);
-        let grad =
-            entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
-        entry.b.at(&p.weight);
-        squares.push(sum_of_squares(&mut entry.b, grad).map_err(wrap)?);
+/// The sum of squares of a vector, in f32, by chunks.
+fn squares_of_part(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
+    let x = b.cast(x, DType::F32)?;
+    let len = b.ty(x).shape[0].clone();
+    let rows = len.floor_div(NORM_CHUNK);
+    let end = rows.clone() * Dim::from(NORM_CHUNK);
+    let tail = b.slice(x, 0, end.clone(), len)?;
+    let tail = sum_of_squares(b, tail)?;
+    if rows.is(0) {
+        return Ok(tail);
     }
-    let squares = entry.b.concat(&squares, 0).map_err(wrap)?;
-    entry.outputs.push(("squares".into(), squares));
-    Ok(entry.finish())
+    let head = b.slice(x, 0, 0i64, end)?;
+    let head = b.reshape(head, vec![rows, NORM_CHUNK.into()])?;
+    let head = sum_of_squares(b, head)?;
+    b.add(head, tail)
 }
 
-fn update_entry(module: &Module, parameters: &[Parameter]) -> Result<Entry, PassError> {
-    let wrap = |e: OpError| PassError::new("update", e);
-    let mut entry = EntryBuilder::new(module, "update");
-    let scale = entry.scalar("grad_scale").map_err(wrap)?;
-    let groups: BTreeSet<usize> = parameters.iter().map(|p| p.group).collect();
-    let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
-    let rates = groups.iter().map(|group| format!("lr.{group}"));
-    let named = parameters.iter().flat_map(|p| p.update.scalars());
-    for name in rates.chain(named.map(ToString::to_string)) {
-        if let btree_map::Entry::Vacant(place) = inputs.entry(name) {
-            let input = entry.scalar(place.key()).map_err(wrap)?;
-            place.insert(input);
-        }
-    }
-    for p in parameters {
-        let ty = of_shape(&weight_type(module, &p.weight).shape);
-        let name = |kind: &str| state_name(kind, &p.weight);
-        let kinds = p.update.states(&ty);
-        let param = entry.state(&name("param"), ty.clone()).map_err(wrap)?;
-        let grad = entry.state(&name("grad"), ty).map_err(wrap)?;
-        let mut states = Vec::new();
-        for (kind, ty) in &kinds {
-            states.push(entry.state(&name(kind), ty.clone()).map_err(wrap)?);
-        }
-        let rate = format!("lr.{}", p.group);
-        let scalars = p.update.scalars().iter().map(ToString::to_string);
-        let scalars: Vec<Value> = [rate].into_iter().chain(scalars).map(|n| inputs[&n]).collect();
-        entry.b.at(&p.weight);
-        let b = &mut entry.b;
-        let (states, scalars) = (&*states, &*scalars);
-        let new = p.update.build(Step { b, param, grad, states, scalars, scale }).map_err(wrap)?;
-        for (kind, value) in ["param"].into_iter().chain(kinds.iter().map(|k| k.0)).zip(new) {
-            entry.set(&name(kind), value);
-        }
-    }
-    Ok(entry.finish())
+/// What the entries are made of.
+struct Training<'a> {
+    module: &'a Module,
+    parameters: &'a [Parameter],
+    trained: BTreeSet<&'a str>,
+    sharding: &'a Sharding,
 }
 
-/// Rounds what is computed with at less precision than f32.
-fn round(module: &Module, parameters: &[Parameter]) -> Result<Option<Entry>, PassError> {
-    let wrap = |e: OpError| PassError::new(ROUND, e);
-    let types = parameters.iter().map(|p| (&p.weight, weight_type(module, &p.weight)));
-    let narrow: Vec<_> = types.filter(|(_, ty)| is_narrow(ty)).collect();
-    if narrow.is_empty() {
-        return Ok(None);
+impl<'a> Training<'a> {
+    fn new(module: &'a Module, parameters: &'a [Parameter], sharding: &'a Sharding) -> Self {
+        let trained = parameters.iter().map(|p| &*p.weight).collect();
+        Training { module, parameters, trained, sharding }
     }
-    let mut entry = EntryBuilder::new(module, ROUND);
-    let nothing = entry.b.scalar(DType::F32, 0.0).map_err(wrap)?;
-    for (weight, ty) in narrow {
-        let [of_param, of_weight] = ["param", "weight"].map(|kind| state_name(kind, weight));
-        let param = entry.state(&of_param, of_shape(&ty.shape)).map_err(wrap)?;
-        let rounded = entry.state(&of_weight, ty).map_err(wrap)?;
-        entry.b.at(weight);
-        let args = [rounded, param, nothing];
-        let new = entry.b.op1("accumulate", Attrs::none(), &args).map_err(wrap)?;
-        entry.set(&of_weight, new);
-    }
-    Ok(Some(entry.finish()))
-}
 
-/// Copies the body of `source` in, the parameters that it reads those of the entry and the trained
-/// weights states; returns its outputs.
-fn on_states(
-    entry: &mut EntryBuilder<'_>,
-    source: &Graph,
-    trained: &BTreeSet<&str>,
-) -> Result<BTreeMap<Arc<str>, Value>, OpError> {
-    let mut map: BTreeMap<Value, Value> = BTreeMap::new();
-    for p in source.param_values().filter(|p| !source.users(p.node).is_empty()) {
-        let v = entry.b.param(source.param_name(p.node), source.ty(p).clone())?;
-        map.insert(p, v);
+    fn weight_type(&self, name: &str) -> TensorType {
+        self.module.weights[name].clone()
     }
-    let mut weights: BTreeMap<Arc<str>, Value> = BTreeMap::new();
-    for id in source.topo() {
-        let node = source.node(id);
-        if node.op.name() == "param" {
-            continue;
+
+    /// Declares a state that is of a weight's shape as far as it is held.
+    fn state(
+        &self,
+        entry: &mut EntryBuilder<'_>,
+        (kind, weight): (&str, &str),
+        (whole, holding): (&TensorType, Holding),
+    ) -> Result<Value, OpError> {
+        let ty = self.sharding.type_of(whole, holding);
+        let value = entry.state(&state_name(kind, weight), ty)?;
+        let state = entry.states.last_mut().expect("declared");
+        state.shard_of = self.sharding.shard_of(whole, holding);
+        Ok(value)
+    }
+
+    /// Declares the sum of gradients.
+    fn grad(&self, entry: &mut EntryBuilder<'_>, weight: &str) -> Result<Value, OpError> {
+        let whole = of_shape(&self.weight_type(weight).shape);
+        self.state(entry, ("grad", weight), (&whole, self.sharding.held(weight).grad))
+    }
+
+    /// Whether what is computed with is another state than what is updated.
+    fn has_weight(&self, weight: &str) -> bool {
+        let held = self.sharding.held(weight);
+        is_narrow(&self.weight_type(weight)) || held.weight != held.optimizer
+    }
+
+    /// Declares the state that an optimiser updates.
+    fn param(&self, entry: &mut EntryBuilder<'_>, weight: &str) -> Result<Value, OpError> {
+        let held = self.sharding.held(weight);
+        let ty = self.weight_type(weight);
+        let whole = of_shape(&ty.shape);
+        let param = self.state(entry, ("param", weight), (&whole, held.optimizer))?;
+        if self.has_weight(weight) && !is_narrow(&ty) {
+            let of = state_name("weight", weight).into();
+            let state = entry.states.last_mut().expect("declared");
+            state.part_of = Some((of, self.sharding.offset_of(&ty)));
         }
-        entry.b.at(&node.loc);
-        let results = match loss::weight_name(source, id) {
-            Some(name) if !trained.contains(name) => vec![entry.b.weight(name)?],
-            Some(name) => vec![match weights.get(name) {
-                Some(v) => *v,
-                None => {
-                    let ty = weight_type(entry.b.module(), name);
-                    let kind = if is_narrow(&ty) { "weight" } else { "param" };
-                    let v = entry.state(&state_name(kind, name), ty)?;
-                    weights.insert(name.into(), v);
-                    v
-                }
-            }],
-            None => {
-                let inputs: Vec<_> = node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
-                entry.b.op(node.op.name(), node.attrs.clone(), &inputs)?
+        Ok(param)
+    }
+
+    /// Declares the state that is computed with.
+    fn weight(&self, entry: &mut EntryBuilder<'_>, weight: &str) -> Result<Value, OpError> {
+        match self.has_weight(weight) {
+            true => {
+                let whole = self.weight_type(weight);
+                self.state(entry, ("weight", weight), (&whole, self.sharding.held(weight).weight))
             }
-        };
-        for (port, v) in results.into_iter().enumerate() {
-            map.insert(Value { node: id, port }, v);
+            false => self.param(entry, weight),
         }
     }
-    Ok(source.outputs.iter().map(|(name, v)| (name.clone(), map[v])).collect())
+
+    fn norm(&self) -> Result<Entry, PassError> {
+        let wrap = |e: OpError| PassError::new("norm", e);
+        let mut entry = EntryBuilder::new(self.module, "norm");
+        let mut squares = Vec::new();
+        for p in self.parameters {
+            let holding = self.sharding.held(&p.weight).grad;
+            let grad = self.grad(&mut entry, &p.weight).map_err(wrap)?;
+            entry.b.at(&p.weight);
+            let own = match self.sharding.ranks() {
+                1 => sum_of_squares(&mut entry.b, grad),
+                _ => {
+                    let own = self.sharding.own(&mut entry.b, grad, holding).map_err(wrap)?;
+                    squares_of_part(&mut entry.b, own)
+                }
+            };
+            squares.push(own.map_err(wrap)?);
+        }
+        let mut squares = entry.b.concat(&squares, 0).map_err(wrap)?;
+        if self.sharding.ranks() > 1 {
+            squares = self.sharding.side_by_side(&mut entry.b, squares).map_err(wrap)?;
+        }
+        entry.outputs.push(("squares".into(), squares));
+        Ok(entry.finish())
+    }
+
+    fn update(&self) -> Result<Entry, PassError> {
+        let wrap = |e: OpError| PassError::new("update", e);
+        let mut entry = EntryBuilder::new(self.module, "update");
+        let scale = entry.scalar("grad_scale").map_err(wrap)?;
+        let groups: BTreeSet<usize> = self.parameters.iter().map(|p| p.group).collect();
+        let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
+        let rates = groups.iter().map(|group| format!("lr.{group}"));
+        let named = self.parameters.iter().flat_map(|p| p.update.scalars());
+        for name in rates.chain(named.map(ToString::to_string)) {
+            if let btree_map::Entry::Vacant(place) = inputs.entry(name) {
+                let input = entry.scalar(place.key()).map_err(wrap)?;
+                place.insert(input);
+            }
+        }
+        for p in self.parameters {
+            let held = self.sharding.held(&p.weight);
+            let name = |kind: &str| state_name(kind, &p.weight);
+            let param = self.param(&mut entry, &p.weight).map_err(wrap)?;
+            let mut grad = self.grad(&mut entry, &p.weight).map_err(wrap)?;
+            let kinds = p.update.states(&of_shape(&self.weight_type(&p.weight).shape));
+            let mut states = Vec::new();
+            for (kind, ty) in &kinds {
+                let state = self.state(&mut entry, (kind, &p.weight), (ty, held.optimizer));
+                states.push(state.map_err(wrap)?);
+            }
+            let rate = format!("lr.{}", p.group);
+            let scalars = p.update.scalars().iter().map(ToString::to_string);
+            let scalars = [rate].into_iter().chain(scalars).map(|n| inputs[&n]);
+            let scalars: Vec<Value> = scalars.collect();
+            entry.b.at(&p.weight);
+            if held.optimizer == Holding::Shard {
+                grad = self.sharding.own(&mut entry.b, grad, held.grad).map_err(wrap)?;
+            }
+            let b = &mut entry.b;
+            let (states, scalars) = (&*states, &*scalars);
+            let step = Step { b, param, grad, states, scalars, scale };
+            let new = p.update.build(step).map_err(wrap)?;
+            let names = ["param"].into_iter().chain(kinds.iter().map(|k| k.0));
+            for (kind, value) in names.zip(new) {
+                entry.set(&name(kind), value);
+            }
+        }
+        Ok(entry.finish())
+    }
+
+    /// What is computed with, from what is updated.
+    fn refresh(&self) -> Result<Option<Entry>, PassError> {
+        let wrap = |e: OpError| PassError::new(REFRESH, e);
+        let parameters = self.parameters.iter().map(|p| &p.weight);
+        let refreshed: Vec<&Arc<str>> = parameters.filter(|w| self.has_weight(w)).collect();
+        if refreshed.is_empty() {
+            return Ok(None);
+        }
+        let mut entry = EntryBuilder::new(self.module, REFRESH);
+        let nothing = entry.b.scalar(DType::F32, 0.0).map_err(wrap)?;
+        for name in refreshed {
+            let held = self.sharding.held(name);
+            let ty = self.weight_type(name);
+            let weight = self.weight(&mut entry, name).map_err(wrap)?;
+            let param = self.param(&mut entry, name).map_err(wrap)?;
+            let b = &mut entry.b;
+            b.at(name);
+            let new = if held.weight == held.optimizer {
+                b.op1("accumulate", Attrs::none(), &[weight, param, nothing])
+            } else {
+                let part = b.cast(param, ty.dtype).map_err(wrap)?;
+                self.sharding.gather(b, part, &ty.shape, Some(weight))
+            };
+            entry.set(&state_name("weight", name), new.map_err(wrap)?);
+        }
+        Ok(Some(entry.finish()))
+    }
+
+    /// Copies the body of `source` in, the parameters that it reads those of the entry and the
+    /// trained weights states; returns its outputs.
+    fn on_states(
+        &self,
+        entry: &mut EntryBuilder<'_>,
+        source: &Graph,
+    ) -> Result<BTreeMap<Arc<str>, Value>, OpError> {
+        let mut map: BTreeMap<Value, Value> = BTreeMap::new();
+        for p in source.param_values().filter(|p| !source.users(p.node).is_empty()) {
+            let v = entry.b.param(source.param_name(p.node), source.ty(p).clone())?;
+            map.insert(p, v);
+        }
+        let mut weights: BTreeMap<Arc<str>, Value> = BTreeMap::new();
+        // Of each shard, the shape of the whole.
+        let mut shards: BTreeMap<Value, ir::Shape> = BTreeMap::new();
+        for id in source.topo() {
+            let node = source.node(id);
+            if node.op.name() == "param" {
+                continue;
+            }
+            entry.b.at(&node.loc);
+            let results = match loss::weight_name(source, id) {
+                Some(name) if !self.trained.contains(name) => vec![entry.b.weight(name)?],
+                Some(name) => vec![match weights.get(name) {
+                    Some(v) => *v,
+                    None => {
+                        let v = self.weight(entry, name)?;
+                        weights.insert(name.into(), v);
+                        if self.sharding.held(name).weight == Holding::Shard {
+                            shards.insert(v, self.weight_type(name).shape);
+                        }
+                        v
+                    }
+                }],
+                None => {
+                    let mut inputs: Vec<_> =
+                        node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
+                    for v in inputs.iter_mut().flatten() {
+                        if let Some(shape) = shards.get(v) {
+                            *v = self.sharding.gather(&mut entry.b, *v, shape, None)?;
+                        }
+                    }
+                    entry.b.op(node.op.name(), node.attrs.clone(), &inputs)?
+                }
+            };
+            for (port, v) in results.into_iter().enumerate() {
+                map.insert(Value { node: id, port }, v);
+            }
+        }
+        Ok(source.outputs.iter().map(|(name, v)| (name.clone(), map[v])).collect())
+    }
+
+    fn accumulate(&self) -> Result<Entry, PassError> {
+        let wrap = |e: OpError| PassError::new("accumulate", e);
+        let mut entry = EntryBuilder::new(self.module, "accumulate");
+        let source = &self.module.functions[gradients().as_str()];
+        let outputs = self.on_states(&mut entry, source).map_err(wrap)?;
+        let keep = entry.scalar("keep").map_err(wrap)?;
+        let mut sums = Vec::new();
+        for p in self.parameters {
+            let sum = self.grad(&mut entry, &p.weight).map_err(wrap)?;
+            sums.push((outputs[state_name("grad", &p.weight).as_str()], p, sum));
+        }
+        // Gradients are added up as soon as they are there, the last layer's first: entries are
+        // computed in the order of their outputs.
+        sums.sort_by_key(|(grad, ..)| *grad);
+        for (grad, p, sum) in sums {
+            let holding = self.sharding.held(&p.weight).grad;
+            entry.b.at(&p.weight);
+            if self.sharding.ranks() > 1 {
+                let squares = sum_of_squares(&mut entry.b, grad).map_err(wrap)?;
+                entry.outputs.push((state_name("local", &p.weight), squares));
+            }
+            let grad = self.sharding.reduce(&mut entry.b, grad, holding).map_err(wrap)?;
+            let new = entry.b.op1("accumulate", Attrs::none(), &[sum, grad, keep]);
+            entry.set(&state_name("grad", &p.weight), new.map_err(wrap)?);
+        }
+        entry.outputs.push(("loss".into(), outputs[TOTAL]));
+        for (name, _) in source.outputs.iter().filter(|(name, _)| name.starts_with(PROBE)) {
+            entry.outputs.push((name.to_string(), outputs[name]));
+        }
+        Ok(entry.finish())
+    }
+
+    fn evaluate(&self, forward: &Graph) -> Result<Entry, PassError> {
+        let wrap = |e: OpError| PassError::new(EVALUATE, e);
+        let mut entry = EntryBuilder::new(self.module, EVALUATE);
+        let outputs = self.on_states(&mut entry, forward).map_err(wrap)?;
+        entry.outputs.push(("loss".into(), outputs[TOTAL]));
+        Ok(entry.finish())
+    }
 }
 
-fn accumulate(
-    module: &Module,
-    parameters: &[Parameter],
-    trained: &BTreeSet<&str>,
-) -> Result<Entry, PassError> {
-    let wrap = |e: OpError| PassError::new("accumulate", e);
-    let mut entry = EntryBuilder::new(module, "accumulate");
-    let source = &module.functions[gradients().as_str()];
-    let outputs = on_states(&mut entry, source, trained).map_err(wrap)?;
-    let keep = entry.scalar("keep").map_err(wrap)?;
-    for p in parameters {
-        let name = state_name("grad", &p.weight);
-        let sum =
-            entry.state(&name, of_shape(&weight_type(module, &p.weight).shape)).map_err(wrap)?;
-        entry.b.at(&p.weight);
-        let args = [sum, outputs[name.as_str()], keep];
-        let new = entry.b.op1("accumulate", Attrs::none(), &args).map_err(wrap)?;
-        entry.set(&name, new);
-    }
-    entry.outputs.push(("loss".into(), outputs[TOTAL]));
-    for (name, _) in source.outputs.iter().filter(|(name, _)| name.starts_with(PROBE)) {
-        entry.outputs.push((name.to_string(), outputs[name]));
-    }
-    Ok(entry.finish())
-}
-
-fn evaluate(module: &mut Module, trained: &BTreeSet<&str>) -> Result<Entry, PassError> {
-    let wrap = |e: OpError| PassError::new(EVALUATE, e);
-    // The forward of training itself, so that both have the same bits.
+/// The forward of training itself, so that both have the same bits, with functions of its own.
+fn evaluated(module: &mut Module) -> Graph {
     let mut source = module.functions[gradients().as_str()].clone();
     source.outputs.retain(|(name, _)| &**name == TOTAL);
     source.remove_dead();
     own_callees(module, &mut source);
-    let mut entry = EntryBuilder::new(module, EVALUATE);
-    let outputs = on_states(&mut entry, &source, trained).map_err(wrap)?;
-    entry.outputs.push(("loss".into(), outputs[TOTAL]));
-    Ok(entry.finish())
+    source
 }
 
 /// Gives a graph copies of the functions that it calls: what is prepared for one entry is not for

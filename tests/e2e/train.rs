@@ -1,16 +1,17 @@
 //! Training against a plain PyTorch loop, and against itself.
 
 mod precision;
+mod ranks;
 
 use std::sync::Arc;
 
-use driver::{CompileOptions, Group, Training, Update};
+use driver::{CompileOptions, Group, Training, Update, Zero};
 use exec::{Device, Model};
 use frontend::ImportOptions;
 use ir::artifact::Artifact;
 use serde::Deserialize;
 use train::{
-    Checkpoints, MicroBatch, Optimizer, OptimizerConfig, Rule, Saved, Schedule, TrainError,
+    Checkpoints, MicroBatch, Optimizer, OptimizerConfig, Rank, Rule, Saved, Schedule, TrainError,
     TrainStep, Trainer, export, load_pretrained,
 };
 
@@ -64,7 +65,7 @@ fn options_of(update: Update) -> CompileOptions {
         logit_rows: 256,
         ..Default::default()
     };
-    let training = Training { update, others: None, groups: vec![] };
+    let training = Training { update, others: None, groups: vec![], zero: Zero::default() };
     CompileOptions { training: Some(training), ..options(import) }
 }
 
@@ -82,7 +83,8 @@ fn load_with(name: &str, case: &str, options: &CompileOptions, threads: usize) -
     let (path, _) = compile_to(name, &folder, options);
     let artifact = Arc::new(Artifact::open(&path).unwrap());
     let device = Device::cpu(std::num::NonZeroUsize::new(threads)).unwrap();
-    let mut step = TrainStep::load(&Model::load(artifact, device).unwrap()).unwrap();
+    let mut step =
+        TrainStep::load(&Model::load(artifact, device).unwrap(), &Rank::alone()).unwrap();
     load_pretrained(&mut step, &folder).unwrap();
     step
 }
@@ -218,8 +220,10 @@ fn what_is_not_finite_is_named_and_nothing_is_updated() {
     let documents = Documents::read();
     let mut step = load("gpt2-gelu-new", 2);
     let bad = "transformer.h.1.mlp.c_fc.bias";
-    let bytes = f32::NAN.to_le_bytes();
-    step.state_mut(&format!("param.{bad}")).unwrap()[..4].copy_from_slice(&bytes);
+    let name = format!("param.{bad}");
+    let mut bytes = step.state(&name).unwrap().to_vec();
+    bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+    assert!(step.set_state(&name, &bytes));
     let before = step.state("param.transformer.wte.weight").unwrap().to_vec();
     let mut trainer = Trainer::new(step, rule(), 0);
     let error = trainer.advance(&batches(&documents, 1)).unwrap_err();
@@ -252,13 +256,18 @@ fn groups_learn_at_their_own_rate_and_frozen_weights_stay() {
     let groups = vec![group("embed_tokens|lm_head", true), group("norm", false)];
     let case = data("families/llama-gqa3");
     let options = CompileOptions {
-        training: Some(Training { update: adamw(0.1), others: None, groups }),
+        training: Some(Training {
+            update: adamw(0.1),
+            others: None,
+            groups,
+            zero: Zero::default(),
+        }),
         ..options_of(adamw(0.1))
     };
     let (path, _) = compile_to("train-groups", &case, &options);
     let artifact = Arc::new(Artifact::open(&path).unwrap());
     let model = Model::load(artifact, Device::cpu(None).unwrap()).unwrap();
-    let mut step = TrainStep::load(&model).unwrap();
+    let mut step = TrainStep::load(&model, &Rank::alone()).unwrap();
     load_pretrained(&mut step, &case).unwrap();
     assert_eq!(
         step.frozen().iter().map(|name| &**name).collect::<Vec<_>>(),

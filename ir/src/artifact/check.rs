@@ -6,7 +6,10 @@
 use std::{collections::HashSet, sync::Arc};
 
 use super::{Manifest, layout};
-use crate::{Bounds, Dim, Place, Port, Program, Region, Symbols, TensorType};
+use crate::{
+    Bounds, Collective, CollectiveOp, DType, Dim, Part, Place, Port, Program, Region, Shard,
+    Symbols, TensorType,
+};
 
 /// No symbol, size or offset of an artifact is larger.
 pub const MAX_SIZE: i64 = 1 << 48;
@@ -95,6 +98,8 @@ impl Checker<'_> {
                 self.place(place, 0, || format!("launch {i} (`{}`): args[{j}]", launch.label));
             }
         }
+        self.parts();
+        self.collectives();
         for (i, interval) in intervals.iter().enumerate() {
             let end = interval.offset.checked_add(interval.bytes);
             let in_arena = end.is_some_and(|end| end <= self.program.arena_bytes);
@@ -102,6 +107,57 @@ impl Checker<'_> {
                 interval.first <= interval.last && interval.last as usize <= launches.len();
             self.check(in_arena && in_time, || {
                 format!("intervals[{i}] leaves the arena or the run")
+            });
+        }
+    }
+
+    fn parts(&mut self) {
+        let Program { parts, states, .. } = self.program;
+        for Part { state, of, offset } in parts {
+            let is_state = |name: &Arc<str>| states.iter().any(|port| port.name == *name);
+            let is_part = |name: &Arc<str>| parts.iter().any(|part| part.state == *name);
+            self.check(is_state(state) && !is_part(of), || {
+                format!("states: `{state}` is not there, or a part of a part")
+            });
+            self.size(offset, || format!("states: `{state}`: offset"));
+        }
+    }
+
+    fn collectives(&mut self) {
+        let Program { collectives, launches, symbols, .. } = self.program;
+        let mut last = 0;
+        for (i, collective) in collectives.iter().enumerate() {
+            let Collective { op, axis, ranks, dtype, elements, input, output, before, label } =
+                collective;
+            let name = move || format!("collective {i} (`{label}`)");
+            self.check(last <= *before && *before as usize <= launches.len(), || {
+                format!("{}: before launch {before} is out of order", name())
+            });
+            last = *before;
+            let is_sum = *op != CollectiveOp::AllGather;
+            let has_sum = matches!(
+                dtype,
+                DType::F64 | DType::F32 | DType::Bf16 | DType::F16 | DType::I64 | DType::I32
+            );
+            let is_known = *ranks == 1 || symbols.contains_key(&*Shard::symbol(axis));
+            self.check(*ranks > 0 && is_known && (has_sum || !is_sum), || {
+                format!("{}: {ranks} ranks along `{axis}`, elements of {dtype}", name())
+            });
+            self.size(elements, move || format!("{}: elements", name()));
+            let elements = elements.bounds(symbols).hi.max(0);
+            let ranks = i64::from(*ranks).max(1);
+            let shard = elements / ranks + i64::from(elements % ranks != 0);
+            let bytes = |n: i64| n.saturating_mul(i64::try_from(dtype.size()).unwrap_or(i64::MAX));
+            let (into, out) = match op {
+                CollectiveOp::AllReduce => (elements, elements),
+                CollectiveOp::ReduceScatter => (elements, shard),
+                CollectiveOp::AllGather => (shard, elements),
+            };
+            self.place(input, bytes(into), move || format!("{}: input", name()));
+            self.place(output, bytes(out), move || format!("{}: output", name()));
+            let is_writable = matches!(output.region, Region::Arena | Region::State(_));
+            self.check(is_writable && input.region != Region::Null, || {
+                format!("{}: lies in the wrong memory", name())
             });
         }
     }

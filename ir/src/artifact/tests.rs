@@ -52,6 +52,7 @@ fn program() -> Program {
         arena_bytes: 256,
         intervals: vec![Interval { name: "x".into(), offset: 0, bytes: 120, first: 0, last: 1 }],
         window: Some(64),
+        ..Program::default()
     }
 }
 

@@ -2,6 +2,7 @@
 
 mod adjoint;
 mod attention_batched;
+mod collective;
 mod conv_adjoint;
 mod elementwise;
 mod order;
@@ -11,6 +12,7 @@ mod tests;
 mod update;
 mod window;
 
+pub use collective::Shard;
 pub use norm_grad::NORM_GRAD_ROWS;
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, quant_row_bytes, quant_row_limit};
@@ -143,6 +145,10 @@ ops! {
     attention_grad: AttentionGrad,
     linear_cross_entropy: LinearCrossEntropy,
     linear_cross_entropy_grad: LinearCrossEntropyGrad,
+    // Between ranks.
+    all_reduce: AllReduce,
+    reduce_scatter: ReduceScatter,
+    all_gather: AllGather,
     // Updates of parameters.
     accumulate: Accumulate,
     adamw_step: AdamwStep,

@@ -394,8 +394,12 @@ fn planned(build: impl FnOnce(&mut Builder<'_>, [Value; 5])) -> Result<Plan, Str
     build(&mut b, [kc, vc, k.unwrap(), v.unwrap(), slots]);
     let step = b.finish();
     m.add(step);
-    let state =
-        |name: &str| State { param: name.into(), output: Some(format!("{name}.out").into()) };
+    let state = |name: &str| State {
+        param: name.into(),
+        output: Some(format!("{name}.out").into()),
+        part_of: None,
+        shard_of: None,
+    };
     let states = [state("k"), state("v")];
     let known =
         |s: &State| m.functions["step"].outputs.iter().any(|(n, _)| Some(n) == s.output.as_ref());

@@ -319,6 +319,8 @@ pub(crate) struct Score {
 Examples:
   brolly train run.toml
   brolly train run.toml --resume
+  brolly train run.toml --ranks 2               # [mesh] data = 2
+  mpirun -n 4 brolly train run.toml             # [mesh] data = 4, zero = 2
 
 A configuration:
   model = \"./Llama-3.2-1B\"
@@ -340,6 +342,11 @@ pub(crate) struct Train {
     /// Print the bytes of every kind of memory and what a step computes, and train nothing
     #[arg(long)]
     pub(crate) dry_run: bool,
+
+    /// Train as so many ranks, threads of this process, which [mesh] places; under mpirun, srun and
+    /// torchrun each process is a rank
+    #[arg(long, value_name = "N")]
+    pub(crate) ranks: Option<NonZeroUsize>,
 
     /// The configuration, TOML
     pub(crate) config: PathBuf,

@@ -27,7 +27,7 @@ impl Context {
     pub(crate) fn new(flags: &Global) -> Result<Context> {
         let open = |path: &PathBuf| {
             let file = File::create(path).map_err(|e| unwritable(path, &e))?;
-            Ok((Trace::new(), path.clone(), file))
+            Ok::<_, Failure>((Trace::new(), path.clone(), file))
         };
         let trace = flags.trace.as_ref().map(open).transpose()?;
         Ok(Context { threads: flags.threads, trace })

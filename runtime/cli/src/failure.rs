@@ -6,6 +6,7 @@
 
 use std::{fmt, io::IsTerminal};
 
+use exec::collectives::CollectiveError;
 use miette::{
     Diagnostic, GraphicalReportHandler, GraphicalTheme, LabeledSpan, NamedSource, SourceCode,
 };
@@ -30,8 +31,30 @@ pub(crate) enum Failure {
     Config(String),
     /// Brolly is.
     Bug(String),
+    /// The ranks of a job cannot go on together.
+    Ranks(CollectiveError),
+    /// The first rank tells it, and this one ends with this code.
+    Told(u8),
     /// Nobody reads what is written to stdout.
     Closed,
+}
+
+impl From<CollectiveError> for Failure {
+    fn from(error: CollectiveError) -> Failure {
+        Failure::Ranks(error)
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Failure::Input(problems) => f.write_str(problems.plain().trim_end()),
+            Failure::Usage(text) | Failure::Config(text) | Failure::Bug(text) => f.write_str(text),
+            Failure::Ranks(error) => error.fmt(f),
+            Failure::Told(_) => f.write_str("the first rank tells why"),
+            Failure::Closed => f.write_str("nobody reads the output"),
+        }
+    }
 }
 
 /// What a command returns.
@@ -55,7 +78,8 @@ impl Failure {
     /// The exit code.
     pub(crate) fn code(&self) -> u8 {
         match self {
-            Failure::Input(_) => 1,
+            Failure::Input(_) | Failure::Ranks(_) => 1,
+            Failure::Told(code) => *code,
             Failure::Usage(_) | Failure::Config(_) => 2,
             Failure::Bug(_) => 70,
             Failure::Closed => 0,
@@ -73,7 +97,8 @@ impl Failure {
                 &Problems::new(format!("this is a bug in brolly: {text}"), vec![]).help(REPORT)
             }
             Failure::Config(text) => &Problems::new(text.clone(), Vec::new()),
-            Failure::Closed => return,
+            Failure::Ranks(error) => &Problems::new(error.to_string(), Vec::new()),
+            Failure::Told(_) | Failure::Closed => return,
         };
         output::tell(&problems.render(std::io::stderr().is_terminal()));
     }

@@ -147,6 +147,7 @@ pub(crate) fn after_passes<R>(
     cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
+    cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
@@ -176,6 +177,7 @@ pub fn compile(
     cx.quantize = options.quantize;
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
+    cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
     for pass in PASSES {
         stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
     }

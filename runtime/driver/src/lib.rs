@@ -31,5 +31,5 @@ pub use kernel_cache::KernelCache;
 pub use passes::Update;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
-pub use training::{Group, Training};
+pub use training::{Group, Training, Zero};
 pub use tune::{Product, TuneOptions, Tuned, products, tune};

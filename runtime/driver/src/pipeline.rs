@@ -3,9 +3,11 @@
 use std::{collections::BTreeMap, io::Write as _, sync::Arc};
 
 use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
-use passes::{FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, State};
+use passes::{
+    FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, Sharding, State,
+};
 
-use crate::Quantization;
+use crate::{Quantization, Zero};
 
 /// What passes learn and later stages need.
 pub(crate) struct Context<'a> {
@@ -18,6 +20,8 @@ pub(crate) struct Context<'a> {
     pub(crate) report: Report,
     /// What is trained; `None` for a program that serves.
     pub(crate) parameters: Option<Vec<Parameter>>,
+    /// How the ranks along the data axis share what is trained.
+    pub(crate) zero: Zero,
     /// Of each entry.
     pub(crate) states: BTreeMap<Arc<str>, Vec<State>>,
     pub(crate) recipes: Vec<Recipe>,
@@ -102,7 +106,9 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
 
 fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     if let Some(parameters) = &cx.parameters {
-        cx.states = passes::train_step(module, "forward", parameters)?;
+        let Zero { stage, ranks } = cx.zero;
+        let sharding = Sharding::zero(stage, "data", ranks, parameters)?;
+        cx.states = passes::train_step(module, "forward", parameters, &sharding)?;
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
     }
@@ -228,6 +234,7 @@ impl<'a> Context<'a> {
             kv_dtype: DType::F32,
             report: Report::default(),
             parameters: None,
+            zero: Zero::default(),
             states: BTreeMap::new(),
             recipes: Vec::new(),
             plans: Vec::new(),

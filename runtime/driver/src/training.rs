@@ -16,6 +16,23 @@ pub struct Training {
     pub others: Option<Update>,
     /// Exceptions; of those that match a weight's name, the first holds.
     pub groups: Vec<Group>,
+    /// How ranks share it.
+    pub zero: Zero,
+}
+
+/// What of training the ranks along the data axis hold in parts: Rajbhandari et al. 2020.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Zero {
+    /// Nothing (0), the optimiser's states (1), gradients too (2), weights too (3).
+    pub stage: u8,
+    /// How many ranks there are.
+    pub ranks: u32,
+}
+
+impl Default for Zero {
+    fn default() -> Zero {
+        Zero { stage: 0, ranks: 1 }
+    }
 }
 
 /// Weights with a learning rate of their own.

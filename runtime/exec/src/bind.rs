@@ -145,6 +145,17 @@ impl<'a> Symbolic<'a> {
         Ok(bytes)
     }
 
+    /// A size; `None` if a symbol has no value.
+    pub(crate) fn eval_with(self, dim: &Dim, values: &[Option<i64>]) -> Option<i64> {
+        let known = |symbol| {
+            let index = self.program.symbols.get_index_of(&symbol)?;
+            values[index].map(|_| ())
+        };
+        dim.symbols().into_iter().map(known).collect::<Option<Vec<()>>>()?;
+        let all: Vec<i64> = values.iter().map(|v| v.unwrap_or(0)).collect();
+        dim.compile(&self.program.symbols).ok()?.eval(&all)
+    }
+
     pub(crate) fn symbol(self, symbol: &str, reason: impl Into<String>) -> ExecError {
         let entry = self.program.name.clone();
         ExecError::Symbol { entry, symbol: symbol.into(), reason: reason.into() }

@@ -51,6 +51,22 @@ pub enum ExecError {
         /// What is wrong with its value.
         reason: String,
     },
+    /// A collective of the program failed.
+    #[error("{label}: {source}")]
+    Collective {
+        /// What it was about.
+        label: String,
+        /// Why.
+        source: crate::collectives::CollectiveError,
+    },
+    /// The ranks at hand are not those that the program was compiled for.
+    #[error("entry `{entry}`: {reason}")]
+    Ranks {
+        /// The entry point.
+        entry: String,
+        /// What differs.
+        reason: String,
+    },
     /// An input, output or state is missing, unknown or of the wrong type or size.
     #[error("entry `{entry}`: {role} `{name}` {reason}")]
     Port {

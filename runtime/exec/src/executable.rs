@@ -17,7 +17,7 @@ use std::{
 use ir::{CompiledDim, Dim, ModelKind, Place, Port, Program, Region, Target, Tensor};
 
 use crate::{
-    Arena, ExecError, Model, States, Trace,
+    Arena, ExecError, Groups, Model, States, Trace,
     bind::{Symbolic, Values},
     launch::{LaunchList, Scratch},
 };
@@ -41,11 +41,15 @@ pub struct Executable {
     outputs: Vec<Slot>,
     states: Vec<Slot>,
     launches: LaunchList,
+    meetings: Vec<Meeting>,
+    groups: Groups,
     arena: Arena,
     scratch: Arena,
     scratch_stride: usize,
     buffers: Buffers,
     times: Option<Vec<Duration>>,
+    /// Of each collective of the last run.
+    waits: Vec<Duration>,
     trace: Option<Trace>,
 }
 
@@ -118,6 +122,16 @@ struct Patch {
     offset: usize,
 }
 
+/// Places and size of a collective.
+#[derive(Debug)]
+struct Meeting {
+    /// Before which launch it takes place.
+    before: usize,
+    elements: usize,
+    input: (Base, usize),
+    output: (Base, usize),
+}
+
 #[derive(Clone, Copy, Debug)]
 enum Base {
     Fixed(*mut u8),
@@ -167,15 +181,30 @@ impl Executable {
             outputs: Vec::new(),
             states: Vec::new(),
             launches: LaunchList::default(),
+            meetings: Vec::new(),
+            groups: Groups::none(),
             arena: reserve("the arena", program.arena_bytes)?,
             scratch: reserve("scratch memory", stride.saturating_mul(threads))?,
             scratch_stride: usize::try_from(stride).unwrap_or(usize::MAX),
             buffers: Buffers::default(),
             times: None,
+            waits: Vec::new(),
             trace: None,
         };
         exe.resolve(program)?;
         Ok(exe)
+    }
+
+    /// Meets these groups in its collectives from now on.
+    ///
+    /// # Errors
+    /// [`ExecError::Ranks`] if they have other sizes than it was compiled for.
+    pub fn join(&mut self, groups: &Groups) -> Result<(), ExecError> {
+        let check = groups.check(&self.program().collectives);
+        let entry = || self.program().name.clone();
+        check.map_err(|reason| ExecError::Ranks { entry: entry(), reason })?;
+        self.groups = groups.clone();
+        Ok(())
     }
 
     /// The program that it runs.
@@ -345,18 +374,19 @@ impl Executable {
             });
         }
         let arena = self.arena.as_mut_ptr();
+        let base_of = |region: &Region| match region {
+            Region::Null => None,
+            Region::Arena => Some(Base::Fixed(arena)),
+            // Kernels do not write to weights.
+            Region::Weight(w) => {
+                Some(Base::Fixed(model.artifact().weight(*w as usize).as_ptr().cast_mut()))
+            }
+            Region::State(s) => Some(Base::State(*s as usize)),
+        };
         for launch in &program.launches {
             let first = self.launches.add_launch(launch.kernel as usize, launch.args.len());
             for (i, Place { region, offset }) in launch.args.iter().enumerate() {
-                let base = match region {
-                    Region::Null => continue,
-                    Region::Arena => Base::Fixed(arena),
-                    // Kernels do not write to weights.
-                    Region::Weight(w) => {
-                        Base::Fixed(model.artifact().weight(*w as usize).as_ptr().cast_mut())
-                    }
-                    Region::State(s) => Base::State(*s as usize),
-                };
+                let Some(base) = base_of(region) else { continue };
                 match (base, offset.as_const().and_then(|v| usize::try_from(v).ok())) {
                     (Base::Fixed(base), Some(offset)) => {
                         self.launches.set_arg(first + i, base.wrapping_add(offset));
@@ -367,6 +397,17 @@ impl Executable {
                     }
                 }
             }
+        }
+        for collective in &program.collectives {
+            // The artifact has been checked: a collective of nothing is a bug of ours.
+            let mut address = |Place { region, offset }: &Place| {
+                let base = base_of(region).expect("a collective of what is there");
+                Ok::<_, ExecError>((base, size(&mut self.sizes, offset)?))
+            };
+            let (input, output) = (address(&collective.input)?, address(&collective.output)?);
+            let elements = size(&mut self.sizes, &collective.elements)?;
+            let before = collective.before as usize;
+            self.meetings.push(Meeting { before, elements, input, output });
         }
         let ports = [
             (&program.inputs, &mut self.inputs),
@@ -413,20 +454,60 @@ impl Executable {
             self.launches.set_arg(patch.arg, base.wrapping_add(offset));
         }
         self.write_inputs(inputs, &mut buffers.inputs)?;
-        let scratch = Scratch { base: self.scratch.as_mut_ptr(), stride: self.scratch_stride };
-        let pool = self.model.device().pool();
-        // SAFETY: the artifact is trusted code whose kernels have this signature (see
-        // `ir::artifact`), and its places were checked to lie in the arena, the weights and the
-        // states at the bounds that the symbols were just compared with. Indices among the inputs
-        // lead nowhere else: kernels bound slots, blocks, positions and tokens, and segments were
-        // just checked. `&mut self` and `&mut States` keep everybody else away from what kernels
-        // write to.
-        unsafe { self.launches.run(pool, scratch, self.times.as_mut()) };
+        self.walk(&buffers.bases)?;
         if let Some(trace) = &self.trace {
             let program = self.program();
             let labels = program.launches.iter().map(|launch| launch.label.as_str());
-            let times = self.times.iter().flatten().copied();
-            trace.record_run(&program.name, start, labels.zip(times));
+            let launches = labels.zip(self.times.iter().flatten().copied());
+            let labels = program.collectives.iter().map(|c| (c.before as usize, c.label.as_str()));
+            let collectives = labels.zip(self.waits.iter().copied());
+            trace.record_run(&program.name, start, launches, collectives);
+        }
+        Ok(())
+    }
+
+    /// Walks launches and collectives in order.
+    fn walk(&mut self, bases: &[*mut u8]) -> Result<(), ExecError> {
+        let model = self.model.clone();
+        let program = &model.artifact().manifest().programs[self.index];
+        self.groups.check(&program.collectives).map_err(|reason| {
+            let entry = program.name.clone();
+            ExecError::Ranks { entry, reason }
+        })?;
+        let scratch = Scratch { base: self.scratch.as_mut_ptr(), stride: self.scratch_stride };
+        let pool = model.device().pool();
+        if let Some(times) = &mut self.times {
+            times.clear();
+        }
+        self.waits.clear();
+        let size = |number: usize| usize::try_from(self.sizes.values[number]).unwrap_or(usize::MAX);
+        let address = |(base, offset): (Base, usize)| {
+            let base = match base {
+                Base::Fixed(base) => base,
+                Base::State(state) => bases[state],
+            };
+            base.wrapping_add(size(offset))
+        };
+        let mut done = 0;
+        let ends = self.meetings.iter().map(|meeting| meeting.before);
+        for (i, end) in ends.chain([program.launches.len()]).enumerate() {
+            if done < end {
+                // SAFETY: the artifact is trusted code whose kernels have this signature (see
+                // `ir::artifact`), and its places were checked to lie in the arena, the weights and
+                // the states at the bounds that the symbols were just compared with. Indices among
+                // the inputs lead nowhere else: kernels bound slots, blocks, positions and tokens,
+                // and segments were just checked. `&mut self` and `&mut States` of the callers keep
+                // everybody else away from what kernels write to.
+                unsafe { self.launches.run(pool, scratch, done..end, self.times.as_mut()) };
+                done = end;
+            }
+            let Some(meeting) = self.meetings.get(i) else { continue };
+            let start = self.times.is_some().then(Instant::now);
+            let (input, output) = (address(meeting.input), address(meeting.output));
+            let (collective, elements) = (&program.collectives[i], size(meeting.elements));
+            // SAFETY: as above; the planner puts operand and result apart or as `meet` takes them.
+            unsafe { self.groups.meet(collective, elements, input, output)? };
+            self.waits.extend(start.map(|start| start.elapsed()));
         }
         Ok(())
     }
@@ -456,11 +537,11 @@ impl Executable {
         for (port, slot) in program.states.iter().zip(&self.states) {
             let fail = |reason: String| Symbolic::new(program).port("state", &port.name, reason);
             let bytes = self.sizes.range(slot).map_or(u64::MAX, |r| r.end as u64);
-            let arena = states.get_mut(&port.name).ok_or_else(|| fail("is missing".into()))?;
-            if arena.bytes() < bytes {
-                return Err(fail(format!("has {} bytes instead of {bytes}", arena.bytes())));
+            let memory = states.bytes_mut(&port.name).ok_or_else(|| fail("is missing".into()))?;
+            if (memory.len() as u64) < bytes {
+                return Err(fail(format!("has {} bytes instead of {bytes}", memory.len())));
             }
-            bases.push(arena.as_mut_ptr());
+            bases.push(memory.as_mut_ptr());
         }
         Ok(())
     }

@@ -94,7 +94,7 @@ impl LaunchList {
         self.args[index] = pointer;
     }
 
-    /// Runs every launch on all threads of the pool; `times` receives how long each one took.
+    /// Runs these launches on all threads of the pool; `times` receives how long each one took.
     ///
     /// # Safety
     /// The kernels have the signature of [`KernelFn`]; for its sizes each one reads and writes only
@@ -104,13 +104,12 @@ impl LaunchList {
         &self,
         pool: &Pool,
         scratch: Scratch,
+        launches: Range<usize>,
         times: Option<&mut Vec<Duration>>,
     ) {
-        let times = times.map(|times| {
-            times.clear();
-            Mutex::new(times)
-        });
-        self.launches.iter().for_each(|launch| launch.queue.refill());
+        let times = times.map(Mutex::new);
+        let launches = &self.launches[launches];
+        launches.iter().for_each(|launch| launch.queue.refill());
         let walk = |worker: Option<&Worker<'_>>| {
             let (index, threads) = worker.map_or((0, 1), |w| (w.index(), w.threads()));
             let mut times = times.as_ref().filter(|_| index == 0).and_then(|t| t.lock().ok());
@@ -126,7 +125,7 @@ impl LaunchList {
             let scratch = scratch.of(index);
             // Small launches in a row are one thread's, in order.
             let mut is_after_small = true;
-            for (i, launch) in self.launches.iter().enumerate() {
+            for (i, launch) in launches.iter().enumerate() {
                 let kernel = &self.kernels[launch.kernel];
                 if let Some(worker) = worker.filter(|_| threads > 1)
                     && i > 0
@@ -154,7 +153,7 @@ impl LaunchList {
             }
             lap();
         };
-        if self.launches.iter().all(|launch| self.kernels[launch.kernel].is_small) {
+        if launches.iter().all(|launch| self.kernels[launch.kernel].is_small) {
             walk(None);
         } else {
             pool.run(|worker| walk(Some(worker)));

@@ -36,6 +36,7 @@ mod device;
 mod error;
 mod executable;
 mod launch;
+mod meeting;
 mod memory;
 mod pool;
 mod resident;
@@ -48,6 +49,7 @@ pub use arena::Arena;
 pub use device::{Device, Model};
 pub use error::ExecError;
 pub use executable::{Executable, LaunchTime};
+pub use meeting::Groups;
 pub use memory::{
     HOST_OVERHEAD_BYTES, Memory, host_overhead_bytes, memory_limit_bytes, peak_resident_bytes,
 };

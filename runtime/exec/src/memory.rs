@@ -2,7 +2,10 @@
 
 use std::{fs, path::Path};
 
-use ir::artifact::{Manifest, PAGE};
+use ir::{
+    Port,
+    artifact::{Manifest, PAGE},
+};
 use serde::Serialize;
 
 use crate::{ExecError, Executable, States, bind::Symbolic, resident::resident_bytes};
@@ -72,7 +75,8 @@ impl Memory {
             let known = |symbol: &&(&str, i64)| program.symbols.contains_key(symbol.0);
             let values =
                 symbolic.values(&symbols.iter().filter(known).copied().collect::<Vec<_>>())?;
-            for port in &program.states {
+            let is_part = |port: &&Port| program.parts.iter().any(|part| part.state == port.name);
+            for port in program.states.iter().filter(|port| !is_part(port)) {
                 if !states.contains(&&port.name) {
                     states.push(&port.name);
                     memory.state_bytes += symbolic.port_bytes("state", port, &values)?;

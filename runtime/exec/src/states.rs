@@ -1,16 +1,23 @@
 //! Memory that outlives a run, such as keys and values.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
-use ir::Program;
+use ir::{Part, Port, Program};
 
 use crate::{Arena, ExecError, bind::Symbolic};
 
-/// The states of one program, each an arena of its own, zero at first.
+/// The states of one program, each an arena of its own or a part of another's, zero at first.
 ///
 /// Programs that name their states alike can share them.
 #[derive(Debug)]
-pub struct States(Vec<(Arc<str>, Arena)>);
+pub struct States(Vec<(Arc<str>, Memory)>);
+
+#[derive(Debug)]
+enum Memory {
+    Own(Arena),
+    /// These bytes of the state of that number, which has its own.
+    Part(usize, Range<usize>),
+}
 
 impl States {
     /// No states, for programs that have none.
@@ -32,33 +39,77 @@ impl States {
     /// Reserves memory for the states of a program that are not there yet.
     ///
     /// # Errors
-    /// As [`new`](Self::new).
+    /// As [`new`](Self::new); [`ExecError::Port`] for a part of a state that is not there.
     pub fn add(&mut self, program: &Program, symbols: &[(&str, i64)]) -> Result<(), ExecError> {
         let symbolic = Symbolic::new(program);
         let values = symbolic.values(symbols)?;
-        for port in &program.states {
+        let part_of = |name: &str| program.parts.iter().find(|part| *part.state == *name);
+        // Parts come when what they lie in is there.
+        let mut ports: Vec<&Port> = program.states.iter().collect();
+        ports.sort_by_key(|port| part_of(&port.name).is_some());
+        for port in ports {
             if self.get(&port.name).is_some() {
                 continue;
             }
             let bytes = symbolic.port_bytes("state", port, &values)?;
-            let arena = Arena::new(bytes).map_err(|e| ExecError::Memory {
-                what: format!("state `{}`", port.name),
-                bytes,
-                reason: format!("the system has no room for it: {e}; ask for a shorter context"),
-            })?;
-            self.0.push((port.name.clone(), arena));
+            let memory = match part_of(&port.name) {
+                Some(part) => self.part(symbolic, (part, bytes), &values)?,
+                None => Memory::Own(Arena::new(bytes).map_err(|e| ExecError::Memory {
+                    what: format!("state `{}`", port.name),
+                    bytes,
+                    reason: format!(
+                        "the system has no room for it: {e}; ask for a shorter context"
+                    ),
+                })?),
+            };
+            self.0.push((port.name.clone(), memory));
         }
         Ok(())
     }
 
+    fn part(
+        &self,
+        symbolic: Symbolic<'_>,
+        (part, bytes): (&Part, u64),
+        values: &[Option<i64>],
+    ) -> Result<Memory, ExecError> {
+        let fail = |reason: String| symbolic.port("state", &part.state, reason);
+        let whole = self.0.iter().position(|(name, _)| *name == part.of);
+        let (Some(number), Some(room)) = (whole, self.get(&part.of)) else {
+            return Err(fail(format!("lies in `{}`, which is not there", part.of)));
+        };
+        let range = symbolic.eval_with(&part.offset, values).and_then(|start| {
+            let start = usize::try_from(start).ok()?;
+            let end = start.checked_add(usize::try_from(bytes).ok()?)?;
+            (end <= room.len()).then_some(start..end)
+        });
+        let range = range.ok_or_else(|| fail(format!("lies outside of `{}`", part.of)))?;
+        Ok(Memory::Part(number, range))
+    }
+
+    fn arenas(&self) -> impl Iterator<Item = &Arena> {
+        self.0.iter().filter_map(|(_, memory)| match memory {
+            Memory::Own(arena) => Some(arena),
+            Memory::Part(..) => None,
+        })
+    }
+
+    /// Names of the states that have memory of their own, and its bytes.
+    pub fn sizes(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.0.iter().filter_map(|(name, memory)| match memory {
+            Memory::Own(arena) => Some((&**name, arena.bytes())),
+            Memory::Part(..) => None,
+        })
+    }
+
     /// Reserved bytes.
     pub fn bytes(&self) -> u64 {
-        self.0.iter().map(|(_, arena)| arena.bytes()).sum()
+        self.arenas().map(Arena::bytes).sum()
     }
 
     /// Bytes that have been written.
     pub fn resident_bytes(&self) -> u64 {
-        self.0.iter().map(|(_, arena)| arena.resident_bytes()).sum()
+        self.arenas().map(Arena::resident_bytes).sum()
     }
 
     /// Copies one of the `parts` equal parts of every state over another: blocks of key/value
@@ -67,7 +118,8 @@ impl States {
     /// # Panics
     /// If a part is out of range.
     pub fn copy_part(&mut self, parts: u64, from: u32, to: u32) {
-        for (_, arena) in &mut self.0 {
+        for (_, memory) in &mut self.0 {
+            let Memory::Own(arena) = memory else { continue };
             let memory = arena.as_mut_slice();
             let bytes = memory.len() / usize::try_from(parts.max(1)).unwrap_or(usize::MAX);
             let start = from as usize * bytes;
@@ -77,15 +129,26 @@ impl States {
 
     /// The bytes of a state; `None` if there is none of that name.
     pub fn get(&self, name: &str) -> Option<&[u8]> {
-        self.0.iter().find(|(n, _)| **n == *name).map(|(_, arena)| arena.as_slice())
+        let (_, memory) = self.0.iter().find(|(n, _)| **n == *name)?;
+        match memory {
+            Memory::Own(arena) => Some(arena.as_slice()),
+            Memory::Part(whole, range) => match &self.0[*whole].1 {
+                Memory::Own(arena) => arena.as_slice().get(range.clone()),
+                Memory::Part(..) => None,
+            },
+        }
     }
 
     /// The bytes of a state, to be written.
     pub fn bytes_mut(&mut self, name: &str) -> Option<&mut [u8]> {
-        self.get_mut(name).map(Arena::as_mut_slice)
-    }
-
-    pub(crate) fn get_mut(&mut self, name: &str) -> Option<&mut Arena> {
-        self.0.iter_mut().find(|(n, _)| **n == *name).map(|(_, arena)| arena)
+        let number = self.0.iter().position(|(n, _)| **n == *name)?;
+        let (number, range) = match &self.0[number].1 {
+            Memory::Own(arena) => (number, 0..arena.as_slice().len()),
+            Memory::Part(whole, range) => (*whole, range.clone()),
+        };
+        match &mut self.0[number].1 {
+            Memory::Own(arena) => arena.as_mut_slice().get_mut(range),
+            Memory::Part(..) => None,
+        }
     }
 }

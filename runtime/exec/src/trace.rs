@@ -41,21 +41,27 @@ impl Trace {
         self.push(vec![self.event(category, name, start, start.elapsed(), 0)]);
     }
 
-    /// Adds a run and its launches, which follow one another from its start to now.
+    /// Adds a run with its launches and collectives, which follow one another from its start to
+    /// now; of a collective, before which launch.
     pub(crate) fn record_run<'a>(
         &self,
         entry: &str,
         start: Instant,
         launches: impl Iterator<Item = (&'a str, Duration)>,
+        collectives: impl Iterator<Item = ((usize, &'a str), Duration)>,
     ) {
         let took = start.elapsed();
         let mut events = vec![self.event("run", entry, start, took, 0)];
-        let launches: Vec<_> = launches.collect();
-        // What comes before the first launch is preparation.
-        let total: Duration = launches.iter().map(|(_, time)| *time).sum();
+        let launches = launches.enumerate();
+        let launches = launches.map(|(i, (label, time))| ((i, 1), "kernel", label, time));
+        let collectives = collectives.map(|((i, label), time)| ((i, 0), "collective", label, time));
+        let mut parts: Vec<_> = launches.chain(collectives).collect();
+        parts.sort_by_key(|(place, ..)| *place);
+        // What comes before the first of them is preparation.
+        let total: Duration = parts.iter().map(|(.., time)| *time).sum();
         let mut at = start + took.saturating_sub(total);
-        for (label, time) in launches {
-            events.push(self.event("kernel", label, at, time, 1));
+        for (_, category, label, time) in parts {
+            events.push(self.event(category, label, at, time, 1));
             at += time;
         }
         self.push(events);

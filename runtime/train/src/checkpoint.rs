@@ -114,7 +114,7 @@ impl Checkpoints {
     }
 
     /// Begins to write a checkpoint: states are copied now and written on a thread of their own,
-    /// unless one is not finite.
+    /// unless one is not finite. All ranks have to call it, and the first writes.
     ///
     /// # Errors
     /// What went wrong with the one before.
@@ -123,14 +123,19 @@ impl Checkpoints {
         P: Serialize + Send + 'static,
     {
         self.finish()?;
-        let kept = step.states().filter(|port| !port.name.starts_with("grad."));
-        let copy = |port: &ir::Port| Copied {
-            name: port.name.to_string(),
-            dtype: port.ty.dtype,
-            shape: crate::train_step::extents(port),
-            bytes: step.state(&port.name).unwrap_or_default().to_vec(),
-        };
-        let states: Vec<Copied> = kept.map(copy).collect();
+        let mut states = Vec::new();
+        for port in step.states().filter(|port| !port.name.starts_with("grad.")) {
+            let bytes = step.whole_state(&port.name)?.unwrap_or_default();
+            states.extend(step.rank().is_first().then(|| Copied {
+                name: port.name.to_string(),
+                dtype: port.ty.dtype,
+                shape: step.state_shape(&port.name).unwrap_or_default(),
+                bytes: bytes.into_owned(),
+            }));
+        }
+        if !step.rank().is_first() {
+            return Ok(());
+        }
         let (folder, others) = (self.folder(progress.step), self.steps());
         let (dir, keep) = (self.dir.clone(), self.keep);
         let spawned = thread::Builder::new().name("checkpoint".into()).spawn(move || {
@@ -193,16 +198,16 @@ impl Checkpoints {
         let ports: Vec<ir::Port> = step.states().cloned().collect();
         for port in ports.iter().filter(|port| !port.name.starts_with("grad.")) {
             let view = tensors.tensor(&port.name).map_err(|e| TrainError::file(&path, e))?;
-            let state = step.state_mut(&port.name).unwrap_or_default();
-            let is_same = weights::safetensors_dtype(port.ty.dtype) == Some(view.dtype());
-            if !is_same || state.len() != view.data().len() {
+            let is_same = weights::safetensors_dtype(port.ty.dtype) == Some(view.dtype())
+                && step.state_shape(&port.name).as_deref() == Some(view.shape());
+            if !is_same {
                 let why = format!("`{}` is not {}", port.name, port.ty);
                 return Err(TrainError::file(&path, why));
             }
             if !is_finite(port.ty.dtype, view.data()) {
                 return Err(TrainError::file(&path, format!("`{}` {NOT_FINITE}", port.name)));
             }
-            state.copy_from_slice(view.data());
+            step.set_state(&port.name, view.data());
         }
         Ok(Some(manifest.progress))
     }

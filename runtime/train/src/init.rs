@@ -35,9 +35,7 @@ pub fn initialize(step: &mut TrainStep, folder: &Path, seed: u64) -> Result<(), 
         let layers = f64::from(config.n_layer.unwrap_or(1));
         let std = if is_residual { std / (2.0 * layers).sqrt() } else { std };
         let bytes = values(&parameter, std, seed).to_bytes();
-        if let Some(state) = step.state_mut(&format!("param.{}", parameter.name)) {
-            state.copy_from_slice(&bytes);
-        }
+        step.set_state(&format!("param.{}", parameter.name), &bytes);
     }
     Ok(())
 }

@@ -6,6 +6,9 @@
 //! step after another on a [`TrainStep`], the entries of a compiled artifact with memory for
 //! parameters and all that an optimiser keeps; [`Checkpoints`] hold that between runs.
 //!
+//! [`Rank`]s of a job compute different rows and meet in the collectives of the step's entries;
+//! what they hold in parts is gathered where it is written to files.
+//!
 //! The crate links no compiler: steps come as artifacts.
 
 mod checkpoint;
@@ -16,6 +19,7 @@ mod init;
 mod log;
 mod loss_scale;
 mod micro_batch;
+mod rank;
 mod rate;
 mod rule;
 mod train_step;
@@ -38,6 +42,7 @@ pub use init::initialize;
 pub use log::{Line, Log};
 pub use loss_scale::LossScale;
 pub use micro_batch::MicroBatch;
+pub use rank::Rank;
 pub use rule::Rule;
 pub use train_step::{ParameterInfo, TrainStep};
 pub use trainer::{Metrics, Trainer};

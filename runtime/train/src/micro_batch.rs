@@ -1,6 +1,6 @@
 //! What a micro-step is fed.
 
-use crate::Batch;
+use crate::{Batch, IGNORED};
 
 /// Tokens of packed documents, and what is to be predicted.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -22,6 +22,14 @@ impl MicroBatch {
     pub fn clear(&mut self) {
         let MicroBatch { tokens, positions, cu_seqlens, rows, targets } = self;
         [tokens, positions, cu_seqlens, rows, targets].into_iter().for_each(Vec::clear);
+    }
+
+    /// A token with nothing to predict: for a rank that has no rows where others do, so that all
+    /// come to the same collectives.
+    #[must_use]
+    pub fn nothing() -> MicroBatch {
+        let [tokens, positions, rows] = [(); 3].map(|()| vec![0]);
+        MicroBatch { tokens, positions, cu_seqlens: vec![0, 1], rows, targets: vec![IGNORED] }
     }
 
     /// Adds a document. `targets` has one entry for each of its tokens, negative where there is

@@ -1,11 +1,11 @@
 //! The generated step: entries of a training artifact and the states that they share.
 
-use std::sync::Arc;
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
-use exec::{Executable, Memory, Model, States, Trace};
-use ir::{DType, Dim, Port, Program};
+use exec::{ExecError, Executable, Memory, Model, States, Trace, collectives::Shards};
+use ir::{DType, Dim, Port, Program, ShardOf};
 
-use crate::{MicroBatch, TrainError};
+use crate::{MicroBatch, Rank, TrainError};
 
 /// A parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -25,10 +25,11 @@ pub struct TrainStep {
     norm: Entry,
     update: Entry,
     evaluate: Entry,
-    /// Where weights are narrower than parameters.
-    round: Option<Entry>,
-    /// Whether parameters were written since weights were rounded.
+    /// Where weights are something else than parameters.
+    refresh: Option<Entry>,
+    /// Whether parameters were written since weights were made of them.
     is_stale: bool,
+    rank: Rank,
     states: States,
     parameters: Vec<ParameterInfo>,
     frozen: Vec<Arc<str>>,
@@ -41,10 +42,12 @@ struct Entry {
     inputs: Vec<Arc<str>>,
     /// Its symbols, each with its lowest value.
     symbols: Vec<(Arc<str>, i64)>,
+    /// Those that say which rank it is.
+    bound: Vec<(String, i64)>,
 }
 
-/// Name of the entry that rounds parameters.
-const ROUND: &str = "round";
+/// Name of the entry that makes weights of parameters.
+const REFRESH: &str = "refresh";
 
 /// A name of a state without what kind it is.
 fn of_kind<'a>(kind: &str, name: &'a str) -> Option<&'a str> {
@@ -52,25 +55,29 @@ fn of_kind<'a>(kind: &str, name: &'a str) -> Option<&'a str> {
 }
 
 impl TrainStep {
-    /// Loads the entries and reserves memory, all zero.
+    /// Loads the entries for a rank and reserves memory, all zero.
     ///
     /// # Errors
-    /// [`TrainError::Exec`] if the artifact was not compiled for training, or there is no memory.
-    pub fn load(model: &Arc<Model>) -> Result<TrainStep, TrainError> {
-        let load = |entry: &str| Entry::load(model, entry);
+    /// [`TrainError::Exec`] if the artifact was not compiled for training or for so many ranks, or
+    /// there is no memory.
+    pub fn load(model: &Arc<Model>, rank: &Rank) -> Result<TrainStep, TrainError> {
+        let load = |entry: &str| Entry::load(model, entry, rank);
         let update = load("update")?;
-        let has_round = model.artifact().manifest().program(ROUND).is_some();
-        let round = if has_round { Some(load(ROUND)?) } else { None };
-        let mut states = States::new(update.exe.program(), &[])?;
-        if let Some(round) = &round {
-            states.add(round.exe.program(), &[])?;
+        let has_refresh = model.artifact().manifest().program(REFRESH).is_some();
+        let refresh = if has_refresh { Some(load(REFRESH)?) } else { None };
+        let mut states = States::none();
+        // Parameters may be parts of the weights.
+        for entry in refresh.iter().chain([&update]) {
+            let bound: Vec<_> = entry.bound.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+            states.add(entry.exe.program(), &bound)?;
         }
-        let ports = update.exe.program().states.iter();
-        let named = ports.filter_map(|port| Some((of_kind("param", &port.name)?, port)));
+        let program = update.exe.program();
+        let named =
+            program.states.iter().filter_map(|port| Some((of_kind("param", &port.name)?, port)));
         let parameters = named.map(|(name, port)| ParameterInfo {
             name: name.into(),
             dtype: port.ty.dtype,
-            shape: extents(port),
+            shape: extents(program, port),
         });
         let parameters: Vec<ParameterInfo> = parameters.collect();
         let weights = &model.artifact().manifest().weights;
@@ -80,18 +87,25 @@ impl TrainStep {
         frozen.dedup();
         let (accumulate, norm) = (load("accumulate")?, load("norm")?);
         let evaluate = load("evaluate")?;
-        let is_stale = round.is_some();
+        let is_stale = refresh.is_some();
         Ok(TrainStep {
             accumulate,
             norm,
             update,
             evaluate,
-            round,
+            refresh,
             is_stale,
+            rank: rank.clone(),
             states,
             parameters,
             frozen,
         })
+    }
+
+    /// Which rank of a job it is of.
+    #[must_use]
+    pub fn rank(&self) -> &Rank {
+        &self.rank
     }
 
     /// The trained parameters, in the order of [`gradient_squares`](Self::gradient_squares).
@@ -113,7 +127,7 @@ impl TrainStep {
 
     fn executables(&self) -> Vec<&Executable> {
         let entries = [&self.accumulate, &self.norm, &self.update, &self.evaluate];
-        entries.into_iter().chain(&self.round).map(|entry| &entry.exe).collect()
+        entries.into_iter().chain(&self.refresh).map(|entry| &entry.exe).collect()
     }
 
     /// Names of the states that are not computed from others, with their types.
@@ -121,16 +135,73 @@ impl TrainStep {
         self.update.exe.program().states.iter()
     }
 
-    /// The bytes of a state, such as `param.lm_head.weight`; `None` if there is none.
+    /// The bytes of a state that this rank holds, such as of `param.lm_head.weight`; `None` if there
+    /// is none.
     #[must_use]
     pub fn state(&self, name: &str) -> Option<&[u8]> {
         self.states.get(name)
     }
 
-    /// The bytes of a state, to be written.
-    pub fn state_mut(&mut self, name: &str) -> Option<&mut [u8]> {
-        self.is_stale |= self.round.is_some() && of_kind("param", name).is_some();
-        self.states.bytes_mut(name)
+    /// The bytes of a state on all ranks together, which all have to ask for; `None` if there is
+    /// none.
+    ///
+    /// # Errors
+    /// [`TrainError::Ranks`] if the job has failed.
+    pub fn whole_state(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, TrainError> {
+        let Some(own) = self.state(name) else { return Ok(None) };
+        let (Some(of), Some(port)) = (self.shard_of(name), self.port(name)) else {
+            return Ok(Some(own.into()));
+        };
+        let Some(group) = self.rank.groups().along(&of.axis) else { return Ok(Some(own.into())) };
+        let shards = Shards::even(elements(of), group.size());
+        let mut whole = vec![0; shards.elements() * port.ty.dtype.size()];
+        group.all_gather(port.ty.dtype, &shards, own, &mut whole)?;
+        Ok(Some(whole.into()))
+    }
+
+    /// Sets what this rank holds of a state whose bytes on all ranks together are these; `false` if
+    /// there is none of so many bytes.
+    pub fn set_state(&mut self, name: &str, whole: &[u8]) -> bool {
+        let Some(range) = self.own_range(name) else { return false };
+        self.is_stale |= self.refresh.is_some() && of_kind("param", name).is_some();
+        match (self.states.bytes_mut(name), whole.get(range.clone())) {
+            (Some(state), Some(own)) if range.end <= whole.len() && state.len() == own.len() => {
+                state.copy_from_slice(own);
+                true
+            }
+            _ => false,
+        }
+    }
+
+    fn port(&self, name: &str) -> Option<&Port> {
+        self.states().find(|port| *port.name == *name)
+    }
+
+    fn shard_of(&self, name: &str) -> Option<&ShardOf> {
+        let shards = &self.update.exe.program().shards;
+        shards.iter().find(|shard| *shard.state == *name).map(|shard| &shard.of)
+    }
+
+    /// The bytes of a state's whole that this rank holds.
+    fn own_range(&self, name: &str) -> Option<Range<usize>> {
+        let port = self.port(name)?;
+        let Some(of) = self.shard_of(name) else { return Some(0..self.state(name)?.len()) };
+        let group = self.rank.groups().along(&of.axis);
+        let shards = Shards::even(elements(of), group.map_or(1, |group| group.size()));
+        let own = shards.range(group.map_or(0, |group| group.index()));
+        let size = port.ty.dtype.size();
+        Some(own.start * size..own.end * size)
+    }
+
+    /// Extents of a state on all ranks together.
+    #[must_use]
+    pub fn state_shape(&self, name: &str) -> Option<Vec<usize>> {
+        self.port(name).map(|port| extents(self.update.exe.program(), port))
+    }
+
+    /// Names of all states that have memory of their own, and how much.
+    pub fn state_bytes(&self) -> impl Iterator<Item = (&str, u64)> {
+        self.states.sizes()
     }
 
     /// What was planned, which is never exceeded.
@@ -143,7 +214,9 @@ impl TrainStep {
         let entries = executables.iter().map(|exe| exe.program().name.as_str());
         let entries: Vec<&str> = entries.collect();
         let threads = model.device().pool().threads();
-        Ok(Memory::predict(model.artifact().manifest(), &entries, threads, &[])?)
+        let symbols = self.rank.symbols();
+        let symbols: Vec<_> = symbols.iter().map(|(name, n)| (name.as_str(), *n)).collect();
+        Ok(Memory::predict(model.artifact().manifest(), &entries, threads, &symbols)?)
     }
 
     /// Bytes that have been touched: states, arenas and scratch memory.
@@ -156,6 +229,9 @@ impl TrainStep {
     pub fn set_trace(&mut self, trace: Option<&Trace>) {
         for entry in [&mut self.accumulate, &mut self.norm, &mut self.update, &mut self.evaluate] {
             entry.exe.set_trace(trace.cloned());
+        }
+        if let Some(refresh) = &mut self.refresh {
+            refresh.exe.set_trace(trace.cloned());
         }
     }
 
@@ -186,7 +262,8 @@ impl TrainStep {
         Ok(self.evaluate.exe.output::<f32>("loss")?[0])
     }
 
-    /// The sum of squares of each parameter's gradient.
+    /// The sum of squares of each parameter's gradient; with several ranks a row for the part of
+    /// each, the first rank's first.
     ///
     /// # Errors
     /// None in practice.
@@ -202,46 +279,75 @@ impl TrainStep {
     /// [`TrainError::Exec`] if one is missing.
     pub fn update(&mut self, scalars: &[(&str, f32)]) -> Result<(), TrainError> {
         self.update.run(&mut self.states, None, scalars)?;
-        self.is_stale = self.round.is_some();
+        self.is_stale = self.refresh.is_some();
         Ok(())
     }
 
-    /// Rounds parameters to weights, if that is due.
+    /// Makes weights of parameters, if that is due.
     fn refresh(&mut self) -> Result<(), TrainError> {
-        if let (Some(round), true) = (&mut self.round, self.is_stale) {
-            round.run(&mut self.states, None, &[])?;
+        if let (Some(refresh), true) = (&mut self.refresh, self.is_stale) {
+            refresh.run(&mut self.states, None, &[])?;
         }
         self.is_stale = false;
         Ok(())
     }
 
-    /// Where what the last micro-batch made is not finite: the first place on the way from the
-    /// embeddings to the loss.
+    /// Where what the last micro-batch made is not finite: the number of the first place on the way
+    /// from the embeddings to the loss, for [`place`](Self::place).
     ///
     /// # Errors
     /// None in practice.
-    pub fn first_bad_place(&self) -> Result<Option<String>, TrainError> {
+    pub fn first_bad_place(&self) -> Result<Option<usize>, TrainError> {
         let exe = &self.accumulate.exe;
+        let mut number = 0;
         for port in &exe.program().outputs {
-            let Some((_, place)) = of_kind("probe", &port.name).and_then(|n| n.split_once('.'))
-            else {
-                continue;
-            };
-            if !exe.output::<f32>(&port.name)?[0].is_finite() {
-                return Ok(Some(format!("what comes out of `{place}`")));
+            if of_kind("probe", &port.name).is_some() {
+                if !exe.output::<f32>(&port.name)?[0].is_finite() {
+                    return Ok(Some(number));
+                }
+                number += 1;
+            }
+        }
+        let is_bad = !exe.output::<f32>("loss")?[0].is_finite();
+        Ok(is_bad.then_some(number))
+    }
+
+    /// The name of a place by its number.
+    #[must_use]
+    pub fn place(&self, number: usize) -> String {
+        let outputs = self.accumulate.exe.program().outputs.iter();
+        let mut probes = outputs.filter_map(|port| of_kind("probe", &port.name)?.split_once('.'));
+        match probes.nth(number) {
+            Some((_, place)) => format!("what comes out of `{place}`"),
+            None => "the loss".to_owned(),
+        }
+    }
+
+    /// The last parameter, by its number, whose gradient of the last micro-batch is not finite as
+    /// this rank computed it. With one rank gradients are looked at when they are added up.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn last_bad_gradient(&self) -> Result<Option<usize>, TrainError> {
+        let exe = &self.accumulate.exe;
+        for (number, p) in self.parameters.iter().enumerate().rev() {
+            let name = format!("local.{}", p.name);
+            let is_there = exe.program().outputs.iter().any(|port| *port.name == *name);
+            if is_there && !exe.output::<f32>(&name)?[0].is_finite() {
+                return Ok(Some(number));
             }
         }
         Ok(None)
     }
 
-    /// The first parameter with an element that is not finite.
+    /// The first parameter, by its number, with an element of this rank that is not finite.
     #[must_use]
-    pub fn first_bad_parameter(&self) -> Option<&str> {
+    pub fn first_bad_parameter(&self) -> Option<usize> {
         let is_bad = |p: &&ParameterInfo| {
             let bytes = self.state(&format!("param.{}", p.name)).unwrap_or_default();
             !is_finite(p.dtype, bytes)
         };
-        self.parameters.iter().find(is_bad).map(|p| &*p.name)
+        self.parameters.iter().position(|p| is_bad(&p))
     }
 }
 
@@ -262,13 +368,20 @@ pub(crate) fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
 }
 
 impl Entry {
-    fn load(model: &Arc<Model>, name: &str) -> Result<Entry, TrainError> {
-        let exe = Executable::load(model, name, &[])?;
+    fn load(model: &Arc<Model>, name: &str, rank: &Rank) -> Result<Entry, TrainError> {
+        let symbols = rank.symbols();
+        let program = model.artifact().program(name).map_err(ExecError::from)?;
+        let is_known = |(symbol, _): &(String, i64)| program.symbols.contains_key(symbol.as_str());
+        let bound: Vec<(String, i64)> = symbols.into_iter().filter(is_known).collect();
+        let values: Vec<_> = bound.iter().map(|(symbol, n)| (symbol.as_str(), *n)).collect();
+        let mut exe = Executable::load(model, name, &values)?;
+        exe.join(rank.groups())?;
         let program = exe.program();
         let inputs = program.inputs.iter().map(|port| port.name.clone()).collect();
-        let symbols = program.symbols.iter().map(|(name, bounds)| (name.clone(), bounds.lo));
-        let symbols = symbols.collect();
-        Ok(Entry { exe, inputs, symbols })
+        let is_free = |name: &Arc<str>| bound.iter().all(|(bound, _)| **bound != **name);
+        let symbols = program.symbols.iter().filter(|(name, _)| is_free(name));
+        let symbols = symbols.map(|(name, bounds)| (name.clone(), bounds.lo)).collect();
+        Ok(Entry { exe, inputs, symbols, bound })
     }
 
     /// Runs it with those inputs that it reads.
@@ -289,7 +402,7 @@ impl Entry {
         ];
         let documents = cu_seqlens.len().saturating_sub(1);
         let sizes = [("T", tokens.len()), ("S", documents), ("R", rows.len())];
-        let Entry { exe, inputs, symbols } = self;
+        let Entry { exe, inputs, symbols, .. } = self;
         let is_read = |name: &str| inputs.iter().any(|input| **input == *name);
         let lists = lists.into_iter().filter(|(name, _)| batch.is_some() && is_read(name));
         let lists = lists.map(|(name, list)| (name, bytemuck::cast_slice::<i32, u8>(list)));
@@ -307,7 +420,17 @@ impl Entry {
     }
 }
 
-pub(crate) fn extents(port: &Port) -> Vec<usize> {
+/// Extents of a state on all ranks together.
+fn extents(program: &Program, port: &Port) -> Vec<usize> {
+    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
+    if let Some(shard) = program.shards.iter().find(|shard| shard.state == port.name) {
+        return shard.of.shape.iter().map(|n| size(*n)).collect();
+    }
     let extent = |dim: &Dim| dim.as_const().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     port.ty.shape.iter().map(extent).collect()
+}
+
+/// Elements of a tensor that ranks hold in parts.
+fn elements(of: &ShardOf) -> usize {
+    of.shape.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).product()
 }

@@ -1,6 +1,6 @@
 //! One step after another: micro-batches in, parameters updated.
 
-use crate::{LossScale, MicroBatch, Rule, TrainError, TrainStep};
+use crate::{LossScale, MicroBatch, Rank, Rule, TrainError, TrainStep};
 
 /// What came of a step.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
@@ -60,32 +60,57 @@ impl Trainer {
         &self.step
     }
 
-    /// Takes a step. The loss is the mean over all targets of all micro-batches. A step that is
-    /// skipped counts.
+    /// The parameters and all else, without the count.
+    #[must_use]
+    pub fn into_step(self) -> TrainStep {
+        self.step
+    }
+
+    /// The same, to be changed.
+    pub fn step_mut(&mut self) -> &mut TrainStep {
+        &mut self.step
+    }
+
+    /// Takes a step. The loss is the mean over all targets of all micro-batches of all ranks, which
+    /// bring as many each. A step that is skipped counts.
     ///
     /// # Errors
-    /// [`TrainError::NotFinite`] before anything is updated, [`TrainError::NoTargets`], and what
-    /// [`TrainStep::accumulate`] reports.
+    /// [`TrainError::NotFinite`] before anything is updated and [`TrainError::NoTargets`], the same
+    /// on all ranks; what [`TrainStep::accumulate`] reports.
     pub fn advance(&mut self, batches: &[MicroBatch]) -> Result<Metrics, TrainError> {
         let number = self.done + 1;
+        let rank = self.step.rank().clone();
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        if targets == 0 {
+        let targets: f64 = rank.all([targets as f64])?.iter().map(|[n]| n).sum();
+        if targets == 0.0 {
             return Err(TrainError::NoTargets { step: number });
         }
-        let targets = targets as f64;
         let scale = f64::from(self.loss_scale.map_or(1.0, |s| s.scale));
-        let mut loss = 0.0;
+        let mut own = Own::default();
         let mut keep = 0.0;
-        for batch in batches.iter().filter(|batch| !batch.targets.is_empty()) {
-            let sum = self.step.accumulate(batch, keep, narrow(scale / targets))?;
-            loss += f64::from(sum) / targets;
+        for batch in with_targets(batches.iter().cloned(), &rank) {
+            let sum = self.step.accumulate(&batch, keep, narrow(scale / targets))?;
+            own.loss += f64::from(sum) / targets;
             keep = 1.0;
-            let place = self.step.first_bad_place()?;
-            if place.is_some() || !sum.is_finite() {
-                let place = place.unwrap_or_else(|| "the loss".to_owned());
-                let parameter = self.step.first_bad_parameter().map(str::to_owned);
-                return Err(TrainError::NotFinite { step: number, place, parameter, loss });
+            own.place = own.place.or(self.step.first_bad_place()?);
+            own.gradient = own.gradient.or(self.step.last_bad_gradient()?);
+            if own.place.is_some() {
+                own.parameter = self.step.first_bad_parameter();
+                // Others are on the way to the next collective.
+                if rank.data_ranks() == 1 {
+                    break;
+                }
             }
+        }
+        let all = rank.all(own.to_numbers())?.into_iter().map(Own::from_numbers);
+        let all: Vec<Own> = all.collect();
+        let loss = all.iter().map(|own| own.loss).sum::<f64>();
+        let of_rank = |found: usize| (all.len() > 1).then_some(found);
+        let name = |step: &TrainStep, number: usize| step.parameters()[number].name.to_string();
+        if let Some((bad, own)) = all.iter().enumerate().find(|(_, own)| own.place.is_some()) {
+            let place = self.step.place(own.place.unwrap_or_default());
+            let (rank, parameter) = (of_rank(bad), own.parameter.map(|p| name(&self.step, p)));
+            return Err(TrainError::NotFinite { step: number, place, rank, parameter, loss });
         }
         let squares = self.step.gradient_squares()?;
         let grad_norm = squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt() / scale;
@@ -95,11 +120,17 @@ impl Trainer {
         let loss_scale = self.loss_scale.map(|s| s.scale);
         let mut metrics = Metrics { step: number, loss, grad_norm, lr, loss_scale, skipped: None };
         // The way back begins at the last parameter.
-        if let Some(bad) = squares.iter().rposition(|square| !square.is_finite()) {
-            let name = self.step.parameters()[bad].name.to_string();
+        let parameters = self.step.parameters().len();
+        let is_bad = |number: &usize| {
+            squares.iter().skip(*number).step_by(parameters).any(|square| !square.is_finite())
+        };
+        if let Some(bad) = (0..parameters).rev().find(is_bad) {
+            let culprit = all.iter().position(|own| own.gradient == Some(bad));
+            let name = name(&self.step, bad);
             if !self.loss_scale.as_mut().is_some_and(LossScale::back_off) {
                 let place = format!("the gradient of `{name}`");
-                return Err(TrainError::NotFinite { step: number, place, parameter: None, loss });
+                let (rank, parameter) = (culprit.and_then(of_rank), None);
+                return Err(TrainError::NotFinite { step: number, place, rank, parameter, loss });
             }
             metrics.skipped = Some(name);
             self.done = number;
@@ -116,7 +147,8 @@ impl Trainer {
         Ok(metrics)
     }
 
-    /// Mean loss over batches that are not trained on; `None` without targets.
+    /// Mean loss over batches that are not trained on, as many on each rank; `None` without
+    /// targets.
     ///
     /// # Errors
     /// As [`TrainStep::evaluate`].
@@ -125,11 +157,56 @@ impl Trainer {
         batches: impl IntoIterator<Item = MicroBatch>,
     ) -> Result<Option<f64>, TrainError> {
         let (mut total, mut targets) = (0.0, 0usize);
-        for batch in batches.into_iter().filter(|batch| !batch.targets.is_empty()) {
+        let rank = self.step.rank().clone();
+        for batch in with_targets(batches.into_iter(), &rank) {
             total += f64::from(self.step.evaluate(&batch)?);
-            targets += batch.targets.len();
+            targets += batch.targets.iter().filter(|target| **target >= 0).count();
         }
-        Ok((targets > 0).then(|| total / targets as f64))
+        let all = rank.all([total, targets as f64])?;
+        let sum = |i: usize| all.iter().map(|numbers| numbers[i]).sum::<f64>();
+        Ok((sum(1) > 0.0).then(|| sum(0) / sum(1)))
+    }
+}
+
+/// Micro-batches with something to predict; with several ranks something in place of the others.
+fn with_targets(
+    batches: impl Iterator<Item = MicroBatch>,
+    rank: &Rank,
+) -> impl Iterator<Item = MicroBatch> {
+    let is_alone = rank.data_ranks() == 1;
+    batches.filter_map(move |batch| match batch.targets.is_empty() {
+        false => Some(batch),
+        true => (!is_alone).then(MicroBatch::nothing),
+    })
+}
+
+/// What a rank has found in its micro-steps.
+#[derive(Clone, Copy, Debug, Default)]
+struct Own {
+    loss: f64,
+    /// By number, as [`TrainStep::place`] counts.
+    place: Option<usize>,
+    /// A parameter that is not finite.
+    parameter: Option<usize>,
+    /// A parameter whose gradient is not.
+    gradient: Option<usize>,
+}
+
+impl Own {
+    fn to_numbers(self) -> [f64; 4] {
+        let number = |found: Option<usize>| found.map_or(-1.0, |n| n as f64);
+        [self.loss, number(self.place), number(self.parameter), number(self.gradient)]
+    }
+
+    fn from_numbers([loss, place, parameter, gradient]: [f64; 4]) -> Own {
+        #[allow(
+            clippy::cast_possible_truncation,
+            clippy::cast_sign_loss,
+            reason = "small numbers, not negative"
+        )]
+        let number = |x: f64| (x >= 0.0).then_some(x as usize);
+        let [place, parameter, gradient] = [place, parameter, gradient].map(number);
+        Own { loss, place, parameter, gradient }
     }
 }
 

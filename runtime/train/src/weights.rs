@@ -103,9 +103,8 @@ fn set(
     if !is_finite(parameter.dtype, &bytes) {
         return Err("has values that are not finite".to_owned());
     }
-    let state = step.state_mut(&format!("param.{}", parameter.name));
-    state.ok_or("is no parameter")?.copy_from_slice(&bytes);
-    Ok(())
+    let is_set = step.set_state(&format!("param.{}", parameter.name), &bytes);
+    is_set.then_some(()).ok_or_else(|| "is no parameter".to_owned())
 }
 
 fn dtype_of(dtype: Dtype) -> Option<DType> {
@@ -163,21 +162,29 @@ const COMPANIONS: [&str; 9] = [
 ];
 
 /// Writes the parameters as a folder that transformers loads, with what else the folder `source`
-/// holds. Weights that are not trained are taken from there.
+/// holds. Weights that are not trained are taken from there. All ranks have to call it, and the
+/// first writes.
 ///
 /// # Errors
 /// [`TrainError::File`], and `folder` is then as before.
 pub fn export(step: &TrainStep, source: &Path, folder: &Path) -> Result<(), TrainError> {
+    let is_writer = step.rank().is_first();
+    let mut trained = Vec::new();
+    for p in step.parameters() {
+        let bytes = step.whole_state(&format!("param.{}", p.name))?.unwrap_or_default();
+        trained.extend(is_writer.then_some((p, bytes)));
+    }
+    if !is_writer {
+        return Ok(());
+    }
     let staging = folder.with_extension("partial");
     if staging.exists() {
         fs::remove_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
     }
     fs::create_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
-    let mut all = Vec::new();
-    for p in step.parameters() {
-        let bytes = step.state(&format!("param.{}", p.name)).unwrap_or_default();
-        all.push((p.name.to_string(), p.dtype, p.shape.clone(), bytes));
-    }
+    let all =
+        trained.iter().map(|(p, bytes)| (p.name.to_string(), p.dtype, p.shape.clone(), &**bytes));
+    let mut all: Vec<_> = all.collect();
     let frozen = if step.frozen().is_empty() { Vec::new() } else { mapped(source)? };
     let frozen = frozen.iter().map(tensors).collect::<Result<Vec<_>, TrainError>>()?;
     for name in step.frozen() {

@@ -7,7 +7,7 @@ use ir::{DType, Env, Interpreter, Module, Precision, Tensor, TensorType};
 use serde::Deserialize;
 
 use super::{Parameter, Update};
-use crate::train_step::update_entry;
+use crate::{Sharding, train_step::Training};
 
 #[derive(Deserialize)]
 struct Reference {
@@ -63,7 +63,9 @@ fn follows_torch(case: &str, update: &Update) {
         };
         parameters.push(Parameter { weight: weight.as_str().into(), update, group: 0 });
     }
-    let graph = update_entry(&module, &parameters).unwrap().graph;
+    let alone = Sharding::none();
+    let training = Training::new(&module, &parameters, &alone);
+    let graph = training.update().unwrap().graph;
     let mut states: BTreeMap<String, Tensor> = BTreeMap::new();
     for (i, shape) in (0..).zip(SHAPES) {
         states.insert(format!("param.w{i}"), numbers(0, i, shape));

@@ -1,6 +1,8 @@
 //! `brolly train`: a configuration to a trained model.
 
 mod bar;
+mod plan;
+mod ranks;
 mod signals;
 
 use std::{
@@ -12,8 +14,8 @@ use exec::{Device, Model};
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
-    LossScale, MicroBatch, Offload, Position, Precision, Recompute, Rule, Saved, TrainConfig,
-    TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
+    LossScale, MicroBatch, Offload, Optimizer, Position, Precision, Rank, Recompute, Rule, Saved,
+    TrainConfig, TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
 };
 
 use crate::{
@@ -21,10 +23,11 @@ use crate::{
     commands::training_artifact,
     context::Context,
     failure::{Failure, Result},
-    output, table,
+    output,
 };
 
 use bar::Bar;
+use ranks::{End, Share};
 use signals::Signals;
 
 pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
@@ -36,8 +39,7 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         output::tell(&format!("{}:{}: {note}\n", args.config.display(), note.line));
     }
     check(&config)?;
-    config.mesh.check(1).map_err(|e| Failure::Usage(e.to_string()))?;
-    let mut checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
+    let checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
     if let (false, Some(step)) = (args.resume, checkpoints.newest()) {
         let dir = config.checkpoint.dir.display();
         return Err(Failure::input(format!(
@@ -46,20 +48,40 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         )));
     }
     let signals = Signals::install()?;
-    let artifact = training_artifact(&config, cx)?;
-    let device = Device::cpu(Some(cx.threads())).map_err(Failure::input)?;
+    ranks::run(args.ranks, &config.mesh, |rank, share| {
+        train_as(rank, share, &config, &signals, args, cx)
+    })
+}
+
+/// Trains as one of the ranks.
+fn train_as(
+    rank: &Rank,
+    share: Share,
+    config: &TrainConfig,
+    signals: &Signals,
+    args: &Train,
+    cx: &Context,
+) -> End {
+    // The first compiles, and makes tokens of the data, into caches that the others find.
+    let compiled = rank.first(|| training_artifact(config, cx))?;
+    let artifact = compiled.unwrap_or_else(|| training_artifact(config, cx))?;
+    let device = Device::cpu(Some(share.of(cx.threads()))).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
-    let mut step = TrainStep::load(&model).map_err(failure)?;
-    step.set_trace(cx.trace());
-    let dataset = open_data(&config.data, &config, &model, cx)?;
-    let eval = config
-        .eval
-        .as_ref()
-        .map(|eval| open_data(&config.data.of_file(&eval.data), &config, &model, cx));
-    let eval = eval.transpose()?;
-    let run = fingerprint(&config).map_err(failure)?;
+    let mut step = TrainStep::load(&model, rank).map_err(failure)?;
+    if rank.is_first() {
+        step.set_trace(cx.trace());
+    }
+    let open = || {
+        let dataset = open_data(&config.data, config, &model, cx)?;
+        let eval = config.eval.as_ref();
+        let eval = eval.map(|eval| open_data(&config.data.of_file(&eval.data), config, &model, cx));
+        Ok::<_, Failure>((dataset, eval.transpose()?))
+    };
+    let (dataset, eval) = rank.first(open)?.unwrap_or_else(open)?;
+    let fingerprint = fingerprint(config).map_err(failure)?;
+    let mut checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
     let saved = match args.resume {
-        true => checkpoints.load::<Position>(&mut step, &run).map_err(failure)?,
+        true => checkpoints.load::<Position>(&mut step, &fingerprint).map_err(failure)?,
         false => None,
     };
     let mut loss_scale = (config.train.dtype == Precision::F16).then(LossScale::default);
@@ -78,27 +100,48 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         }
     };
     dataset.check(&position).map_err(Failure::input)?;
-    tell_plan(&config, &step, &dataset, done)?;
-    if args.dry_run {
-        return Ok(());
+    agree(rank, done)?;
+    if rank.is_first() {
+        plan::tell(config, &step, &dataset, done)?;
     }
-    let log = Log::open(config.log.jsonl.as_deref(), config.log.tensorboard.as_deref());
+    if args.dry_run {
+        return Ok(None);
+    }
+    let log = match rank.is_first() {
+        true => Log::open(config.log.jsonl.as_deref(), config.log.tensorboard.as_deref()),
+        false => Log::open(None, None),
+    };
     let run = Run {
-        config: &config,
-        trainer: Trainer::new(step, Rule::of(&config), done).with_loss_scale(loss_scale),
+        config,
+        rank,
+        trainer: Trainer::new(step, Rule::of(config), done).with_loss_scale(loss_scale),
         dataset: &dataset,
         eval: eval.as_ref(),
         checkpoints: &mut checkpoints,
         log: log.map_err(failure)?,
         position,
-        fingerprint: run,
+        fingerprint,
     };
-    run.all(&signals)
+    run.all(signals)
+}
+
+/// Whether all ranks go on from the same step: they may see different files.
+fn agree(rank: &Rank, done: u64) -> Result<()> {
+    let all = rank.all([done as f64])?;
+    let steps: Vec<u64> = all.iter().map(|[step]| *step as u64).collect();
+    match steps.iter().all(|step| *step == done) {
+        true => Ok(()),
+        false => Err(Failure::input(format!(
+            "ranks find checkpoints of different steps ({steps:?}): checkpoint.dir must be one \
+             folder that all of them see"
+        ))),
+    }
 }
 
 /// A run under way.
 struct Run<'a> {
     config: &'a TrainConfig,
+    rank: &'a Rank,
     trainer: Trainer,
     dataset: &'a Dataset,
     eval: Option<&'a Dataset>,
@@ -109,58 +152,75 @@ struct Run<'a> {
 }
 
 impl Run<'_> {
-    fn all(mut self, signals: &Signals) -> Result<()> {
+    fn all(mut self, signals: &Signals) -> End {
         let steps = self.config.train.steps;
-        let bar = Bar::new(steps, self.trainer.done());
+        let bar = Bar::new(self.rank.is_first(), steps, self.trainer.done());
         while self.trainer.done() < steps {
             let line = match self.step() {
                 Ok(line) => line,
                 Err(e) => {
                     // What was begun before is whole on disk when the run ends.
                     self.checkpoints.finish().map_err(failure)?;
-                    return Err(e);
+                    let is_agreed =
+                        matches!(e, TrainError::NotFinite { .. } | TrainError::NoTargets { .. });
+                    return if is_agreed { Ok(Some(failure(e))) } else { Err(failure(e)) };
                 }
             };
             bar.show(&line);
             let done = line.step;
-            let is_asked = signals.is_asked();
+            let is_asked = self.rank.any(signals.is_asked())?;
             if done % self.config.checkpoint.every == 0 || done == steps || is_asked {
                 self.save()?;
             }
             if is_asked && done < steps {
-                self.checkpoints.finish().map_err(failure)?;
+                self.finish()?;
                 drop(bar);
-                output::tell(&format!(
+                self.tell(&format!(
                     "asked to end: step {done} of {steps} is saved; --resume goes on\n"
                 ));
-                return Ok(());
+                return Ok(None);
             }
         }
-        self.checkpoints.finish().map_err(failure)?;
+        self.finish()?;
         drop(bar);
         let folder = self.config.checkpoint.dir.join("final");
         export(self.trainer.step(), &self.config.model, &folder).map_err(failure)?;
-        output::tell(&format!("trained: {}\n", folder.display()));
+        self.tell(&format!("trained: {}\n", folder.display()));
+        Ok(None)
+    }
+
+    /// Says something once.
+    fn tell(&self, text: &str) {
+        if self.rank.is_first() {
+            output::tell(text);
+        }
+    }
+
+    /// Waits until checkpoints are on disk.
+    fn finish(&mut self) -> Result<()> {
+        let checkpoints = &mut *self.checkpoints;
+        self.rank.first(|| checkpoints.finish())?.transpose().map_err(failure)?;
         Ok(())
     }
 
     fn shape(&self) -> BatchShape {
         BatchShape {
             micro_batch: self.config.data.micro_batch,
-            data_ranks: 1,
+            data_ranks: self.rank.data_ranks(),
             grad_accum: self.config.train.grad_accum,
         }
     }
 
-    fn step(&mut self) -> Result<Line> {
+    fn step(&mut self) -> Result<Line, TrainError> {
         let start = Instant::now();
-        let step = self.dataset.step(&self.position, self.shape()).map_err(Failure::input)?;
+        let step = self.dataset.step(&self.position, self.shape())?;
         let micro_steps = 0..self.config.train.grad_accum;
-        let batches: Vec<MicroBatch> =
-            micro_steps.filter_map(|i| step.batch(0, i)).map(|b| MicroBatch::from(&b)).collect();
-        let metrics = self.trainer.advance(&batches).map_err(failure)?;
+        let batches = micro_steps.filter_map(|i| step.batch(self.rank.data_rank(), i));
+        let batches: Vec<MicroBatch> = batches.map(|b| MicroBatch::from(&b)).collect();
+        let metrics = self.trainer.advance(&batches)?;
         self.position = step.next().clone();
         let tokens: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
+        let tokens = tokens * self.rank.data_ranks();
         let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
         let eval_loss = match (&self.config.eval, self.eval) {
             (Some(eval), Some(data)) if metrics.step % eval.every == 0 => self.evaluate(data)?,
@@ -178,28 +238,30 @@ impl Run<'_> {
             is_skipped: metrics.skipped.is_some(),
         };
         if let (Some(parameter), Some(scale)) = (&metrics.skipped, metrics.loss_scale) {
-            output::tell(&format!(
+            self.tell(&format!(
                 "step {}: the gradient of `{parameter}` is not finite at a loss scale of {scale}: \
                  nothing is updated, and the scale halves\n",
                 metrics.step
             ));
         }
-        self.log.write(&line).map_err(failure)?;
+        self.log.write(&line)?;
         Ok(line)
     }
 
-    fn evaluate(&mut self, data: &Dataset) -> Result<Option<f64>> {
+    fn evaluate(&mut self, data: &Dataset) -> Result<Option<f64>, TrainError> {
         let shape = BatchShape { grad_accum: 1, ..self.shape() };
         let mut batches = Vec::new();
         let mut index = 0;
-        while let Some(step) = data.pass(index, shape).map_err(Failure::input)? {
-            batches.extend(step.batch(0, 0).map(|batch| MicroBatch::from(&batch)));
+        while let Some(step) = data.pass(index, shape)? {
+            let batch = step.batch(self.rank.data_rank(), 0);
+            batches.extend(batch.map(|batch| MicroBatch::from(&batch)));
             index += 1;
         }
-        self.trainer.evaluate(batches).map_err(failure)
+        self.trainer.evaluate(batches)
     }
 
     fn save(&mut self) -> Result<()> {
+        self.finish()?;
         let saved = Saved {
             step: self.trainer.done(),
             position: self.position.clone(),
@@ -214,17 +276,32 @@ impl Run<'_> {
 fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
     let asked = [
-        ("mesh", mesh.ranks() > 1 || mesh.expert > 1, "more than one rank"),
+        ("mesh.tensor", mesh.tensor > 1, "products in parts"),
+        ("mesh.pipeline", mesh.pipeline > 1, "layers in parts"),
+        ("mesh.sequence", mesh.sequence > 1, "rows in parts"),
+        ("mesh.expert", mesh.expert > 1, "experts in parts"),
         ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.recompute", config.memory.recompute == Recompute::Full, "recomputation"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
+    let needs_all = match config.optimizer.rule {
+        Optimizer::Adafactor { .. } => Some("adafactor"),
+        Optimizer::Muon { .. } => Some("muon"),
+        _ => None,
+    };
+    let whole = needs_all.filter(|_| mesh.zero > 0 && mesh.data > 1).map(|name| {
+        format!(
+            "`mesh.zero` is {}, and {name} updates no part of a parameter without the rest: take \
+             zero = 0, or adamw, lion or sgd",
+            mesh.zero
+        )
+    });
     let asked = asked.iter().filter(|(_, is_asked, _)| *is_asked);
     let tell = |(key, _, what): &(&str, bool, &str)| {
         format!("`{key}` asks for {what}, which is not there yet")
     };
-    let problems: Vec<String> = asked.map(tell).collect();
+    let problems: Vec<String> = asked.map(tell).chain(whole).collect();
     match problems.is_empty() {
         true => Ok(()),
         false => Err(Failure::Config(problems.join("\n"))),
@@ -275,24 +352,4 @@ fn cache_dir() -> PathBuf {
         .or_else(|| var("HOME").map(|dir| dir.join(".cache/brolly")))
         .unwrap_or_else(|| std::env::temp_dir().join("brolly-cache"));
     dir.join("tokens")
-}
-
-/// What is about to be done, in a few lines.
-fn tell_plan(config: &TrainConfig, step: &TrainStep, dataset: &Dataset, done: u64) -> Result<()> {
-    let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
-    let planned = step.planned().map_err(failure)?;
-    planned.check_limit().map_err(Failure::input)?;
-    let (rows, documents) = (dataset.rows(), dataset.documents());
-    output::tell(&format!(
-        "{elements} parameters, {} steps from {} on, {rows} rows of {} tokens from {documents} \
-         documents\n{} planned: parameters, gradients and optimizer {}, activations {}, the rest {}\n",
-        config.train.steps,
-        done + 1,
-        dataset.seq_len(),
-        table::bytes(planned.total()),
-        table::bytes(planned.state_bytes),
-        table::bytes(planned.arena_bytes),
-        table::bytes(planned.total() - planned.state_bytes - planned.arena_bytes),
-    ));
-    Ok(())
 }

@@ -1,5 +1,7 @@
 //! Training runs: what they write, and that ends of every kind lose nothing.
 
+mod ranks;
+
 use std::{
     fs,
     path::{Path, PathBuf},

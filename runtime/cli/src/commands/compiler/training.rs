@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use driver::{Cache, CompileOptions, Group, Training, Update};
+use driver::{Cache, CompileOptions, Group, Training, Update, Zero};
 use ir::{DType, Target, artifact::Artifact};
 use train::{Optimizer, Precision, TrainConfig};
 
@@ -72,5 +72,7 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Ok(Group { pattern, weight_decay: group.decay, is_frozen: group.freeze })
     };
     let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
-    Ok(Training { update, others, groups })
+    let ranks = u32::try_from(config.mesh.data).unwrap_or(u32::MAX);
+    let zero = Zero { stage: config.mesh.zero, ranks };
+    Ok(Training { update, others, groups, zero })
 }

@@ -5,11 +5,15 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use train::Line;
 
-/// A bar with loss, speed and the time that is left; nothing where stderr is no terminal.
+/// A bar with loss, speed and the time that is left; nothing where stderr is no terminal, or for
+/// ranks that do not show one.
 pub(super) struct Bar(ProgressBar);
 
 impl Bar {
-    pub(super) fn new(steps: u64, done: u64) -> Bar {
+    pub(super) fn new(is_shown: bool, steps: u64, done: u64) -> Bar {
+        if !is_shown {
+            return Bar(ProgressBar::hidden());
+        }
         let bar = ProgressBar::new(steps).with_position(done);
         let template = "training {wide_bar} {pos}/{len} {msg} {eta} left";
         if let Ok(style) = ProgressStyle::with_template(template) {
