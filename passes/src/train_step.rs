@@ -75,6 +75,7 @@ pub fn train_step(
     source: &str,
     parameters: &[Parameter],
     sharding: &Sharding,
+    recompute: Recompute<'_>,
 ) -> Result<BTreeMap<Arc<str>, Vec<State>>, Vec<PassError>> {
     let one = |e: PassError| vec![e];
     let unknown = parameters.iter().filter(|p| !module.weights.contains_key(&p.weight));
@@ -89,7 +90,7 @@ pub fn train_step(
     module.add(with_loss);
     let weights = parameters.iter().map(|p| p.weight.clone()).collect();
     let wrt = Wrt { weights, params: BTreeSet::new() };
-    *module = differentiate(module, LOSS, &wrt, LOSS, Recompute::None)?;
+    *module = differentiate(module, LOSS, &wrt, LOSS, recompute)?;
     if sharding.ranks() > 1 {
         module.symbol(&Shard::symbol(sharding.axis()), 0, i64::from(sharding.ranks()) - 1);
     }

@@ -59,6 +59,10 @@ pub enum Recompute<'a> {
     /// All that it reads, each value once, but views of what is kept or given, constants, and what
     /// depends on weights alone.
     None,
+    /// Results of products, attention and whatever else computes much for an element of its result;
+    /// what costs little is computed again: Korthikanti et al. 2022, arXiv:2205.05198, with other
+    /// operators, for attention here keeps no scores.
+    Cheap,
     /// The function's arguments alone: everything else is computed again.
     Full,
     /// What is chosen for each function.

@@ -1,5 +1,6 @@
 //! Training against a plain PyTorch loop, and against itself.
 
+mod memory;
 mod precision;
 mod ranks;
 
@@ -58,6 +59,10 @@ impl Documents {
     }
 }
 
+fn training_of(update: Update, groups: Vec<Group>) -> Training {
+    Training { update, others: None, groups, zero: Zero::default(), keep: None, memory: None }
+}
+
 fn options_of(update: Update) -> CompileOptions {
     let import = ImportOptions {
         max_batch_tokens: 256,
@@ -65,8 +70,7 @@ fn options_of(update: Update) -> CompileOptions {
         logit_rows: 256,
         ..Default::default()
     };
-    let training = Training { update, others: None, groups: vec![], zero: Zero::default() };
-    CompileOptions { training: Some(training), ..options(import) }
+    CompileOptions { training: Some(training_of(update, vec![])), ..options(import) }
 }
 
 /// The step of a model, its parameters those of the checkpoint.
@@ -256,12 +260,7 @@ fn groups_learn_at_their_own_rate_and_frozen_weights_stay() {
     let groups = vec![group("embed_tokens|lm_head", true), group("norm", false)];
     let case = data("families/llama-gqa3");
     let options = CompileOptions {
-        training: Some(Training {
-            update: adamw(0.1),
-            others: None,
-            groups,
-            zero: Zero::default(),
-        }),
+        training: Some(training_of(adamw(0.1), groups)),
         ..options_of(adamw(0.1))
     };
     let (path, _) = compile_to("train-groups", &case, &options);

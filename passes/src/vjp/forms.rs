@@ -29,6 +29,9 @@ pub(super) struct Form {
     pub(super) grads: Vec<Target>,
 }
 
+/// Operations for an element of a result from which on it is kept rather than computed again.
+const COSTLY: i64 = 16;
+
 /// Callee, parameters that need gradients, results that have cotangents.
 type Key = (Arc<str>, Vec<bool>, Vec<bool>);
 
@@ -133,9 +136,8 @@ impl<'a> Forms<'a> {
                 return None;
             }
         };
-        let forward = cut.forward.as_ref().map_or(callee.clone(), |f| f.name.clone());
-        let backward = cut.backward.name.clone();
-        cut.forward.into_iter().chain([cut.backward]).for_each(|f| self.module.add(f));
+        let [forward, backward] = [&cut.forward, &cut.backward].map(|form| form.name.clone());
+        [cut.forward, cut.backward].into_iter().for_each(|form| self.module.add(form));
         let cotangents = results.iter().enumerate().filter(|(_, takes)| **takes).map(|(i, _)| i);
         Some(Form {
             forward,
@@ -154,9 +156,27 @@ impl<'a> Forms<'a> {
         names.find(|n| !self.module.functions.contains_key(n.as_str())).unwrap_or(first)
     }
 
+    /// Whether a node computes much for an element of its results.
+    fn is_costly(&self, graph: &Graph, id: NodeId) -> bool {
+        let node = graph.node(id);
+        let args: Vec<_> = node.inputs().iter().map(|v| v.map(|v| graph.ty(v).clone())).collect();
+        let results: Vec<_> = node.results().iter().map(|fact| fact.ty.clone()).collect();
+        let most = |size: ir::Dim| size.bounds(&self.source.symbols).hi;
+        let elements = results.iter().map(|ty| most(ty.elements())).fold(0, i64::saturating_add);
+        let flops = most(node.op.flops(&node.attrs, &args, &results));
+        node.op.name() == "call" || flops > elements.saturating_mul(COSTLY)
+    }
+
     fn kept(&self, callee: &str, joint: &Joint) -> BTreeSet<Value> {
         match self.recompute {
             Recompute::Full => BTreeSet::new(),
+            Recompute::Cheap => {
+                let costly = joint.forward.iter().filter(|id| self.is_costly(&joint.graph, **id));
+                let ports = |id: &NodeId| joint.graph.node(*id).results().len();
+                let values =
+                    costly.flat_map(|id| (0..ports(id)).map(|port| Value { node: *id, port }));
+                values.collect()
+            }
             Recompute::None => {
                 let graph = &joint.graph;
                 let names = self.weight_params.get(callee);

@@ -17,10 +17,10 @@ use ir::{
 use passes::{Fusion, Recipe};
 
 use crate::{
-    CompileError, KernelCache, Progress, Training,
+    CompileError, Keep, KernelCache, Progress, Training, fit,
     fold::fold,
     parallel,
-    pipeline::{Context, PASSES},
+    pipeline::{Context, Pass},
 };
 
 /// Integers that the weights of products become, in blocks of 32 with an f16 scale.
@@ -94,6 +94,8 @@ pub struct Compiled {
     pub weight_bytes: u64,
     /// The largest arena of an entry.
     pub arena_bytes: u64,
+    /// Of a training step, what of a layer's forward is kept for its backward.
+    pub kept: Option<Keep>,
 }
 
 struct Stages<'a> {
@@ -148,9 +150,8 @@ pub(crate) fn after_passes<R>(
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
     cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
-    for pass in PASSES {
-        pass.run(&mut imported.module, &mut cx)?;
-    }
+    let training = options.training.as_ref();
+    fit::lower(&mut imported.module, &mut cx, training, Pass::run)?;
     Ok(read(&cx))
 }
 
@@ -178,9 +179,9 @@ pub fn compile(
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
     cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
-    for pass in PASSES {
-        stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
-    }
+    fit::lower(&mut module, &mut cx, options.training.as_ref(), |pass, module, cx| {
+        stages.run(pass.name, 0, || pass.run(module, cx))
+    })?;
 
     // All entries share one image and one list of weights.
     let specs = specs(&cx);
@@ -220,6 +221,7 @@ pub fn compile(
         code_bytes: code.image.len() as u64,
         weight_bytes: 0,
         arena_bytes: programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0),
+        kept: cx.parameters.is_some().then_some(cx.keep),
     };
     let source_digest = stages.run("digest", 0, || source_digest(model, threads))?;
     let contents = Contents {
@@ -229,7 +231,10 @@ pub fn compile(
         source_digest,
         code: &code.image,
         text: options.text.clone(),
-        report: serde_json::json!({ "fusions": compiled.fusions }),
+        report: match compiled.kept {
+            Some(kept) => serde_json::json!({ "fusions": compiled.fusions, "kept": kept }),
+            None => serde_json::json!({ "fusions": compiled.fusions }),
+        },
         programs,
         weights: specs,
     };

@@ -29,6 +29,18 @@ pub enum CompileError {
         /// Why.
         reason: String,
     },
+    /// There is no plan that fits.
+    #[error("the plan needs {bytes} bytes and may have {cap}: {parts}; {advice}")]
+    Memory {
+        /// Bytes of the plan that needs least.
+        bytes: u64,
+        /// Bytes that it may have.
+        cap: u64,
+        /// What they are for, and the largest tensors.
+        parts: String,
+        /// What to do.
+        advice: &'static str,
+    },
     /// A schedule could not be tried, or changed a result.
     #[error("tuning {product}: {reason}")]
     Tune {
@@ -56,7 +68,10 @@ impl CompileError {
             CompileError::Codegen(errors) => {
                 errors.iter().any(|e| !matches!(e, CodegenError::Lower(_)))
             }
-            CompileError::Import(_) | CompileError::Pass(_) | CompileError::Cache { .. } => false,
+            CompileError::Import(_)
+            | CompileError::Pass(_)
+            | CompileError::Memory { .. }
+            | CompileError::Cache { .. } => false,
         }
     }
 

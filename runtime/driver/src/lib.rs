@@ -11,6 +11,7 @@
 mod cache;
 mod compile;
 mod error;
+mod fit;
 mod fold;
 mod kernel_cache;
 mod parallel;
@@ -31,5 +32,5 @@ pub use kernel_cache::KernelCache;
 pub use passes::Update;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
-pub use training::{Group, Training, Zero};
+pub use training::{Group, Keep, Training, Zero};
 pub use tune::{Product, TuneOptions, Tuned, products, tune};

@@ -7,7 +7,7 @@ use passes::{
     FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, Sharding, State,
 };
 
-use crate::{Quantization, Zero};
+use crate::{Keep, Quantization, Zero};
 
 /// What passes learn and later stages need.
 pub(crate) struct Context<'a> {
@@ -22,6 +22,8 @@ pub(crate) struct Context<'a> {
     pub(crate) parameters: Option<Vec<Parameter>>,
     /// How the ranks along the data axis share what is trained.
     pub(crate) zero: Zero,
+    /// What of a layer's forward is there for its backward.
+    pub(crate) keep: Keep,
     /// Of each entry.
     pub(crate) states: BTreeMap<Arc<str>, Vec<State>>,
     pub(crate) recipes: Vec<Recipe>,
@@ -108,7 +110,7 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
     if let Some(parameters) = &cx.parameters {
         let Zero { stage, ranks } = cx.zero;
         let sharding = Sharding::zero(stage, "data", ranks, parameters)?;
-        cx.states = passes::train_step(module, "forward", parameters, &sharding)?;
+        cx.states = passes::train_step(module, "forward", parameters, &sharding, cx.keep.passes())?;
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
     }
@@ -235,6 +237,7 @@ impl<'a> Context<'a> {
             report: Report::default(),
             parameters: None,
             zero: Zero::default(),
+            keep: Keep::All,
             states: BTreeMap::new(),
             recipes: Vec::new(),
             plans: Vec::new(),

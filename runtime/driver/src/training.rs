@@ -18,6 +18,37 @@ pub struct Training {
     pub groups: Vec<Group>,
     /// How ranks share it.
     pub zero: Zero,
+    /// What of a layer's forward is there for its backward; `None` keeps as much as there is
+    /// memory for.
+    pub keep: Option<Keep>,
+    /// Bytes that a rank may use; `None` where that is no matter.
+    pub memory: Option<u64>,
+}
+
+/// What of a layer's forward is kept for its backward. What is not is computed again, and no bit of
+/// a gradient depends on it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Keep {
+    /// All that the backward reads.
+    All,
+    /// Results of products and attention.
+    Costly,
+    /// The layer's input.
+    Input,
+}
+
+impl Keep {
+    /// From the most memory to the least.
+    pub(crate) const ALL: [Keep; 3] = [Keep::All, Keep::Costly, Keep::Input];
+
+    pub(crate) fn passes(self) -> passes::vjp::Recompute<'static> {
+        match self {
+            Keep::All => passes::vjp::Recompute::None,
+            Keep::Costly => passes::vjp::Recompute::Cheap,
+            Keep::Input => passes::vjp::Recompute::Full,
+        }
+    }
 }
 
 /// What of training the ranks along the data axis hold in parts: Rajbhandari et al. 2020.
@@ -47,6 +78,11 @@ pub struct Group {
 }
 
 impl Training {
+    /// What to try, one after the other.
+    pub(crate) fn keeps(&self) -> Vec<Keep> {
+        self.keep.map_or(Keep::ALL.into(), |keep| vec![keep])
+    }
+
     /// The trained parameters, in the order of the model's weights. Group 0 is that of all weights
     /// that no exception names; the first exception is group 1. Where there is a rule for
     /// `others`, its groups follow, in the same order.

@@ -23,7 +23,11 @@ pub(crate) fn cached_artifact(
     )))
 }
 
-pub(crate) fn training_artifact(_: &train::TrainConfig, _: &Context) -> Result<Arc<Artifact>> {
+pub(crate) fn training_artifact(
+    _: &train::TrainConfig,
+    _: Option<u64>,
+    _: &Context,
+) -> Result<Arc<Artifact>> {
     Err(no_compiler("train"))
 }
 

@@ -10,12 +10,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exec::{Device, Model};
+use exec::{Device, Model, memory_limit_bytes};
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
-    LossScale, MicroBatch, Offload, Optimizer, Position, Precision, Rank, Recompute, Rule, Saved,
-    TrainConfig, TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
+    LossScale, MicroBatch, Offload, Optimizer, Position, Precision, Rank, Rule, Saved, TrainConfig,
+    TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
 };
 
 use crate::{
@@ -63,8 +63,9 @@ fn train_as(
     cx: &Context,
 ) -> End {
     // The first compiles, and makes tokens of the data, into caches that the others find.
-    let compiled = rank.first(|| training_artifact(config, cx))?;
-    let artifact = compiled.unwrap_or_else(|| training_artifact(config, cx))?;
+    let memory = memory_limit_bytes().map(|bytes| share.of_bytes(bytes));
+    let compile = || training_artifact(config, memory, cx);
+    let artifact = rank.first(compile)?.unwrap_or_else(compile)?;
     let device = Device::cpu(Some(share.of(cx.threads()))).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model, rank).map_err(failure)?;
@@ -282,7 +283,6 @@ fn check(config: &TrainConfig) -> Result<()> {
         ("mesh.expert", mesh.expert > 1, "experts in parts"),
         ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
-        ("memory.recompute", config.memory.recompute == Recompute::Full, "recomputation"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
     let needs_all = match config.optimizer.rule {

@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use driver::{Cache, CompileOptions, Group, Training, Update, Zero};
+use driver::{Cache, CompileOptions, Group, Keep, Training, Update, Zero};
 use ir::{DType, Target, artifact::Artifact};
-use train::{Optimizer, Precision, TrainConfig};
+use train::{Optimizer, Precision, Recompute, TrainConfig};
 
 use super::{Shown, failure};
 use crate::{
@@ -13,16 +13,27 @@ use crate::{
 };
 
 /// The training artifact of a configuration, from the user's cache or compiled into it.
-pub(crate) fn training_artifact(config: &TrainConfig, cx: &Context) -> Result<Arc<Artifact>> {
+///
+/// `memory` is what a rank may use where the configuration says nothing.
+pub(crate) fn training_artifact(
+    config: &TrainConfig,
+    memory: Option<u64>,
+    cx: &Context,
+) -> Result<Arc<Artifact>> {
     let cache = Cache::user();
-    let options = options(config, &cache, cx)?;
+    let options = options(config, memory, &cache, cx)?;
     let progress = Shown::new(&config.model, cx);
     let compiled = |e| failure(&config.model, &e, Vec::new());
     let (path, _) = cache.artifact(&config.model, &options, &progress).map_err(compiled)?;
     Artifact::open(&path).map(Arc::new).map_err(Failure::input)
 }
 
-fn options(config: &TrainConfig, cache: &Cache, cx: &Context) -> Result<CompileOptions> {
+fn options(
+    config: &TrainConfig,
+    memory: Option<u64>,
+    cache: &Cache,
+    cx: &Context,
+) -> Result<CompileOptions> {
     let tokens = config.data.seq_len.saturating_mul(config.data.micro_batch) as u64;
     let mut import = frontend_options();
     import.max_seq_len = Some(config.data.seq_len as u64);
@@ -39,7 +50,7 @@ fn options(config: &TrainConfig, cache: &Cache, cx: &Context) -> Result<CompileO
         import,
         target: Target::x86_64_v3(),
         quantize: None,
-        training: Some(training(config)?),
+        training: Some(training(config, memory)?),
         kv_dtype: DType::F32,
         text: serde_json::Value::Null,
         threads: Some(cx.threads()),
@@ -52,7 +63,7 @@ fn frontend_options() -> driver::ImportOptions {
     Default::default()
 }
 
-fn training(config: &TrainConfig) -> Result<Training> {
+fn training(config: &TrainConfig, memory: Option<u64>) -> Result<Training> {
     let weight_decay = config.optimizer.weight_decay;
     let mut others = None;
     let update = match config.optimizer.rule {
@@ -74,5 +85,11 @@ fn training(config: &TrainConfig) -> Result<Training> {
     let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
     let ranks = u32::try_from(config.mesh.data).unwrap_or(u32::MAX);
     let zero = Zero { stage: config.mesh.zero, ranks };
-    Ok(Training { update, others, groups, zero })
+    let keep = match config.memory.recompute {
+        Recompute::None => Some(Keep::All),
+        Recompute::Auto => None,
+        Recompute::Full => Some(Keep::Input),
+    };
+    let memory = config.memory.device.map(|size| size.0).or(memory);
+    Ok(Training { update, others, groups, zero, keep, memory })
 }

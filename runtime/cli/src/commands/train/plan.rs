@@ -19,6 +19,15 @@ pub(super) fn tell(
     let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let planned = step.planned().map_err(failure)?;
     planned.check_limit().map_err(Failure::input)?;
+    let cap = config.memory.device.map_or(u64::MAX, |size| size.0);
+    if planned.total() > cap {
+        return Err(Failure::input(format!(
+            "{} are planned, more than memory.device, {}: take a smaller data.micro_batch, a higher \
+             mesh.zero on more ranks, or a larger memory.device",
+            table::bytes(planned.total()),
+            table::bytes(cap)
+        )));
+    }
     let (rows, documents) = (dataset.rows(), dataset.documents());
     let ranks = step.rank().data_ranks();
     let of_rank = if ranks > 1 { " a rank" } else { "" };

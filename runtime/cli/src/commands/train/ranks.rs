@@ -46,6 +46,11 @@ pub(super) fn run(
 pub(super) struct Share(usize);
 
 impl Share {
+    /// The memory of one of them.
+    pub(super) fn of_bytes(self, bytes: u64) -> u64 {
+        bytes / self.0 as u64
+    }
+
     /// The threads of one of them.
     pub(super) fn of(self, threads: NonZeroUsize) -> NonZeroUsize {
         NonZeroUsize::new(threads.get() / self.0).unwrap_or(NonZeroUsize::MIN)
