@@ -33,7 +33,7 @@ Examples:
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
   cargo xtask fuzz --seconds 600 ten minutes for every fuzz target
-  cargo xtask soak               half an hour of difficult clients
+  cargo xtask soak               half an hour of difficult clients, and a hundred kills
   cargo xtask dist               the runtime alone, packed for deployment
   cargo xtask clients            other people's clients against `brolly serve`";
 
@@ -65,11 +65,15 @@ enum Task {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
     },
-    /// Serve clients that leave, read slowly and send nonsense, and see that nothing leaks.
+    /// Kill a training run at random moments, and see that it goes on with the same bits; serve
+    /// clients that leave, read slowly and send nonsense, and see that nothing leaks.
     Soak {
-        /// Minutes of it.
+        /// Minutes of clients.
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..9999))]
         minutes: u64,
+        /// Kills of the training run.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..9999))]
+        kills: u64,
     },
     /// Pack the runtime-only binary, with what runs it as a service, into target/dist.
     Dist,
@@ -93,7 +97,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => checks::run(fast),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
-        Task::Soak { minutes } => soak::run(minutes),
+        Task::Soak { minutes, kills } => soak::run(minutes, kills),
         Task::Dist => dist::run(),
         Task::Clients(args) => clients::run(&args),
         Task::Minilm => minilm::run(),
