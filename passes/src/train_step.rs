@@ -18,6 +18,7 @@
 //! Between `accumulate` and `norm` ranks may add up their gradients, and the caller may decide not
 //! to update at all: that is why they are entries of their own.
 
+mod live;
 mod loss;
 mod update;
 
@@ -38,6 +39,7 @@ use crate::{
     vjp::{Recompute, Wrt, differentiate},
 };
 
+pub use live::live_weights;
 pub use update::{Parameter, Update};
 
 const EVALUATE: &str = "evaluate";

@@ -11,14 +11,15 @@ use std::{
 use codegen::{Codegen, schedule::Tuning};
 use frontend::ImportOptions;
 use ir::{
-    DType, Target,
+    DType, Module, Target,
     artifact::{self, Contents, Digest, WeightSpec},
 };
 use passes::{Fusion, Recipe};
 
 use crate::{
-    CompileError, KernelCache, Progress, Training,
+    CompileError, KernelCache, Progress, Silent, Training,
     fold::fold,
+    live::{self, Live},
     parallel,
     pipeline::{Context, PASSES},
 };
@@ -52,6 +53,9 @@ pub struct CompileOptions {
     pub quantize: Option<Quantization>,
     /// What to train, for an artifact that trains instead of one that serves.
     pub training: Option<Training>,
+    /// Whether an artifact that trains also has the entry `step`, which serves the weights as they
+    /// are.
+    pub samples: bool,
     /// How a language model keeps keys and values: f32, bf16, f16, or i8 with an f32 scale for
     /// each token and head.
     pub kv_dtype: DType,
@@ -115,6 +119,23 @@ impl Stages<'_> {
     }
 }
 
+/// Runs all passes, and those of the serving form beside the training form where `samples` says so.
+fn run_passes(
+    module: &mut Module,
+    cx: &mut Context<'_>,
+    samples: bool,
+    stages: &mut Stages<'_>,
+) -> Result<(), CompileError> {
+    let mut live = None;
+    for pass in PASSES {
+        stages.run(pass.name, 0, || pass.run(module, cx))?;
+        if samples && pass.name == live::FORK {
+            live = Some(Live::new(module));
+        }
+    }
+    live.map_or(Ok(()), |live| stages.run("serving form", 0, || live.plan(cx)))
+}
+
 /// Finds everything that would stop a compile, and writes nothing.
 ///
 /// # Errors
@@ -147,9 +168,8 @@ pub(crate) fn after_passes<R>(
     cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
-    for pass in PASSES {
-        pass.run(&mut imported.module, &mut cx)?;
-    }
+    let mut stages = Stages { progress: &Silent, done: Vec::new() };
+    run_passes(&mut imported.module, &mut cx, options.samples, &mut stages)?;
     Ok(read(&cx))
 }
 
@@ -176,9 +196,7 @@ pub fn compile(
     cx.quantize = options.quantize;
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
-    for pass in PASSES {
-        stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
-    }
+    run_passes(&mut module, &mut cx, options.samples, &mut stages)?;
 
     // All entries share one image and one list of weights.
     let specs = specs(&cx);

@@ -13,6 +13,7 @@ mod compile;
 mod error;
 mod fold;
 mod kernel_cache;
+mod live;
 mod parallel;
 mod pipeline;
 mod progress;

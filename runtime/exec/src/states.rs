@@ -34,9 +34,22 @@ impl States {
     /// # Errors
     /// As [`new`](Self::new).
     pub fn add(&mut self, program: &Program, symbols: &[(&str, i64)]) -> Result<(), ExecError> {
+        self.add_some(program, symbols, |_| true)
+    }
+
+    /// As [`add`](Self::add), for those states alone that `is_meant` names.
+    ///
+    /// # Errors
+    /// As [`new`](Self::new).
+    pub fn add_some(
+        &mut self,
+        program: &Program,
+        symbols: &[(&str, i64)],
+        is_meant: impl Fn(&str) -> bool,
+    ) -> Result<(), ExecError> {
         let symbolic = Symbolic::new(program);
         let values = symbolic.values(symbols)?;
-        for port in &program.states {
+        for port in program.states.iter().filter(|port| is_meant(&port.name)) {
             if self.get(&port.name).is_some() {
                 continue;
             }
@@ -61,13 +74,31 @@ impl States {
         self.0.iter().map(|(_, arena)| arena.resident_bytes()).sum()
     }
 
-    /// Copies one of the `parts` equal parts of every state over another: blocks of key/value
-    /// memory, which are the states' first axis.
+    /// Takes the states of another over, their memory as it lies. Of a name that both have, its own
+    /// stays.
+    pub fn append(&mut self, other: &mut States) {
+        for (name, arena) in other.0.drain(..) {
+            if self.get(&name).is_none() {
+                self.0.push((name, arena));
+            }
+        }
+    }
+
+    /// Hands out the states that `is_wanted` names, their memory as it lies.
+    pub fn take(&mut self, is_wanted: impl Fn(&str) -> bool) -> States {
+        let states = std::mem::take(&mut self.0);
+        let (wanted, rest) = states.into_iter().partition(|(name, _)| is_wanted(name));
+        self.0 = rest;
+        States(wanted)
+    }
+
+    /// Copies one of the `parts` equal parts of every state that `is_meant` names over another:
+    /// blocks of key/value memory, which are the states' first axis.
     ///
     /// # Panics
     /// If a part is out of range.
-    pub fn copy_part(&mut self, parts: u64, from: u32, to: u32) {
-        for (_, arena) in &mut self.0 {
+    pub fn copy_part(&mut self, is_meant: impl Fn(&str) -> bool, parts: u64, from: u32, to: u32) {
+        for (_, arena) in self.0.iter_mut().filter(|(name, _)| is_meant(name)) {
             let memory = arena.as_mut_slice();
             let bytes = memory.len() / usize::try_from(parts.max(1)).unwrap_or(usize::MAX);
             let start = from as usize * bytes;

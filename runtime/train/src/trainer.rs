@@ -1,5 +1,7 @@
 //! One step after another: micro-batches in, parameters updated.
 
+use exec::States;
+
 use crate::{LossScale, MicroBatch, Rule, TrainError, TrainStep};
 
 /// What came of a step.
@@ -58,6 +60,14 @@ impl Trainer {
     #[must_use]
     pub fn step(&self) -> &TrainStep {
         &self.step
+    }
+
+    /// As [`TrainStep::lend`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lend<R>(&mut self, work: impl FnOnce(&mut States) -> R) -> Result<R, TrainError> {
+        self.step.lend(work)
     }
 
     /// Takes a step. The loss is the mean over all targets of all micro-batches. A step that is

@@ -1,41 +1,40 @@
 //! `brolly train`: a configuration to a trained model.
 
+mod artifact;
 mod bar;
+mod reading;
+mod samples;
 mod signals;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use exec::{Device, Model};
+use ir::artifact::Manifest;
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
     LossScale, MicroBatch, Offload, Position, Precision, Recompute, Rule, Saved, TrainConfig,
-    TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
+    TrainError, TrainStep, Trainer, export_as, fingerprint, initialize, load_pretrained,
 };
 
 use crate::{
     args::Train,
-    commands::training_artifact,
     context::Context,
     failure::{Failure, Result},
-    output, table,
+    output,
+    plan::Plan,
 };
 
 use bar::Bar;
+use reading::Reading;
+use samples::Samples;
 use signals::Signals;
 
 pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
-    if let Err(e) = std::fs::File::open(&args.config) {
-        return Err(Failure::input(format!("{}: cannot be read: {e}", args.config.display())));
-    }
-    let (config, notes) = TrainConfig::load(&args.config).map_err(|e| unusable(&e))?;
-    for note in notes {
-        output::tell(&format!("{}:{}: {note}\n", args.config.display(), note.line));
-    }
-    check(&config)?;
+    let config = configuration(&args.config)?;
     config.mesh.check(1).map_err(|e| Failure::Usage(e.to_string()))?;
     let mut checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
     if let (false, Some(step)) = (args.resume, checkpoints.newest()) {
@@ -46,16 +45,15 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         )));
     }
     let signals = Signals::install()?;
-    let artifact = training_artifact(&config, cx)?;
+    let artifact = artifact::open(&config, args.artifact.as_deref(), cx)?;
+    let bundle = bundle(&config)?;
     let device = Device::cpu(Some(cx.threads())).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model).map_err(failure)?;
     step.set_trace(cx.trace());
-    let dataset = open_data(&config.data, &config, &model, cx)?;
-    let eval = config
-        .eval
-        .as_ref()
-        .map(|eval| open_data(&config.data.of_file(&eval.data), &config, &model, cx));
+    let dataset = open_data(&config.data, &config, &bundle, &model, cx)?;
+    let eval = config.eval.as_ref().and_then(|eval| eval.data.as_ref());
+    let eval = eval.map(|path| open_data(&config.data.of_file(path), &config, &bundle, &model, cx));
     let eval = eval.transpose()?;
     let run = fingerprint(&config).map_err(failure)?;
     let saved = match args.resume {
@@ -78,16 +76,20 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
         }
     };
     dataset.check(&position).map_err(Failure::input)?;
-    tell_plan(&config, &step, &dataset, done)?;
+    let manifest = model.artifact().manifest();
+    let plan = plan_of(&config, &bundle, manifest, model.device().pool().threads())?;
+    tell_plan(&config, &step, &dataset, done, &plan)?;
     if args.dry_run {
         return Ok(());
     }
+    let samples = Samples::open(&config, &bundle, &model, cx)?;
     let log = Log::open(config.log.jsonl.as_deref(), config.log.tensorboard.as_deref());
     let run = Run {
         config: &config,
         trainer: Trainer::new(step, Rule::of(&config), done).with_loss_scale(loss_scale),
         dataset: &dataset,
         eval: eval.as_ref(),
+        samples,
         checkpoints: &mut checkpoints,
         log: log.map_err(failure)?,
         position,
@@ -96,12 +98,46 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
     run.all(&signals)
 }
 
+/// Reads a configuration, which must ask for nothing that is not there.
+pub(crate) fn configuration(path: &Path) -> Result<TrainConfig> {
+    if let Err(e) = std::fs::File::open(path) {
+        return Err(Failure::input(format!("{}: cannot be read: {e}", path.display())));
+    }
+    let (config, notes) = TrainConfig::load(path).map_err(|e| unusable(&e))?;
+    for note in notes {
+        output::tell(&format!("{}:{}: {note}\n", path.display(), note.line));
+    }
+    check(&config)?;
+    Ok(config)
+}
+
+/// The plan of a configuration's run, and its cap, for `brolly plan`.
+pub(super) fn plan(path: &Path, cx: &Context) -> Result<(Plan, Option<u64>)> {
+    let config = configuration(path)?;
+    let artifact = artifact::open(&config, None, cx)?;
+    let bundle = bundle(&config)?;
+    let plan = plan_of(&config, &bundle, artifact.manifest(), cx.threads().get())?;
+    Ok((plan, config.memory.device.map(|size| size.0)))
+}
+
+fn plan_of(
+    config: &TrainConfig,
+    bundle: &TextBundle,
+    manifest: &Manifest,
+    threads: usize,
+) -> Result<Plan> {
+    let blocks = samples::blocks(config, bundle, manifest)?;
+    let symbols: Vec<(&str, i64)> = blocks.iter().map(|(s, n)| (s.as_str(), *n)).collect();
+    Plan::of(manifest, threads, &symbols)
+}
+
 /// A run under way.
 struct Run<'a> {
     config: &'a TrainConfig,
     trainer: Trainer,
     dataset: &'a Dataset,
     eval: Option<&'a Dataset>,
+    samples: Option<Samples>,
     checkpoints: &'a mut Checkpoints,
     log: Log,
     position: Position,
@@ -113,7 +149,7 @@ impl Run<'_> {
         let steps = self.config.train.steps;
         let bar = Bar::new(steps, self.trainer.done());
         while self.trainer.done() < steps {
-            let line = match self.step() {
+            let line = match self.step(&bar) {
                 Ok(line) => line,
                 Err(e) => {
                     // What was begun before is whole on disk when the run ends.
@@ -121,7 +157,6 @@ impl Run<'_> {
                     return Err(e);
                 }
             };
-            bar.show(&line);
             let done = line.step;
             let is_asked = signals.is_asked();
             if done % self.config.checkpoint.every == 0 || done == steps || is_asked {
@@ -139,7 +174,8 @@ impl Run<'_> {
         self.checkpoints.finish().map_err(failure)?;
         drop(bar);
         let folder = self.config.checkpoint.dir.join("final");
-        export(self.trainer.step(), &self.config.model, &folder).map_err(failure)?;
+        let dtype = self.config.checkpoint.final_dtype.narrow();
+        export_as(self.trainer.step(), &self.config.model, &folder, dtype).map_err(failure)?;
         output::tell(&format!("trained: {}\n", folder.display()));
         Ok(())
     }
@@ -152,7 +188,7 @@ impl Run<'_> {
         }
     }
 
-    fn step(&mut self) -> Result<Line> {
+    fn step(&mut self, bar: &Bar) -> Result<Line> {
         let start = Instant::now();
         let step = self.dataset.step(&self.position, self.shape()).map_err(Failure::input)?;
         let micro_steps = 0..self.config.train.grad_accum;
@@ -160,7 +196,7 @@ impl Run<'_> {
             micro_steps.filter_map(|i| step.batch(0, i)).map(|b| MicroBatch::from(&b)).collect();
         let metrics = self.trainer.advance(&batches).map_err(failure)?;
         self.position = step.next().clone();
-        let tokens: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
+        let tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
         let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
         let eval_loss = match (&self.config.eval, self.eval) {
             (Some(eval), Some(data)) if metrics.step % eval.every == 0 => self.evaluate(data)?,
@@ -172,31 +208,49 @@ impl Run<'_> {
             grad_norm: metrics.grad_norm,
             lr: metrics.lr,
             tokens_per_s: tokens as f64 / seconds,
-            peak_bytes: self.trainer.step().resident_bytes(),
+            peak_bytes: self.trainer.step().resident_bytes()
+                + self.samples.as_ref().map_or(0, Samples::resident_bytes),
             eval_loss,
             loss_scale: metrics.loss_scale,
             is_skipped: metrics.skipped.is_some(),
         };
         if let (Some(parameter), Some(scale)) = (&metrics.skipped, metrics.loss_scale) {
-            output::tell(&format!(
+            bar.above(&format!(
                 "step {}: the gradient of `{parameter}` is not finite at a loss scale of {scale}: \
                  nothing is updated, and the scale halves\n",
                 metrics.step
             ));
         }
         self.log.write(&line).map_err(failure)?;
+        bar.show(&line);
+        self.sample(bar)?;
         Ok(line)
+    }
+
+    /// Generates texts, if they are due.
+    fn sample(&mut self, bar: &Bar) -> Result<()> {
+        let (step, steps) = (self.trainer.done(), self.config.train.steps);
+        let Some(samples) = self.samples.as_mut().filter(|samples| samples.are_due(step, steps))
+        else {
+            return Ok(());
+        };
+        let texts = samples.generate(&mut self.trainer)?;
+        bar.above(&samples::shown(step, &texts));
+        self.log.write_samples(step, &texts).map_err(failure)
     }
 
     fn evaluate(&mut self, data: &Dataset) -> Result<Option<f64>> {
         let shape = BatchShape { grad_accum: 1, ..self.shape() };
-        let mut batches = Vec::new();
-        let mut index = 0;
-        while let Some(step) = data.pass(index, shape).map_err(Failure::input)? {
-            batches.extend(step.batch(0, 0).map(|batch| MicroBatch::from(&batch)));
-            index += 1;
-        }
-        self.trainer.evaluate(batches).map_err(failure)
+        let mut failed = None;
+        let batches = (0..).map_while(|index| match data.pass(index, shape) {
+            Ok(step) => step?.batch(0, 0).map(|batch| MicroBatch::from(&batch)),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        let loss = self.trainer.evaluate(batches).map_err(failure)?;
+        failed.map_or(Ok(loss), |error| Err(Failure::input(error)))
     }
 
     fn save(&mut self) -> Result<()> {
@@ -239,27 +293,30 @@ fn failure(error: TrainError) -> Failure {
     Failure::input(error)
 }
 
+/// What the model's folder says about text.
+fn bundle(run: &TrainConfig) -> Result<TextBundle> {
+    TextBundle::load(&run.model).map_err(|errors| {
+        let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Failure::inputs(format!("{}", run.model.display()), problems)
+    })
+}
+
 fn open_data(
     config: &DataConfig,
     run: &TrainConfig,
+    bundle: &TextBundle,
     model: &Model,
     cx: &Context,
 ) -> Result<Dataset> {
-    let bundle = match TextBundle::load(&run.model) {
-        Ok(bundle) => bundle,
-        Err(errors) => {
-            let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            return Err(Failure::inputs(format!("{}", run.model.display()), problems));
-        }
-    };
+    let reading = Reading::new();
     let vocab_size = model.artifact().manifest().model.vocab_size;
     let context = DataContext {
-        bundle: &bundle,
+        bundle,
         vocab_size: usize::try_from(vocab_size).unwrap_or(usize::MAX),
         cache_dir: &cache_dir(),
         seed: run.train.seed,
         threads: cx.threads().get(),
-        progress: &|_| {},
+        progress: &|progress| reading.show(progress),
     };
     Dataset::open(config, &context).map_err(|errors| {
         let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -278,21 +335,22 @@ fn cache_dir() -> PathBuf {
 }
 
 /// What is about to be done, in a few lines.
-fn tell_plan(config: &TrainConfig, step: &TrainStep, dataset: &Dataset, done: u64) -> Result<()> {
+fn tell_plan(
+    config: &TrainConfig,
+    step: &TrainStep,
+    dataset: &Dataset,
+    done: u64,
+    plan: &Plan,
+) -> Result<()> {
     let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
-    let planned = step.planned().map_err(failure)?;
-    planned.check_limit().map_err(Failure::input)?;
     let (rows, documents) = (dataset.rows(), dataset.documents());
     output::tell(&format!(
         "{elements} parameters, {} steps from {} on, {rows} rows of {} tokens from {documents} \
-         documents\n{} planned: parameters, gradients and optimizer {}, activations {}, the rest {}\n",
+         documents\n{}",
         config.train.steps,
         done + 1,
         dataset.seq_len(),
-        table::bytes(planned.total()),
-        table::bytes(planned.state_bytes),
-        table::bytes(planned.arena_bytes),
-        table::bytes(planned.total() - planned.state_bytes - planned.arena_bytes),
+        plan.table(),
     ));
-    Ok(())
+    plan.check(config.memory.device.map(|size| size.0))
 }

@@ -1,6 +1,8 @@
 //! Training runs: what they write, and that ends of every kind lose nothing.
 
 mod killed;
+mod planned;
+mod sampled;
 
 use std::{
     fs,
@@ -67,6 +69,13 @@ fn lines(dir: &Path) -> Vec<Value> {
 /// Of each step the loss that was written last, as text.
 fn losses(dir: &Path) -> Vec<String> {
     lines(dir).iter().map(|line| line["loss"].to_string()).collect()
+}
+
+/// Tales for the small language model.
+fn tales(name: &str) -> String {
+    let tale = "Once upon a time there was a king who had two sons. The eldest went into the wood.";
+    let lines = (0..20).map(|i| format!("{{\"text\": \"{i}. {tale}\"}}\n"));
+    file(name, lines.collect::<String>().as_bytes())
 }
 
 fn model(dir: &Path) -> Vec<u8> {
