@@ -28,7 +28,7 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask demo               set up, compile two models, generate, embed, measure
+  cargo xtask demo               set up, compile, generate, train for a minute, embed, measure
   cargo xtask test               everything that a change has to pass
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
@@ -49,7 +49,7 @@ struct Cli {
 enum Task {
     /// Find LLVM and MLIR 22, or install them with apt, or say exactly what is missing.
     Setup,
-    /// Compile the models at hand, generate text, embed sentences, print what it took.
+    /// Compile the models at hand, generate text, train one, embed sentences, print what it took.
     Demo,
     /// Run every check: formatting, lints, documentation, the runtime-only binary, the tests.
     Test {
