@@ -41,4 +41,4 @@ pub use plan_memory::{Plan, plan_memory};
 pub use prepare::{Recipe, prepare};
 pub use quantize::quantize;
 pub use report::{Fusion, FusionCount, Report};
-pub use train_step::{Parameter, Update, train_step};
+pub use train_step::{Parameter, Update, live_weights, train_step};

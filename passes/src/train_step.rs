@@ -25,6 +25,7 @@
 //! Between `norm` and `update` the caller may decide not to update at all: that is why they are
 //! entries of their own.
 
+mod live;
 mod loss;
 mod update;
 
@@ -45,6 +46,7 @@ use crate::{
     vjp::{Recompute, Wrt, differentiate},
 };
 
+pub use live::live_weights;
 pub use update::{Parameter, Update};
 
 const EVALUATE: &str = "evaluate";

@@ -44,6 +44,7 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
         target,
         quantize: None,
         training: None,
+        samples: false,
         kv_dtype: DType::F32,
         text,
         threads: None,

@@ -63,13 +63,14 @@ pub(crate) enum Command {
     Exec(Exec),
     Serve(Box<Serve>),
     Train(Train),
+    Plan(Plan),
     Inspect(Inspect),
     Bench(Bench),
     Tune(Tune),
     Opt(Opt),
 }
 
-/// Build an artifact from a model.
+/// Build an artifact from a model, or from the configuration of a training run.
 ///
 /// Prints the time of each stage, what was fused and what not and why, and the peak of memory,
 /// which the artifact will never exceed.
@@ -78,9 +79,10 @@ pub(crate) enum Command {
 Examples:
   brolly compile ./Llama-3.2-1B -o llama.brolly --max-seq-len 4096
   brolly compile ./Llama-3.2-1B -o llama.brolly --quantize q4 --kv-dtype int8
-  brolly compile model.onnx -o model.brolly --bound batch=1..8 --bound sequence=1..512")]
+  brolly compile model.onnx -o model.brolly --bound batch=1..8 --bound sequence=1..512
+  brolly compile run.toml -o run.brolly")]
 pub(crate) struct Compile {
-    /// A folder with config.json and safetensors, or an .onnx file
+    /// A folder with config.json and safetensors, an .onnx file, or a training run's configuration
     pub(crate) model: PathBuf,
 
     /// The artifact to write; replaced whole or not at all
@@ -321,6 +323,7 @@ Examples:
   brolly train run.toml --resume
   brolly train run.toml --ranks 2               # [mesh] data = 2
   mpirun -n 4 brolly train run.toml             # [mesh] data = 4, zero = 2
+  brolly compile run.toml -o run.brolly && brolly train run.toml --artifact run.brolly
 
 A configuration:
   model = \"./Llama-3.2-1B\"
@@ -348,8 +351,39 @@ pub(crate) struct Train {
     #[arg(long, value_name = "N")]
     pub(crate) ranks: Option<NonZeroUsize>,
 
+    /// Take the step from an artifact, which `brolly compile` made of such a configuration
+    ///
+    /// Data, rates and how long a run is may differ; what does not fit the artifact is told.
+    #[arg(long, value_name = "FILE")]
+    pub(crate) artifact: Option<PathBuf>,
+
     /// The configuration, TOML
     pub(crate) config: PathBuf,
+}
+
+/// Say what a model or a training run takes of memory, by category and entry point.
+///
+/// Nothing is run: the plan is the artifact's, which is compiled into the user's cache first. Of a
+/// language model there is one sequence of the greatest length. Exit code 1, with the largest
+/// tensors, where the plan is over the cap.
+#[derive(Debug, Args)]
+#[command(after_help = "\
+Examples:
+  brolly plan run.toml
+  brolly plan run.toml --memory 24GiB --json
+  brolly plan llama.brolly --threads 8")]
+pub(crate) struct Plan {
+    /// The cap: 80GiB, 512MiB [default: `memory.device` of a configuration, else what this process
+    /// may use]
+    #[arg(long, value_name = "SIZE", value_parser = values::size)]
+    pub(crate) memory: Option<u64>,
+
+    /// Print one JSON document
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    #[command(flatten)]
+    pub(crate) source: Source,
 }
 
 /// Serve a model over HTTP, as OpenAI's API.

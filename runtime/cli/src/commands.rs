@@ -5,6 +5,7 @@ mod embed;
 mod exec;
 mod generate;
 mod inspect;
+mod plan;
 mod score;
 mod serve;
 mod train;
@@ -21,6 +22,9 @@ pub(crate) use embed::embed;
 pub(crate) use exec::exec;
 pub(crate) use generate::generate;
 pub(crate) use inspect::inspect;
+pub(crate) use plan::plan;
 pub(crate) use score::score;
 pub(crate) use serve::serve;
+#[cfg(feature = "compiler")]
+pub(crate) use train::configuration;
 pub(crate) use train::train;

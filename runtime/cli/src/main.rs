@@ -14,6 +14,7 @@ mod keys_values;
 mod npy;
 mod output;
 mod panics;
+mod plan;
 mod session;
 mod source;
 mod table;
@@ -50,6 +51,7 @@ fn run(cli: &Cli) -> Result<()> {
         Command::Exec(args) => commands::exec(args, &cx),
         Command::Serve(args) => commands::serve(args, &cx),
         Command::Train(args) => commands::train(args, &cx),
+        Command::Plan(args) => commands::plan(args, &cx),
         Command::Inspect(args) => commands::inspect(args, &cx),
         Command::Bench(args) => commands::bench(args, &cx),
         Command::Tune(args) => commands::tune(args, &cx),

@@ -49,7 +49,8 @@ fn open_with(source: &Source, cx: &Context, open: Open) -> Result<Arc<Artifact>>
     Ok(Arc::new(artifact))
 }
 
-fn first_set(options: &CompileOptions) -> Option<&'static str> {
+/// The first option that is given.
+pub(crate) fn first_set(options: &CompileOptions) -> Option<&'static str> {
     let CompileOptions {
         target,
         target_cpu,

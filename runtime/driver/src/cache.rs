@@ -89,6 +89,7 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
         target,
         quantize,
         training,
+        samples,
         kv_dtype,
         tuning,
         text: _,
@@ -96,7 +97,7 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
         kernel_cache: _,
     } = options;
     let chosen = format!("{import:?} {target:?} {quantize:?} {training:?} {kv_dtype:?} {tuning:?}");
-    h.update(chosen.as_bytes());
+    h.update(chosen.as_bytes()).update(&[u8::from(*samples)]);
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
     for file in frontend::model_files(&root) {
@@ -134,6 +135,7 @@ mod tests {
             target: Target::x86_64_v3(),
             quantize: None,
             training: None,
+            samples: false,
             kv_dtype: DType::F32,
             text: serde_json::Value::Null,
             threads: None,

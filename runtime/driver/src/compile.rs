@@ -11,16 +11,17 @@ use std::{
 use codegen::{Codegen, schedule::Tuning};
 use frontend::ImportOptions;
 use ir::{
-    DType, Target,
+    DType, Module, Target,
     artifact::{self, Contents, Digest, WeightSpec},
 };
 use passes::{Fusion, Recipe};
 
 use crate::{
-    CompileError, Keep, KernelCache, Progress, Training, fit,
+    CompileError, Keep, KernelCache, Progress, Silent, Training, fit,
     fold::fold,
+    live::{self, Live},
     parallel,
-    pipeline::{Context, Pass},
+    pipeline::Context,
 };
 
 /// Integers that the weights of products become, in blocks of 32 with an f16 scale.
@@ -52,6 +53,9 @@ pub struct CompileOptions {
     pub quantize: Option<Quantization>,
     /// What to train, for an artifact that trains instead of one that serves.
     pub training: Option<Training>,
+    /// Whether an artifact that trains also has the entry `step`, which serves the weights as they
+    /// are.
+    pub samples: bool,
     /// How a language model keeps keys and values: f32, bf16, f16, or i8 with an f32 scale for
     /// each token and head.
     pub kv_dtype: DType,
@@ -117,6 +121,24 @@ impl Stages<'_> {
     }
 }
 
+/// Runs all passes, and those of the serving form beside the training form if texts are sampled.
+fn run_passes(
+    module: &mut Module,
+    cx: &mut Context<'_>,
+    options: &CompileOptions,
+    stages: &mut Stages<'_>,
+) -> Result<(), CompileError> {
+    let mut fork = None;
+    fit::lower(module, cx, options.training.as_ref(), |pass, module, cx| {
+        stages.run(pass.name, 0, || pass.run(module, cx))?;
+        if options.samples && pass.name == live::FORK {
+            fork = Some(Live::new(module));
+        }
+        Ok(())
+    })?;
+    fork.map_or(Ok(()), |fork| stages.run("serving form", 0, || fork.plan(cx)))
+}
+
 /// Finds everything that would stop a compile, and writes nothing.
 ///
 /// # Errors
@@ -150,8 +172,8 @@ pub(crate) fn after_passes<R>(
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
     cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
-    let training = options.training.as_ref();
-    fit::lower(&mut imported.module, &mut cx, training, Pass::run)?;
+    let mut stages = Stages { progress: &Silent, done: Vec::new() };
+    run_passes(&mut imported.module, &mut cx, options, &mut stages)?;
     Ok(read(&cx))
 }
 
@@ -179,9 +201,7 @@ pub fn compile(
     cx.kv_dtype = options.kv_dtype;
     cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
     cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
-    fit::lower(&mut module, &mut cx, options.training.as_ref(), |pass, module, cx| {
-        stages.run(pass.name, 0, || pass.run(module, cx))
-    })?;
+    run_passes(&mut module, &mut cx, options, &mut stages)?;
 
     // All entries share one image and one list of weights.
     let specs = specs(&cx);

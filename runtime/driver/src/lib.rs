@@ -14,6 +14,7 @@ mod error;
 mod fit;
 mod fold;
 mod kernel_cache;
+mod live;
 mod parallel;
 mod pipeline;
 mod progress;

@@ -3,9 +3,7 @@
 use std::{collections::BTreeMap, io::Write as _, sync::Arc};
 
 use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
-use passes::{
-    FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, Sharding, State,
-};
+use passes::{FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, State};
 
 use crate::{Keep, Quantization, Zero};
 
@@ -108,8 +106,7 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
 
 fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     if let Some(parameters) = &cx.parameters {
-        let Zero { stage, ranks } = cx.zero;
-        let sharding = Sharding::zero(stage, "data", ranks, parameters)?;
+        let sharding = cx.zero.sharding(parameters)?;
         cx.states = passes::train_step(module, "forward", parameters, &sharding, cx.keep.passes())?;
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;

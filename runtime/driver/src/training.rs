@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, sync::Arc};
 
 use ir::{Attr, Module, TensorType};
-use passes::{Parameter, Update};
+use passes::{Parameter, PassError, Sharding, Update};
 use regex::Regex;
 
 /// What a model is compiled to train.
@@ -58,6 +58,13 @@ pub struct Zero {
     pub stage: u8,
     /// How many ranks there are.
     pub ranks: u32,
+}
+
+impl Zero {
+    /// The choice that it is.
+    pub(crate) fn sharding(self, parameters: &[Parameter]) -> Result<Sharding, Vec<PassError>> {
+        Sharding::zero(self.stage, "data", self.ranks, parameters)
+    }
 }
 
 impl Default for Zero {

@@ -45,6 +45,22 @@ struct Axis {
     bounds: Bounds,
 }
 
+/// What names of states begin with that hold keys and values.
+const MEMORIES: [&str; 4] = ["k_cache", "v_cache", "k_scales", "v_scales"];
+
+fn is_memory(state: &str) -> bool {
+    MEMORIES.iter().any(|kind| state.starts_with(kind))
+}
+
+/// Where a program's weights are that no artifact holds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Weights {
+    /// There are no such weights.
+    Own,
+    /// Lent by a training run for each use.
+    Lent,
+}
+
 impl Decoder {
     /// Loads the entry for sequences of at most `max_seq_len` tokens with memory of so many blocks.
     pub(crate) fn load(
@@ -52,6 +68,7 @@ impl Decoder {
         max_seq_len: usize,
         blocks: usize,
         verdict: Verdict,
+        weights: Weights,
     ) -> Result<Decoder, ServeError> {
         let manifest = model.artifact().manifest();
         let program = model.artifact().program(ENTRY)?;
@@ -63,6 +80,16 @@ impl Decoder {
         };
         for name in ["logits", "logsumexp"] {
             port(&program.outputs, name)?;
+        }
+        let is_trained = program.states.iter().any(|state| !is_memory(&state.name));
+        if is_trained && weights == Weights::Own {
+            return Err(ServeError::Kind {
+                architecture: manifest.model.architecture.clone(),
+                reason:
+                    "is one in training, whose weights are in its checkpoints: give the folder \
+                         that `brolly train` has written"
+                        .to_owned(),
+            });
         }
         let keys = keys(program)?;
         let block_size = constant(keys, 3)?;
@@ -92,7 +119,8 @@ impl Decoder {
         };
         let threads = model.device().pool().threads();
         Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit()?;
-        let states = States::new(program, &bound)?;
+        let mut states = States::none();
+        states.add_some(program, &bound, is_memory)?;
         let exe = Executable::load(model, ENTRY, &bound)?;
         let reads = INPUTS.map(|name| program.inputs.iter().any(|port| *port.name == *name));
         Ok(Decoder { exe, states, limits, axes, reads, rows: Vec::new(), verdict })
@@ -100,6 +128,16 @@ impl Decoder {
 
     pub(crate) fn executable(&mut self) -> &mut Executable {
         &mut self.exe
+    }
+
+    /// Takes over states that are lent: weights.
+    pub(crate) fn borrow(&mut self, lent: &mut States) {
+        self.states.append(lent);
+    }
+
+    /// Gives back what was lent.
+    pub(crate) fn give_back(&mut self) -> States {
+        self.states.take(|name| !is_memory(name))
     }
 
     /// Memory: reserved, and in use.
@@ -156,19 +194,22 @@ impl StepModel for Decoder {
     }
 
     fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
-        self.states.copy_part(u64::from(self.limits.blocks), copy.from, copy.to);
+        let parts = u64::from(self.limits.blocks);
+        self.states.copy_part(is_memory, parts, copy.from, copy.to);
         Ok(())
     }
 }
 
-/// Blocks that hold `sequences` sequences of `max_seq_len` tokens, with a window as much of them as
-/// they have at once.
-pub(crate) fn blocks_of(
-    model: &Model,
+/// Blocks of key/value memory that hold `sequences` sequences of `max_seq_len` tokens in a
+/// program `step`, with a window as much of them as they have at once.
+///
+/// # Errors
+/// [`ServeError::Entry`] if it is no such program.
+pub fn blocks_of(
+    program: &Program,
     max_seq_len: usize,
     sequences: usize,
 ) -> Result<usize, ServeError> {
-    let program = model.artifact().program(ENTRY)?;
     let paging = Paging::new(constant(keys(program)?, 3)?, window(program));
     let step = axis(program, port(&program.inputs, "tokens")?, 0)?.most();
     Ok(paging.at_once(max_seq_len, step).max(1).saturating_mul(sequences))
@@ -200,7 +241,7 @@ pub(crate) fn blocks_for(
         Some(bytes) => rooms(bytes),
         None => {
             let seats = axis(program, port(&program.inputs, "block_tables")?, 0)?.most();
-            let wanted = blocks_of(model, max_seq_len, sequences.unwrap_or(seats))?;
+            let wanted = blocks_of(program, max_seq_len, sequences.unwrap_or(seats))?;
             // The weights are mapped, but they must stay in memory to be fast.
             let taken = least + one.weight_bytes;
             let left = memory_limit_bytes().map(|limit| limit.saturating_sub(taken));

@@ -185,7 +185,8 @@ impl Engine {
                 let seats = options.max_num_seqs.map(NonZeroUsize::get);
                 let blocks =
                     decoder::blocks_for(&model, max_seq_len, options.kv_cache_bytes, seats)?;
-                let mut decoder = Decoder::load(&model, max_seq_len, blocks, verdict)?;
+                let mut decoder =
+                    Decoder::load(&model, max_seq_len, blocks, verdict, decoder::Weights::Own)?;
                 decoder.executable().set_trace(trace);
                 let (memory, _) = decoder.memory()?;
                 Engine::of_model(decoder, Identity { info, bundle, memory }, options)

@@ -8,13 +8,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exec::{Device, Executable, LaunchTime, Memory, Model, Trace};
+use exec::{Device, Executable, LaunchTime, Memory, Model, States, Trace};
 use ir::{ModelInfo, ModelKind, Tensor, artifact::Artifact};
 use text::{ChatRequest, EmbeddingConfig, TextBundle, TextError, Tokenizer};
 
 use crate::{
     GenerateParams, Limits, Request, ServeError, StepModel,
-    decoder::{Decoder, blocks_of},
+    decoder::{Decoder, ENTRY, Weights, blocks_of},
     embedder::Embedder,
     engine::{
         Event, NewToken,
@@ -178,13 +178,7 @@ impl Session {
         let info = &model.artifact().manifest().model;
         let max_seq_len = max_seq_len(info, options.max_seq_len)?;
         let mut engine = match info.kind {
-            ModelKind::Decoder => {
-                let sequences = options.sequences.map_or(1, NonZeroUsize::get);
-                let blocks = blocks_of(&model, max_seq_len, sequences)?;
-                let decoder = Decoder::load(&model, max_seq_len, blocks, verdict)?;
-                let budget = Budget::of(decoder.limits());
-                Engine::Decoder(Box::new(Core::new(decoder, budget, false)))
-            }
+            ModelKind::Decoder => decoder(&model, max_seq_len, &options, verdict, Weights::Own)?,
             ModelKind::Encoder => {
                 Engine::Encoder(Box::new(Embedder::load(&model, max_seq_len, verdict)?))
             }
@@ -197,6 +191,36 @@ impl Session {
         };
         engine.executable().set_trace(options.trace);
         Ok(Session { model, bundle, tokenizer: OnceLock::new(), engine })
+    }
+
+    /// A session over a model in training, whose weights are states that [`lend`](Self::lend) takes
+    /// for each use. It runs on the model's device; `bundle` is the model's tokenizer.
+    ///
+    /// # Errors
+    /// As [`open`](Self::open); [`ServeError::Artifact`] if there is no entry `step`.
+    pub fn of_training(
+        model: &Arc<Model>,
+        bundle: TextBundle,
+        options: &SessionOptions,
+    ) -> Result<Session, ServeError> {
+        let verdict = Verdict::begin(model.artifact(), model.device().pool().threads());
+        let max_seq_len = max_seq_len(&model.artifact().manifest().model, options.max_seq_len)?;
+        let mut engine = decoder(model, max_seq_len, options, verdict, Weights::Lent)?;
+        engine.executable().set_trace(options.trace.clone());
+        Ok(Session { model: model.clone(), bundle, tokenizer: OnceLock::new(), engine })
+    }
+
+    /// Works with weights that are lent: states of a training run. They are where they were, and
+    /// nothing is copied.
+    pub fn lend<R>(&mut self, weights: &mut States, work: impl FnOnce(&mut Session) -> R) -> R {
+        if let Engine::Decoder(core) = &mut self.engine {
+            core.model_mut().borrow(weights);
+        }
+        let result = work(self);
+        if let Engine::Decoder(core) = &mut self.engine {
+            *weights = core.model_mut().give_back();
+        }
+        result
     }
 
     /// The model.
@@ -477,6 +501,21 @@ impl Engine {
             Engine::Graph(executable, _) => executable,
         }
     }
+}
+
+/// A language model with memory for the sequences that are asked for.
+fn decoder(
+    model: &Arc<Model>,
+    max_seq_len: usize,
+    options: &SessionOptions,
+    verdict: Verdict,
+    weights: Weights,
+) -> Result<Engine, ServeError> {
+    let sequences = options.sequences.map_or(1, NonZeroUsize::get);
+    let blocks = blocks_of(model.artifact().program(ENTRY)?, max_seq_len, sequences)?;
+    let decoder = Decoder::load(model, max_seq_len, blocks, verdict, weights)?;
+    let budget = Budget::of(decoder.limits());
+    Ok(Engine::Decoder(Box::new(Core::new(decoder, budget, false))))
 }
 
 /// The longest sequence: what the model is compiled for, or less if asked.

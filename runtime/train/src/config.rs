@@ -9,6 +9,7 @@
 //! Paths are as written; who runs the configuration decides what they are relative to.
 
 mod data;
+mod eval;
 mod limits;
 mod mesh;
 mod nearest;
@@ -27,13 +28,14 @@ use toml::de::DeTable;
 
 pub(crate) use data::is_npy;
 pub use data::{BlendConfig, DataConfig, Format};
+pub use eval::EvalConfig;
 pub use mesh::{MeshConfig, MeshError};
 pub use optimizer::{Optimizer, OptimizerConfig, Schedule};
 pub use problem::{ConfigError, Problem};
 pub use size::{ByteSize, NoByteSize};
 pub use tables::{
-    CheckpointConfig, EvalConfig, GroupConfig, LogConfig, LoraConfig, LoraTargets, MemoryConfig,
-    Offload, Precision, Recompute, StepsConfig,
+    CheckpointConfig, GroupConfig, LogConfig, LoraConfig, LoraTargets, MemoryConfig, Offload,
+    Precision, Recompute, StepsConfig,
 };
 
 use limits::Limits;
@@ -164,7 +166,7 @@ fn read(mut top: Section<'_>) -> Option<TrainConfig> {
     let memory = tables::memory(top.table("memory"));
     let checkpoint = tables::checkpoint(top.table("checkpoint"), steps);
     let log = tables::log(top.table("log"));
-    let eval = top.optional_table("eval").map(tables::eval);
+    let eval = top.optional_table("eval").map(eval::eval);
     let lora = top.optional_table("lora").map(|table| tables::lora(table, init));
     let groups = top.tables("groups").into_iter().map(tables::group).collect::<Vec<_>>();
     top.finish();

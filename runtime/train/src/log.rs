@@ -4,7 +4,7 @@ mod tensorboard;
 
 use std::{
     fs::{File, OpenOptions},
-    io::Write as _,
+    io::{Read as _, Seek as _, SeekFrom, Write as _},
     path::{Path, PathBuf},
 };
 
@@ -25,7 +25,7 @@ pub struct Line {
     pub grad_norm: f64,
     /// The learning rate.
     pub lr: f64,
-    /// Tokens of all ranks a second.
+    /// Targets of all ranks a second: what pads rows or is not learned does not count.
     pub tokens_per_s: f64,
     /// Touched memory of this rank.
     pub peak_bytes: u64,
@@ -40,6 +40,15 @@ pub struct Line {
     pub is_skipped: bool,
 }
 
+/// A text from the weights as they were after a step.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SampleLine {
+    /// What it goes on with.
+    pub prompt: String,
+    /// What was generated.
+    pub text: String,
+}
+
 /// Files that figures are added to. Each line is whole on disk's way before the next step begins.
 #[derive(Debug)]
 pub struct Log {
@@ -48,15 +57,16 @@ pub struct Log {
 }
 
 impl Log {
-    /// Opens the files; what they hold stays.
+    /// Opens the files; what they hold stays, but for a last line that was not written to its end:
+    /// its step is taken again.
     ///
     /// # Errors
     /// [`TrainError::File`] if one cannot be written.
     pub fn open(jsonl: Option<&Path>, tensorboard: Option<&Path>) -> Result<Log, TrainError> {
         let open = |path: &Path| {
             make_parent(path)?;
-            let file = OpenOptions::new().create(true).append(true).open(path);
-            Ok::<_, TrainError>((path.to_owned(), file.map_err(|e| TrainError::file(path, e))?))
+            let file = open_lines(path).map_err(|e| TrainError::file(path, e))?;
+            Ok::<_, TrainError>((path.to_owned(), file))
         };
         let jsonl = jsonl.map(open).transpose()?;
         let events = tensorboard.map(EventFile::create).transpose()?;
@@ -68,11 +78,7 @@ impl Log {
     /// # Errors
     /// [`TrainError::File`] if it cannot be written, as on a full disk.
     pub fn write(&mut self, line: &Line) -> Result<(), TrainError> {
-        if let Some((path, file)) = &mut self.jsonl {
-            let mut text = serde_json::to_string(line).map_err(|e| TrainError::file(path, e))?;
-            text.push('\n');
-            file.write_all(text.as_bytes()).map_err(|e| TrainError::file(path, e))?;
-        }
+        self.add(line)?;
         if let Some(events) = &mut self.events {
             let scalars = [
                 ("train/loss", Some(line.loss)),
@@ -88,6 +94,53 @@ impl Log {
         }
         Ok(())
     }
+
+    /// Adds a line with the texts that were generated after a step.
+    ///
+    /// # Errors
+    /// As [`write`](Self::write).
+    pub fn write_samples(&mut self, step: u64, samples: &[SampleLine]) -> Result<(), TrainError> {
+        #[derive(Serialize)]
+        struct Samples<'a> {
+            step: u64,
+            samples: &'a [SampleLine],
+        }
+        self.add(&Samples { step, samples })
+    }
+
+    /// Adds a line of JSON, in one write.
+    fn add(&mut self, line: &impl Serialize) -> Result<(), TrainError> {
+        let Some((path, file)) = &mut self.jsonl else { return Ok(()) };
+        let mut text = serde_json::to_string(line).map_err(|e| TrainError::file(path, e))?;
+        text.push('\n');
+        file.write_all(text.as_bytes()).map_err(|e| TrainError::file(path, e))
+    }
+}
+
+/// Opens a file to add lines to it, and cuts what stands behind its last whole line.
+fn open_lines(path: &Path) -> std::io::Result<File> {
+    let mut file = OpenOptions::new().create(true).read(true).append(true).open(path)?;
+    // Where to is a device, there is nothing to cut.
+    let mut end = if file.metadata()?.is_file() { file.seek(SeekFrom::End(0))? } else { 0 };
+    let torn_from = end;
+    let mut block = [0; 4096];
+    while end > 0 {
+        let bytes = end.min(block.len() as u64);
+        let block = &mut block[..usize::try_from(bytes).unwrap_or(usize::MAX)];
+        file.seek(SeekFrom::Start(end - bytes))?;
+        file.read_exact(block)?;
+        match block.iter().rposition(|byte| *byte == b'\n') {
+            Some(at) => {
+                end = end - bytes + at as u64 + 1;
+                break;
+            }
+            None => end -= bytes,
+        }
+    }
+    if end < torn_from {
+        file.set_len(end)?;
+    }
+    Ok(file)
 }
 
 fn make_parent(path: &Path) -> Result<(), TrainError> {
@@ -127,6 +180,16 @@ mod tests {
         assert_eq!(lines[1]["step"], 2);
         assert_eq!(lines[0]["loss"], 0.1 + 0.2);
         assert!(lines[0].get("eval_loss").is_none());
+
+        // A process that was killed while it wrote.
+        for torn in [r#"{"step":3,"lo"#.to_owned(), " ".repeat(9000)] {
+            std::fs::write(&path, text.clone() + &torn).unwrap();
+            Log::open(Some(&path), None).unwrap();
+            assert_eq!(std::fs::read_to_string(&path).unwrap(), text);
+        }
+        std::fs::write(&path, "torn").unwrap();
+        Log::open(Some(&path), None).unwrap();
+        assert_eq!(std::fs::read_to_string(&path).unwrap(), "");
         std::fs::remove_dir_all(dir).unwrap();
     }
 }

@@ -78,10 +78,15 @@ impl Rank {
         &self.groups
     }
 
+    /// The symbol that says which place along the data axis a rank has, and its value there.
+    #[must_use]
+    pub fn symbol(data_rank: usize) -> (String, i64) {
+        (Shard::symbol(DATA), i64::try_from(data_rank).unwrap_or(i64::MAX))
+    }
+
     /// Values of the symbols that say where it is.
     pub(crate) fn symbols(&self) -> Vec<(String, i64)> {
-        let place = i64::try_from(self.data_rank()).unwrap_or(i64::MAX);
-        vec![(Shard::symbol(DATA), place)]
+        vec![Rank::symbol(self.data_rank())]
     }
 
     /// What all ranks of the data axis say, in their order: `N` numbers each.

@@ -262,6 +262,16 @@ impl TrainStep {
         Ok(self.evaluate.exe.output::<f32>("loss")?[0])
     }
 
+    /// Lends the states to another program that reads weights, the serving form: parameters are as
+    /// the last update left them, and narrow weights are rounded first, if that is due.
+    ///
+    /// # Errors
+    /// None in practice.
+    pub fn lend<R>(&mut self, work: impl FnOnce(&mut States) -> R) -> Result<R, TrainError> {
+        self.refresh()?;
+        Ok(work(&mut self.states))
+    }
+
     /// The sum of squares of each parameter's gradient; with several ranks a row for the part of
     /// each, the first rank's first.
     ///

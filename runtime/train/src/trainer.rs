@@ -1,5 +1,7 @@
 //! One step after another: micro-batches in, parameters updated.
 
+use exec::States;
+
 use crate::{LossScale, MicroBatch, Rank, Rule, TrainError, TrainStep};
 
 /// What came of a step.
@@ -69,6 +71,14 @@ impl Trainer {
     /// The same, to be changed.
     pub fn step_mut(&mut self) -> &mut TrainStep {
         &mut self.step
+    }
+
+    /// As [`TrainStep::lend`].
+    ///
+    /// # Errors
+    /// As there.
+    pub fn lend<R>(&mut self, work: impl FnOnce(&mut States) -> R) -> Result<R, TrainError> {
+        self.step.lend(work)
     }
 
     /// Takes a step. The loss is the mean over all targets of all micro-batches of all ranks, which

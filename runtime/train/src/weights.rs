@@ -1,6 +1,7 @@
 //! Weights of a model's folder: read to start from, written to be used elsewhere.
 
 use std::{
+    borrow::Cow,
     collections::BTreeMap,
     fs,
     path::{Path, PathBuf},
@@ -54,6 +55,16 @@ fn files(folder: &Path) -> Result<Vec<PathBuf>, TrainError> {
         return Err(TrainError::file(&index, format!("names {outside}, which is not beside it")));
     }
     Ok(names.into_iter().map(|name| folder.join(name)).collect())
+}
+
+/// blake3 of the files that hold the weights of a folder, in hexadecimal.
+pub(crate) fn digest(folder: &Path) -> Result<String, TrainError> {
+    let mut hasher = blake3::Hasher::new();
+    for (_, map) in mapped(folder)? {
+        let bytes: &[u8] = (*map).as_ref();
+        hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
 }
 
 /// Sets every parameter to its tensor in a model's folder.
@@ -168,6 +179,19 @@ const COMPANIONS: [&str; 9] = [
 /// # Errors
 /// [`TrainError::File`], and `folder` is then as before.
 pub fn export(step: &TrainStep, source: &Path, folder: &Path) -> Result<(), TrainError> {
+    export_as(step, source, folder, None)
+}
+
+/// As [`export`], the parameters rounded to a type.
+///
+/// # Errors
+/// As [`export`].
+pub fn export_as(
+    step: &TrainStep,
+    source: &Path,
+    folder: &Path,
+    dtype: Option<DType>,
+) -> Result<(), TrainError> {
     let is_writer = step.rank().is_first();
     let mut trained = Vec::new();
     for p in step.parameters() {
@@ -182,9 +206,22 @@ pub fn export(step: &TrainStep, source: &Path, folder: &Path) -> Result<(), Trai
         fs::remove_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
     }
     fs::create_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
-    let all =
-        trained.iter().map(|(p, bytes)| (p.name.to_string(), p.dtype, p.shape.clone(), &**bytes));
-    let mut all: Vec<_> = all.collect();
+    let mut all = Vec::new();
+    for (p, bytes) in trained {
+        let (dtype, bytes) = match dtype.filter(|dtype| *dtype != p.dtype) {
+            None => (p.dtype, bytes),
+            Some(dtype) => {
+                let tensor = Tensor::from_bytes(p.dtype, &p.shape, bytes.to_vec()).cast(dtype);
+                let bytes = tensor.to_bytes();
+                if !is_finite(dtype, &bytes) {
+                    let why = format!("`{}` has values that do not fit {dtype}", p.name);
+                    return Err(TrainError::file(folder, why));
+                }
+                (dtype, Cow::Owned(bytes))
+            }
+        };
+        all.push((p.name.to_string(), dtype, p.shape.clone(), bytes));
+    }
     let frozen = if step.frozen().is_empty() { Vec::new() } else { mapped(source)? };
     let frozen = frozen.iter().map(tensors).collect::<Result<Vec<_>, TrainError>>()?;
     for name in step.frozen() {
@@ -193,9 +230,11 @@ pub fn export(step: &TrainStep, source: &Path, folder: &Path) -> Result<(), Trai
         let (Some(view), Some(dtype)) = (view, dtype) else {
             return Err(TrainError::file(source, format!("has no weight `{name}`")));
         };
-        all.push((name.to_string(), dtype, view.shape().to_vec(), view.data()));
+        all.push((name.to_string(), dtype, view.shape().to_vec(), view.data().into()));
     }
-    write(&staging.join(SINGLE), &all)?;
+    let all =
+        all.iter().map(|(name, ty, shape, bytes)| (name.clone(), *ty, shape.clone(), &**bytes));
+    write(&staging.join(SINGLE), &all.collect::<Vec<_>>())?;
     for name in COMPANIONS {
         let from = source.join(name);
         if from.is_file() {

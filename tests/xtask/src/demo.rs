@@ -1,8 +1,12 @@
-//! `cargo xtask demo`: two models from their folders to text and embeddings, and what that takes.
+//! `cargo xtask demo`: two models from their folders to text and embeddings, a third one from
+//! random weights, and what that takes.
 //!
-//! The models are the small language model of the repository and, where it can be had, MiniLM.
+//! The models are the small language model of the repository, one that is trained for a minute and,
+//! where it can be had, MiniLM.
 //! Everything goes through the command line of `brolly`, as a user would do it. Times are taken
 //! from outside, around whole processes; memory and rates are what `brolly bench` reports.
+
+mod training;
 
 use crate::minilm;
 use crate::process::{self, Failure, Result, cache, capture, command, file_failure, root};
@@ -42,11 +46,13 @@ pub(crate) fn run() -> Result<()> {
 
     heading("a language model");
     let stories = compile(&brolly, &root().join("tests/data/stories"), "stories.brolly")?;
-    let mut generate = command(&brolly);
-    generate.arg("generate").arg(&stories.artifact).args(["--prompt", PROMPT]);
-    generate.args(["--max-tokens", "160", "--temperature", "0.7", "--seed", "1"]);
-    process::run(&mut generate)?;
+    tell_a_story(&brolly, &stories, "160")?;
     let mut columns = vec![measure(&brolly, "stories", &stories, &first_token(&stories))?];
+
+    heading("a model that is trained here");
+    let trained = training::train(&brolly)?;
+    tell_a_story(&brolly, &trained, "60")?;
+    columns.push(measure(&brolly, "trained", &trained, &first_token(&trained))?);
 
     heading("a sentence encoder");
     match minilm::fetch()? {
@@ -61,6 +67,14 @@ pub(crate) fn run() -> Result<()> {
     heading("what it took");
     println!("{}", table(&transpose(&columns), true));
     Ok(())
+}
+
+/// Streams a text from a language model.
+fn tell_a_story(brolly: &Path, model: &Compiled, tokens: &str) -> Result<()> {
+    let mut generate = command(brolly);
+    generate.arg("generate").arg(&model.artifact).args(["--prompt", PROMPT]);
+    generate.args(["--max-tokens", tokens, "--temperature", "0.7", "--seed", "1"]);
+    process::run(&mut generate)
 }
 
 fn heading(text: &str) {

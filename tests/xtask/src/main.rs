@@ -28,12 +28,12 @@ use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
 Examples:
-  cargo xtask demo               set up, compile two models, generate, embed, measure
+  cargo xtask demo               set up, compile, generate, train for a minute, embed, measure
   cargo xtask test               everything that a change has to pass
   cargo xtask test --fast        formatting, lints and tests only
   cargo xtask bench --quick      a minute of measurements
   cargo xtask fuzz --seconds 600 ten minutes for every fuzz target
-  cargo xtask soak               half an hour of difficult clients
+  cargo xtask soak               half an hour of difficult clients, and a hundred kills
   cargo xtask dist               the runtime alone, packed for deployment
   cargo xtask clients            other people's clients against `brolly serve`";
 
@@ -49,7 +49,7 @@ struct Cli {
 enum Task {
     /// Find LLVM and MLIR 22, or install them with apt, or say exactly what is missing.
     Setup,
-    /// Compile the models at hand, generate text, embed sentences, print what it took.
+    /// Compile the models at hand, generate text, train one, embed sentences, print what it took.
     Demo,
     /// Run every check: formatting, lints, documentation, the runtime-only binary, the tests.
     Test {
@@ -65,11 +65,15 @@ enum Task {
         #[arg(long, default_value_t = 60, value_parser = clap::value_parser!(u64).range(1..))]
         seconds: u64,
     },
-    /// Serve clients that leave, read slowly and send nonsense, and see that nothing leaks.
+    /// Kill a training run at random moments, and see that it goes on with the same bits; serve
+    /// clients that leave, read slowly and send nonsense, and see that nothing leaks.
     Soak {
-        /// Minutes of it.
+        /// Minutes of clients.
         #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u64).range(1..9999))]
         minutes: u64,
+        /// Kills of the training run.
+        #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u64).range(1..9999))]
+        kills: u64,
     },
     /// Pack the runtime-only binary, with what runs it as a service, into target/dist.
     Dist,
@@ -93,7 +97,7 @@ fn main() -> ExitCode {
         Task::Test { fast } => checks::run(fast),
         Task::Bench(args) => bench::run(&args),
         Task::Fuzz { seconds } => fuzz::run(seconds),
-        Task::Soak { minutes } => soak::run(minutes),
+        Task::Soak { minutes, kills } => soak::run(minutes, kills),
         Task::Dist => dist::run(),
         Task::Clients(args) => clients::run(&args),
         Task::Minilm => minilm::run(),

@@ -28,7 +28,11 @@ pub(crate) fn training_artifact(
     _: Option<u64>,
     _: &Context,
 ) -> Result<Arc<Artifact>> {
-    Err(no_compiler("train"))
+    Err(Failure::Usage(
+        "a run's step has to be compiled, and this brolly is the runtime alone: compile it with the \
+         full brolly, `brolly compile CONFIG.toml -o FILE`, and give --artifact FILE"
+            .to_owned(),
+    ))
 }
 
 pub(crate) fn compile(_: &Compile, _: &Context) -> Result<()> {

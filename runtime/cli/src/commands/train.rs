@@ -1,44 +1,44 @@
 //! `brolly train`: a configuration to a trained model.
 
+mod artifact;
 mod bar;
-mod plan;
 mod ranks;
+mod reading;
+mod samples;
+mod sent;
 mod signals;
 
 use std::{
-    path::PathBuf,
+    path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
 use exec::{Device, Model, memory_limit_bytes};
+use ir::artifact::Manifest;
 use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
     LossScale, MicroBatch, Offload, Optimizer, Position, Precision, Rank, Rule, Saved, TrainConfig,
-    TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
+    TrainError, TrainStep, Trainer, export_as, fingerprint, initialize, load_pretrained,
 };
 
 use crate::{
     args::Train,
-    commands::training_artifact,
     context::Context,
     failure::{Failure, Result},
     output,
+    plan::Plan,
+    table,
 };
 
 use bar::Bar;
 use ranks::{End, Share};
+use reading::Reading;
+use samples::Samples;
 use signals::Signals;
 
 pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
-    if let Err(e) = std::fs::File::open(&args.config) {
-        return Err(Failure::input(format!("{}: cannot be read: {e}", args.config.display())));
-    }
-    let (config, notes) = TrainConfig::load(&args.config).map_err(|e| unusable(&e))?;
-    for note in notes {
-        output::tell(&format!("{}:{}: {note}\n", args.config.display(), note.line));
-    }
-    check(&config)?;
+    let config = configuration(&args.config)?;
     let checkpoints = Checkpoints::new(&config.checkpoint.dir, config.checkpoint.keep);
     if let (false, Some(step)) = (args.resume, checkpoints.newest()) {
         let dir = config.checkpoint.dir.display();
@@ -64,8 +64,9 @@ fn train_as(
 ) -> End {
     // The first compiles, and makes tokens of the data, into caches that the others find.
     let memory = memory_limit_bytes().map(|bytes| share.of_bytes(bytes));
-    let compile = || training_artifact(config, memory, cx);
-    let artifact = rank.first(compile)?.unwrap_or_else(compile)?;
+    let open = || artifact::open(config, args.artifact.as_deref(), memory, cx);
+    let artifact = rank.first(open)?.unwrap_or_else(open)?;
+    let bundle = bundle(config)?;
     let device = Device::cpu(Some(share.of(cx.threads()))).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model, rank).map_err(failure)?;
@@ -73,9 +74,10 @@ fn train_as(
         step.set_trace(cx.trace());
     }
     let open = || {
-        let dataset = open_data(&config.data, config, &model, cx)?;
-        let eval = config.eval.as_ref();
-        let eval = eval.map(|eval| open_data(&config.data.of_file(&eval.data), config, &model, cx));
+        let dataset = open_data(&config.data, config, &bundle, &model, cx)?;
+        let eval = config.eval.as_ref().and_then(|eval| eval.data.as_ref());
+        let eval =
+            eval.map(|path| open_data(&config.data.of_file(path), config, &bundle, &model, cx));
         Ok::<_, Failure>((dataset, eval.transpose()?))
     };
     let (dataset, eval) = rank.first(open)?.unwrap_or_else(open)?;
@@ -103,11 +105,17 @@ fn train_as(
     dataset.check(&position).map_err(Failure::input)?;
     agree(rank, done)?;
     if rank.is_first() {
-        plan::tell(config, &step, &dataset, done)?;
+        let manifest = model.artifact().manifest();
+        let plan = plan_of(config, &bundle, manifest, model.device().pool().threads(), 0)?;
+        tell_plan(config, &step, &dataset, done, &plan)?;
     }
     if args.dry_run {
         return Ok(None);
     }
+    let samples = match rank.is_first() {
+        true => Samples::open(config, &bundle, &model, cx)?,
+        false => None,
+    };
     let log = match rank.is_first() {
         true => Log::open(config.log.jsonl.as_deref(), config.log.tensorboard.as_deref()),
         false => Log::open(None, None),
@@ -118,12 +126,49 @@ fn train_as(
         trainer: Trainer::new(step, Rule::of(config), done).with_loss_scale(loss_scale),
         dataset: &dataset,
         eval: eval.as_ref(),
+        samples,
         checkpoints: &mut checkpoints,
         log: log.map_err(failure)?,
         position,
         fingerprint,
     };
     run.all(signals)
+}
+
+/// Reads a configuration, which must ask for nothing that is not there.
+pub(crate) fn configuration(path: &Path) -> Result<TrainConfig> {
+    if let Err(e) = std::fs::File::open(path) {
+        return Err(Failure::input(format!("{}: cannot be read: {e}", path.display())));
+    }
+    let (config, notes) = TrainConfig::load(path).map_err(|e| unusable(&e))?;
+    for note in notes {
+        output::tell(&format!("{}:{}: {note}\n", path.display(), note.line));
+    }
+    check(&config)?;
+    Ok(config)
+}
+
+/// The plans of a configuration's ranks, and their cap, for `brolly plan`.
+pub(super) fn plan(path: &Path, cx: &Context) -> Result<(Vec<Plan>, Option<u64>)> {
+    let config = configuration(path)?;
+    let artifact = artifact::open(&config, None, None, cx)?;
+    let bundle = bundle(&config)?;
+    let of_rank = |rank| plan_of(&config, &bundle, artifact.manifest(), cx.threads().get(), rank);
+    let plans = (0..config.mesh.data).map(of_rank).collect::<Result<Vec<Plan>>>()?;
+    Ok((plans, config.memory.device.map(|size| size.0)))
+}
+
+fn plan_of(
+    config: &TrainConfig,
+    bundle: &TextBundle,
+    manifest: &Manifest,
+    threads: usize,
+    rank: usize,
+) -> Result<Plan> {
+    let blocks = samples::blocks(config, bundle, manifest)?;
+    let rank = Rank::symbol(rank);
+    let symbols = blocks.iter().chain([&rank]).map(|(symbol, n)| (symbol.as_str(), *n));
+    Plan::of(manifest, threads, &symbols.collect::<Vec<_>>())
 }
 
 /// Whether all ranks go on from the same step: they may see different files.
@@ -146,6 +191,7 @@ struct Run<'a> {
     trainer: Trainer,
     dataset: &'a Dataset,
     eval: Option<&'a Dataset>,
+    samples: Option<Samples>,
     checkpoints: &'a mut Checkpoints,
     log: Log,
     position: Position,
@@ -157,7 +203,7 @@ impl Run<'_> {
         let steps = self.config.train.steps;
         let bar = Bar::new(self.rank.is_first(), steps, self.trainer.done());
         while self.trainer.done() < steps {
-            let line = match self.step() {
+            let line = match self.step(&bar) {
                 Ok(line) => line,
                 Err(e) => {
                     // What was begun before is whole on disk when the run ends.
@@ -167,7 +213,7 @@ impl Run<'_> {
                     return if is_agreed { Ok(Some(failure(e))) } else { Err(failure(e)) };
                 }
             };
-            bar.show(&line);
+            self.sample(&bar)?;
             let done = line.step;
             let is_asked = self.rank.any(signals.is_asked())?;
             if done % self.config.checkpoint.every == 0 || done == steps || is_asked {
@@ -185,7 +231,8 @@ impl Run<'_> {
         self.finish()?;
         drop(bar);
         let folder = self.config.checkpoint.dir.join("final");
-        export(self.trainer.step(), &self.config.model, &folder).map_err(failure)?;
+        let dtype = self.config.checkpoint.final_dtype.narrow();
+        export_as(self.trainer.step(), &self.config.model, &folder, dtype).map_err(failure)?;
         self.tell(&format!("trained: {}\n", folder.display()));
         Ok(None)
     }
@@ -212,7 +259,7 @@ impl Run<'_> {
         }
     }
 
-    fn step(&mut self) -> Result<Line, TrainError> {
+    fn step(&mut self, bar: &Bar) -> Result<Line, TrainError> {
         let start = Instant::now();
         let step = self.dataset.step(&self.position, self.shape())?;
         let micro_steps = 0..self.config.train.grad_accum;
@@ -220,7 +267,8 @@ impl Run<'_> {
         let batches: Vec<MicroBatch> = batches.map(|b| MicroBatch::from(&b)).collect();
         let metrics = self.trainer.advance(&batches)?;
         self.position = step.next().clone();
-        let tokens: usize = batches.iter().map(|batch| batch.tokens.len()).sum();
+        let tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
+        // Ranks bring about as many each.
         let tokens = tokens * self.rank.data_ranks();
         let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
         let eval_loss = match (&self.config.eval, self.eval) {
@@ -233,32 +281,56 @@ impl Run<'_> {
             grad_norm: metrics.grad_norm,
             lr: metrics.lr,
             tokens_per_s: tokens as f64 / seconds,
-            peak_bytes: self.trainer.step().resident_bytes(),
+            peak_bytes: self.trainer.step().resident_bytes()
+                + self.samples.as_ref().map_or(0, Samples::resident_bytes),
             eval_loss,
             loss_scale: metrics.loss_scale,
             is_skipped: metrics.skipped.is_some(),
         };
         if let (Some(parameter), Some(scale)) = (&metrics.skipped, metrics.loss_scale) {
-            self.tell(&format!(
+            bar.above(&format!(
                 "step {}: the gradient of `{parameter}` is not finite at a loss scale of {scale}: \
                  nothing is updated, and the scale halves\n",
                 metrics.step
             ));
         }
         self.log.write(&line)?;
+        bar.show(&line);
         Ok(line)
+    }
+
+    /// Generates texts, if they are due. The first rank does, for it has all weights.
+    fn sample(&mut self, bar: &Bar) -> Result<()> {
+        let (step, steps) = (self.trainer.done(), self.config.train.steps);
+        let is_due = self.samples.as_ref().is_some_and(|samples| samples.are_due(step, steps));
+        let (samples, trainer, log) = (&mut self.samples, &mut self.trainer, &mut self.log);
+        if !self.rank.any(is_due)? {
+            return Ok(());
+        }
+        // Whatever is to be gathered is gathered together.
+        trainer.lend(|_| ()).map_err(failure)?;
+        let generate = || {
+            let Some(samples) = samples else { return Ok(()) };
+            let texts = samples.generate(trainer)?;
+            bar.above(&samples::shown(step, &texts));
+            log.write_samples(step, &texts).map_err(failure)
+        };
+        self.rank.first(generate)?.unwrap_or(Ok(()))
     }
 
     fn evaluate(&mut self, data: &Dataset) -> Result<Option<f64>, TrainError> {
         let shape = BatchShape { grad_accum: 1, ..self.shape() };
-        let mut batches = Vec::new();
-        let mut index = 0;
-        while let Some(step) = data.pass(index, shape)? {
-            let batch = step.batch(self.rank.data_rank(), 0);
-            batches.extend(batch.map(|batch| MicroBatch::from(&batch)));
-            index += 1;
-        }
-        self.trainer.evaluate(batches)
+        let rank = self.rank.data_rank();
+        let mut failed = None;
+        let batches = (0..).map_while(|index| match data.pass(index, shape) {
+            Ok(step) => step?.batch(rank, 0).map(|batch| MicroBatch::from(&batch)),
+            Err(error) => {
+                failed = Some(error);
+                None
+            }
+        });
+        let loss = self.trainer.evaluate(batches)?;
+        failed.map_or(Ok(loss), |error| Err(error.into()))
     }
 
     fn save(&mut self) -> Result<()> {
@@ -276,11 +348,17 @@ impl Run<'_> {
 /// What the configuration asks for and is not there yet, all of it.
 fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
+    let has_samples = config.eval.as_ref().is_some_and(|eval| eval.sequences() > 0);
     let asked = [
         ("mesh.tensor", mesh.tensor > 1, "products in parts"),
         ("mesh.pipeline", mesh.pipeline > 1, "layers in parts"),
         ("mesh.sequence", mesh.sequence > 1, "rows in parts"),
         ("mesh.expert", mesh.expert > 1, "experts in parts"),
+        (
+            "eval.prompts",
+            has_samples && mesh.zero == 3 && mesh.data > 1,
+            "texts of weights in parts",
+        ),
         ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
@@ -316,27 +394,30 @@ fn failure(error: TrainError) -> Failure {
     Failure::input(error)
 }
 
+/// What the model's folder says about text.
+fn bundle(run: &TrainConfig) -> Result<TextBundle> {
+    TextBundle::load(&run.model).map_err(|errors| {
+        let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
+        Failure::inputs(format!("{}", run.model.display()), problems)
+    })
+}
+
 fn open_data(
     config: &DataConfig,
     run: &TrainConfig,
+    bundle: &TextBundle,
     model: &Model,
     cx: &Context,
 ) -> Result<Dataset> {
-    let bundle = match TextBundle::load(&run.model) {
-        Ok(bundle) => bundle,
-        Err(errors) => {
-            let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
-            return Err(Failure::inputs(format!("{}", run.model.display()), problems));
-        }
-    };
+    let reading = Reading::new();
     let vocab_size = model.artifact().manifest().model.vocab_size;
     let context = DataContext {
-        bundle: &bundle,
+        bundle,
         vocab_size: usize::try_from(vocab_size).unwrap_or(usize::MAX),
         cache_dir: &cache_dir(),
         seed: run.train.seed,
         threads: cx.threads().get(),
-        progress: &|_| {},
+        progress: &|progress| reading.show(progress),
     };
     Dataset::open(config, &context).map_err(|errors| {
         let problems: Vec<String> = errors.iter().map(ToString::to_string).collect();
@@ -352,4 +433,33 @@ fn cache_dir() -> PathBuf {
         .or_else(|| var("HOME").map(|dir| dir.join(".cache/brolly")))
         .unwrap_or_else(|| std::env::temp_dir().join("brolly-cache"));
     dir.join("tokens")
+}
+
+/// What is about to be done, in a few lines.
+fn tell_plan(
+    config: &TrainConfig,
+    step: &TrainStep,
+    dataset: &Dataset,
+    done: u64,
+    plan: &Plan,
+) -> Result<()> {
+    let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
+    let (rows, documents) = (dataset.rows(), dataset.documents());
+    output::tell(&format!(
+        "{elements} parameters, {} steps from {} on, {rows} rows of {} tokens from {documents} \
+         documents\n{}",
+        config.train.steps,
+        done + 1,
+        dataset.seq_len(),
+        plan.table(),
+    ));
+    let ranks = step.rank().data_ranks();
+    if ranks > 1 {
+        output::tell(&format!(
+            "{ranks} ranks, ZeRO stage {}: this is one's, which sends {} in a step\n",
+            config.mesh.zero,
+            table::bytes(sent::bytes(step, config.train.grad_accum as u64)),
+        ));
+    }
+    plan.check(config.memory.device.map(|size| size.0))
 }

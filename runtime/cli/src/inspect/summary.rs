@@ -26,6 +26,9 @@ pub(crate) struct Summary {
     /// Bytes by use, for `threads` threads and one sequence of the greatest length.
     pub(crate) memory: Memory,
     pub(crate) threads: usize,
+    /// What states are for.
+    #[serde(skip)]
+    pub(crate) states: &'static str,
     /// The sum of `memory`.
     pub(crate) predicted_peak_bytes: u64,
 }
@@ -56,6 +59,10 @@ impl Summary {
             keys_values: manifest.programs.iter().find_map(KeysValues::of),
             memory,
             threads,
+            states: match is_training(manifest) {
+                true => "training's state",
+                false => "keys and values",
+            },
             predicted_peak_bytes: memory.total(),
         })
     }
@@ -93,7 +100,7 @@ impl Summary {
             ("code", m.code_bytes),
             ("arena", m.arena_bytes),
             ("scratch", m.scratch_bytes),
-            ("keys and values", m.state_bytes),
+            (self.states, m.state_bytes),
             ("host", m.host_bytes),
         ]
     }
@@ -111,6 +118,10 @@ impl Summary {
         memory.row(["predicted peak".into(), table::bytes(self.predicted_peak_bytes)]);
         format!("{}\n{}", facts.render(), memory.render())
     }
+}
+
+fn is_training(manifest: &Manifest) -> bool {
+    manifest.programs.iter().any(|program| &*program.name == "update")
 }
 
 /// Values for the symbols in the types of states: room for one sequence of the greatest length.

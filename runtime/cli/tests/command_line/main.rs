@@ -56,7 +56,7 @@ fn file(name: &str, bytes: &[u8]) -> String {
 fn help_is_a_result_and_has_examples() {
     for command in [
         "compile", "check", "generate", "score", "embed", "exec", "serve", "inspect", "bench",
-        "opt", "train",
+        "opt", "train", "plan",
     ] {
         let help = accepted(&[command, "--help"]);
         assert!(help.contains("Example") && help.contains("--threads"), "{command}: {help}");

@@ -1,18 +1,18 @@
 //! Training runs: what they write, and that ends of every kind lose nothing.
 
+mod killed;
+mod planned;
 mod ranks;
+mod sampled;
 
 use std::{
     fs,
     path::{Path, PathBuf},
-    process::Stdio,
-    thread::sleep,
-    time::{Duration, Instant},
 };
 
 use serde_json::Value;
 
-use crate::{DIR, accepted, brolly, file, refused};
+use crate::{DIR, accepted, file, refused};
 
 fn data(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
@@ -50,55 +50,37 @@ tensorboard = "{shown}/runs"
     (file(&format!("{name}.toml"), text.as_bytes()), dir)
 }
 
+/// What was written of each step, the last line of a step counting. Steps must follow each other,
+/// but for those that are run again.
+fn lines(dir: &Path) -> Vec<Value> {
+    let mut lines: Vec<Value> = Vec::new();
+    for text in fs::read_to_string(dir.join("metrics.jsonl")).unwrap().lines() {
+        let line: Value = serde_json::from_str(text).unwrap_or_else(|e| panic!("{e}: {text}"));
+        if line.get("loss").is_none() {
+            continue;
+        }
+        let step = usize::try_from(line["step"].as_u64().unwrap()).unwrap();
+        assert!((1..=lines.len() + 1).contains(&step), "step {step} after {}", lines.len());
+        lines.truncate(step - 1);
+        lines.push(line);
+    }
+    lines
+}
+
 /// Of each step the loss that was written last, as text.
 fn losses(dir: &Path) -> Vec<String> {
-    let mut losses = Vec::new();
-    for line in fs::read_to_string(dir.join("metrics.jsonl")).unwrap().lines() {
-        let Ok(line) = serde_json::from_str::<Value>(line) else { continue };
-        let step = usize::try_from(line["step"].as_u64().unwrap()).unwrap();
-        losses.resize(losses.len().max(step), String::new());
-        losses[step - 1] = line["loss"].to_string();
-    }
-    losses
+    lines(dir).iter().map(|line| line["loss"].to_string()).collect()
+}
+
+/// Tales for the small language model.
+fn tales(name: &str) -> String {
+    let tale = "Once upon a time there was a king who had two sons. The eldest went into the wood.";
+    let lines = (0..20).map(|i| format!("{{\"text\": \"{i}. {tale}\"}}\n"));
+    file(name, lines.collect::<String>().as_bytes())
 }
 
 fn model(dir: &Path) -> Vec<u8> {
     fs::read(dir.join("ckpt/final/model.safetensors")).unwrap()
-}
-
-#[test]
-fn a_run_that_is_killed_at_any_moment_goes_on_with_the_same_bits() {
-    const STEPS: u64 = 24;
-    let (config, whole) = run("train-whole", STEPS, 8);
-    accepted(&["train", &config]);
-    let want = losses(&whole);
-    assert_eq!(want.len() as u64, STEPS);
-    assert!(whole.join("ckpt/final/config.json").is_file());
-    assert!(fs::read_dir(whole.join("runs")).unwrap().count() > 0);
-
-    let said = refused(&["train", &config], 1);
-    assert!(said.contains("--resume"), "{said}");
-
-    let (config, killed) = run("train-killed", STEPS, 2);
-    let mut begun = Instant::now();
-    for moment in [150, 400, 650, 300, 900] {
-        let mut child = brolly(&["train", &config, "--resume"]);
-        let mut child = child.stderr(Stdio::null()).spawn().unwrap();
-        // From the first step on, which comes after the compiled step is found in the cache.
-        let before = fs::metadata(killed.join("metrics.jsonl")).map_or(0, |m| m.len());
-        let grown = || fs::metadata(killed.join("metrics.jsonl")).is_ok_and(|m| m.len() > before);
-        while !grown() && child.try_wait().unwrap().is_none() {
-            assert!(begun.elapsed() < Duration::from_secs(60), "no step in a minute");
-            sleep(Duration::from_millis(5));
-        }
-        sleep(Duration::from_millis(moment / 3));
-        let _ = child.kill();
-        child.wait().unwrap();
-        begun = Instant::now();
-    }
-    accepted(&["train", &config, "--resume"]);
-    assert_eq!(losses(&killed), want);
-    assert!(model(&killed) == model(&whole));
 }
 
 #[test]

@@ -1,15 +1,15 @@
-//! The tables of a few keys: `[train]`, `[memory]`, `[checkpoint]`, `[log]`, `[eval]`, `[lora]`,
-//! `[[groups]]`.
+//! The tables of a few keys: `[train]`, `[memory]`, `[checkpoint]`, `[log]`, `[lora]`, `[[groups]]`.
 
 use std::path::PathBuf;
 
+use ir::DType;
 use regex::Regex;
 use serde::{Serialize, Serializer};
 
 use super::{Init, limits::Limits, section::Section, size::ByteSize};
 
 /// More steps than anyone takes; sums of a few of them fit into 64 bits.
-const MAX_STEPS: u64 = 1 << 40;
+pub(super) const MAX_STEPS: u64 = 1 << 40;
 
 /// `[train]`: how long, in which precision, from which random numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -37,14 +37,28 @@ pub enum Precision {
     F16,
 }
 
+const TYPES: [(&str, Precision); 3] =
+    [("f32", Precision::F32), ("bf16", Precision::Bf16), ("f16", Precision::F16)];
+
+impl Precision {
+    /// The element type; `None` for f32, which everything is without being asked.
+    #[must_use]
+    pub fn narrow(self) -> Option<DType> {
+        match self {
+            Precision::F32 => None,
+            Precision::Bf16 => Some(DType::Bf16),
+            Precision::F16 => Some(DType::F16),
+        }
+    }
+}
+
 pub(super) fn steps(mut table: Section<'_>) -> Option<StepsConfig> {
     let steps = table.count("steps", 1..=MAX_STEPS);
     if !table.has("steps") {
         table.missing("steps", "write how many updates to make, such as steps = 1000");
     }
     let grad_accum = table.size("grad_accum", 1..=1 << 20).unwrap_or(1);
-    let types = [("f32", Precision::F32), ("bf16", Precision::Bf16), ("f16", Precision::F16)];
-    let dtype = table.choice("dtype", &types).unwrap_or_default();
+    let dtype = table.choice("dtype", &TYPES).unwrap_or_default();
     // TOML has integers of 64 bits with a sign.
     let seed = table.count("seed", 0..=i64::MAX as u64).unwrap_or(0);
     table.finish();
@@ -135,6 +149,8 @@ pub struct CheckpointConfig {
     pub every: u64,
     /// The newest are kept.
     pub keep: usize,
+    /// What the parameters are stored as in `final`; checkpoints have them in f32.
+    pub final_dtype: Precision,
 }
 
 pub(super) fn checkpoint(mut table: Section<'_>, steps: Option<u64>) -> CheckpointConfig {
@@ -144,8 +160,9 @@ pub(super) fn checkpoint(mut table: Section<'_>, steps: Option<u64>) -> Checkpoi
         table.note("every", "is more than `train.steps`: the end alone is saved");
     }
     let keep = table.size("keep", 1..=1 << 20).unwrap_or(3);
+    let final_dtype = table.choice("final_dtype", &TYPES).unwrap_or_default();
     table.finish();
-    CheckpointConfig { dir, every, keep }
+    CheckpointConfig { dir, every, keep, final_dtype }
 }
 
 /// `[log]`: where metrics go.
@@ -164,25 +181,6 @@ pub(super) fn log(mut table: Section<'_>) -> LogConfig {
     let [jsonl, tensorboard] = ["jsonl", "tensorboard"].map(&mut path);
     table.finish();
     LogConfig { jsonl, tensorboard }
-}
-
-/// `[eval]`: the loss on other data, now and then.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
-pub struct EvalConfig {
-    /// A file or folder as `data.train`, taken once and in order.
-    pub data: PathBuf,
-    /// Steps from one evaluation to the next.
-    pub every: u64,
-}
-
-pub(super) fn eval(mut table: Section<'_>) -> Option<EvalConfig> {
-    let data = table.text("data");
-    if !table.has("data") {
-        table.missing("data", "write data = \"FILE\"");
-    }
-    let every = table.count("every", 1..=MAX_STEPS).unwrap_or(50);
-    table.finish();
-    Some(EvalConfig { data: data?.into(), every })
 }
 
 /// `[lora]`: low-rank updates beside frozen weights. Hu et al. 2021, arXiv:2106.09685.

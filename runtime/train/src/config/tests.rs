@@ -133,6 +133,12 @@ fn contradictions_are_named() {
         ("[[groups]]\nregex = \"a(\"\nlr = 1\n", "`groups[0].regex` is no regular expression: "),
         ("[[groups]]\nlr = 1\n", "`groups[0].regex` is missing"),
         ("[eval]\nevery = 3\n", "`eval.data` is missing"),
+        (
+            "[eval]\nprompts = [\"a\", \"b\"]\nsamples = 33\n",
+            "`eval.prompts` make more than 64 samples at once",
+        ),
+        ("[eval]\ndata = \"b\"\nprompts = []\n", "`eval.prompts` is"),
+        ("[eval]\ndata = \"b\"\ntemperature = -1\n", "`eval.temperature` is -1, and must be"),
         ("[lora]\nalpha = 3\n", "`lora.rank` is missing"),
         ("[memory]\noffload = \"nvme:\"\n", "`memory.offload` is \"nvme:\", and must be"),
         ("[memory]\ndevice = \"80 bananas\"\n", "`memory.device` is \"80 bananas\", and must be"),
@@ -168,7 +174,8 @@ fn rows_of_tokens_are_known_by_name() {
 #[test]
 fn keys_without_effect_are_notes() {
     let adam = "[optimizer]\nname = \"sgd\"\nbetas = [0.9, 0.95]\neps = 1e-8\nmin_lr = 0.0\n\
-                warmup_steps = 200\n[checkpoint]\nevery = 1000\n[mesh]\nzero = 2\n";
+                warmup_steps = 200\n[checkpoint]\nevery = 1000\n[eval]\ndata = \"b\"\n\
+                samples = 2\n[mesh]\nzero = 2\n";
     assert_eq!(
         notes(&format!("{LEAST}{adam}")),
         [
@@ -177,6 +184,7 @@ fn keys_without_effect_are_notes() {
             "`optimizer.min_lr` has no effect: the schedule is constant",
             "`optimizer.warmup_steps` is 200 of 100 steps: `optimizer.lr` is never reached",
             "`checkpoint.every` is more than `train.steps`: the end alone is saved",
+            "`eval.samples` has no effect without `prompts`",
             "`mesh.zero` has no effect: there is one rank along `mesh.data`",
         ]
     );

@@ -6,9 +6,10 @@ use driver::Compiled;
 use ir::artifact::Artifact;
 use serde::Serialize;
 
-use super::{Shown, options::Prepared};
+use super::{Shown, options::Prepared, training::training_options};
 use crate::{
     args::Compile,
+    commands::configuration,
     context::Context,
     failure::{Failure, Result},
     inspect::{FusionCount, Report, Summary, counts, fusion_table},
@@ -28,9 +29,17 @@ struct Document<'a> {
 }
 
 pub(crate) fn compile(args: &Compile, cx: &Context) -> Result<()> {
-    let model = &args.model;
+    let given = &args.model;
+    let config = match given.extension().is_some_and(|e| e.eq_ignore_ascii_case("toml")) {
+        true => Some(configuration(given)?),
+        false => None,
+    };
+    let model = config.as_ref().map_or(given, |config| &config.model);
     check_output(model, &args.output)?;
-    let options = Prepared::new(model, &args.options, cx)?.checked(model)?;
+    let options = match &config {
+        Some(config) => training_options(config, &args.options, cx)?,
+        None => Prepared::new(model, &args.options, cx)?.checked(model)?,
+    };
     let progress = Shown::new(model, cx);
     let compiled = driver::compile(model, &args.output, &options, &progress)
         .map_err(|e| super::failure(model, &e, Vec::new()))?;

@@ -52,6 +52,7 @@ pub(super) fn bare(
         target,
         quantize,
         training: None,
+        samples: false,
         kv_dtype,
         text,
         threads,

@@ -3,13 +3,15 @@
 use std::sync::Arc;
 
 use driver::{Cache, CompileOptions, Group, Keep, Training, Update, Zero};
-use ir::{DType, Target, artifact::Artifact};
-use train::{Optimizer, Precision, Recompute, TrainConfig};
+use ir::artifact::Artifact;
+use train::{Optimizer, Recompute, StepSettings, TrainConfig};
 
-use super::{Shown, failure};
+use super::{Shown, failure, options};
 use crate::{
+    args,
     context::Context,
     failure::{Failure, Result},
+    source,
 };
 
 /// The training artifact of a configuration, from the user's cache or compiled into it.
@@ -21,49 +23,62 @@ pub(crate) fn training_artifact(
     cx: &Context,
 ) -> Result<Arc<Artifact>> {
     let cache = Cache::user();
-    let options = options(config, memory, &cache, cx)?;
+    let mut options = training_options(config, &args::CompileOptions::default(), cx)?;
+    if let Some(training) = &mut options.training {
+        training.memory = training.memory.or(memory);
+    }
     let progress = Shown::new(&config.model, cx);
     let compiled = |e| failure(&config.model, &e, Vec::new());
     let (path, _) = cache.artifact(&config.model, &options, &progress).map_err(compiled)?;
     Artifact::open(&path).map(Arc::new).map_err(Failure::input)
 }
 
-fn options(
+/// How the step of a configuration is compiled. Of the flags those hold that say for which
+/// machine; the others a configuration decides itself.
+pub(super) fn training_options(
     config: &TrainConfig,
-    memory: Option<u64>,
-    cache: &Cache,
+    flags: &args::CompileOptions,
     cx: &Context,
 ) -> Result<CompileOptions> {
+    let machine = args::CompileOptions {
+        target: flags.target.clone(),
+        target_cpu: flags.target_cpu,
+        no_kernel_cache: flags.no_kernel_cache,
+        tuning: flags.tuning.clone(),
+        ..args::CompileOptions::default()
+    };
+    let others = args::CompileOptions {
+        target: None,
+        target_cpu: None,
+        no_kernel_cache: false,
+        tuning: None,
+        ..flags.clone()
+    };
+    if let Some(flag) = source::first_set(&others) {
+        return Err(Failure::Usage(format!(
+            "{flag} is for a model: a configuration says itself what is trained"
+        )));
+    }
+    let options = options::bare(&config.model, &machine, cx)?;
+    let settings = StepSettings::of(config).map_err(Failure::input)?;
     let tokens = config.data.seq_len.saturating_mul(config.data.micro_batch) as u64;
-    let mut import = frontend_options();
+    let mut import = options.import.clone();
     import.max_seq_len = Some(config.data.seq_len as u64);
     import.max_batch_tokens = tokens;
     // Documents may be as short as a token.
     import.max_sequences = tokens;
     import.logit_rows = tokens;
-    import.dtype = match config.train.dtype {
-        Precision::F32 => None,
-        Precision::Bf16 => Some(DType::Bf16),
-        Precision::F16 => Some(DType::F16),
-    };
+    import.dtype = config.train.dtype.narrow();
     Ok(CompileOptions {
         import,
-        target: Target::x86_64_v3(),
-        quantize: None,
-        training: Some(training(config, memory)?),
-        kv_dtype: DType::F32,
-        text: serde_json::Value::Null,
-        threads: Some(cx.threads()),
-        kernel_cache: Some(cache.kernels()),
-        tuning: Default::default(),
+        training: Some(training(config)?),
+        samples: config.eval.as_ref().is_some_and(|eval| eval.sequences() > 0),
+        text: serde_json::json!({ "training": settings }),
+        ..options
     })
 }
 
-fn frontend_options() -> driver::ImportOptions {
-    Default::default()
-}
-
-fn training(config: &TrainConfig, memory: Option<u64>) -> Result<Training> {
+fn training(config: &TrainConfig) -> Result<Training> {
     let weight_decay = config.optimizer.weight_decay;
     let mut others = None;
     let update = match config.optimizer.rule {
@@ -90,6 +105,6 @@ fn training(config: &TrainConfig, memory: Option<u64>) -> Result<Training> {
         Recompute::Auto => None,
         Recompute::Full => Some(Keep::Input),
     };
-    let memory = config.memory.device.map(|size| size.0).or(memory);
+    let memory = config.memory.device.map(|size| size.0);
     Ok(Training { update, others, groups, zero, keep, memory })
 }

@@ -5,6 +5,8 @@ use std::time::Duration;
 use indicatif::{ProgressBar, ProgressStyle};
 use train::Line;
 
+use crate::output;
+
 /// A bar with loss, speed and the time that is left; nothing where stderr is no terminal, or for
 /// ranks that do not show one.
 pub(super) struct Bar(ProgressBar);
@@ -21,6 +23,11 @@ impl Bar {
         }
         bar.enable_steady_tick(Duration::from_millis(200));
         Bar(bar)
+    }
+
+    /// Tells something that stays, above the bar.
+    pub(super) fn above(&self, text: &str) {
+        self.0.suspend(|| output::tell(text));
     }
 
     pub(super) fn show(&self, line: &Line) {

@@ -2,10 +2,13 @@
 
 use std::{
     net::TcpListener,
-    process::{Child, Command},
+    process::{Child, Command, Stdio},
+    thread::sleep,
+    time::{Duration, Instant},
 };
 
 use super::*;
+use crate::brolly;
 
 /// A run on a mesh, as [`run`] makes one.
 fn run_on(name: &str, steps: u64, every: u64, mesh: &str) -> (String, PathBuf) {

@@ -1,0 +1,49 @@
+//! The artifact that a run's step comes from.
+
+use std::{path::Path, sync::Arc};
+
+use ir::artifact::Artifact;
+use serde::Deserialize;
+use train::{StepSettings, TrainConfig};
+
+use super::failure;
+use crate::{
+    commands::training_artifact,
+    context::Context,
+    failure::{Failure, Result},
+};
+
+/// What an artifact says of the run that it was compiled for.
+#[derive(Deserialize)]
+struct Told {
+    training: StepSettings,
+}
+
+/// The artifact at `file`, which must be for such a configuration; without a file the user's cache
+/// has it, or it is compiled into it, for that many bytes of memory if the configuration says
+/// nothing.
+pub(super) fn open(
+    config: &TrainConfig,
+    file: Option<&Path>,
+    memory: Option<u64>,
+    cx: &Context,
+) -> Result<Arc<Artifact>> {
+    let Some(file) = file else { return training_artifact(config, memory, cx) };
+    let artifact = Artifact::open(file).map_err(Failure::input)?;
+    let Ok(Told { training }) = artifact.text::<Told>() else {
+        return Err(Failure::input(format!(
+            "--artifact {}: holds no training step; `brolly compile CONFIG.toml -o FILE` makes one \
+             that does",
+            file.display()
+        )));
+    };
+    let wanted = StepSettings::of(config).map_err(failure)?;
+    let differences = wanted.differences(&training);
+    if differences.is_empty() {
+        return Ok(Arc::new(artifact));
+    }
+    let file = file.display();
+    let headline = format!("--artifact {file}: is for another step; compile it again");
+    let differences = differences.into_iter().map(|text| format!("{file}: {text}"));
+    Err(Failure::inputs(headline, differences.collect()))
+}
