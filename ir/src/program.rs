@@ -210,7 +210,7 @@ impl CollectiveOp {
     }
 }
 
-/// A collective between launches.
+/// A collective between launches, or beside some.
 ///
 /// Ranks run one program, so they come to their collectives in one order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -229,8 +229,11 @@ pub struct Collective {
     pub input: Place,
     /// Where the result begins: of a gather, perhaps around the operand.
     pub output: Place,
-    /// Number of the launch before which it takes place, [`Program::launches`]`.len()` at the end.
-    pub before: u32,
+    /// Number of the launch before which it may begin, [`Program::launches`]`.len()` at the end.
+    pub start: u32,
+    /// Number of the launch before which it has ended. Launches between the two leave alone what it
+    /// reads and writes.
+    pub end: u32,
     /// What it is about, for people.
     pub label: String,
 }

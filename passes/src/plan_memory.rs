@@ -59,6 +59,7 @@ pub fn plan_memory(
     for id in graph.topo() {
         planner.visit(id);
     }
+    planner.catch_up();
     planner.finish(entry)
 }
 
@@ -104,6 +105,10 @@ struct Planner<'a> {
     spec_numbers: HashMap<SpecKey, u32>,
     launches: Vec<(u32, Vec<Option<Storage>>, String)>,
     collectives: Vec<Planned>,
+    /// Before which launches something was gathered.
+    gathers: Vec<u32>,
+    /// Nodes that wait for a reduction to end.
+    late: Vec<NodeId>,
     parts: Vec<Part>,
     shards: Vec<Sharded>,
     errors: Vec<PassError>,
@@ -114,6 +119,8 @@ struct Planned {
     collective: Collective,
     input: Storage,
     output: Storage,
+    /// Whether it is known before which launch it has ended.
+    has_ended: bool,
 }
 
 type SpecKey = (&'static str, Attrs, Vec<Option<Layout>>, Vec<Layout>);
@@ -149,6 +156,8 @@ impl<'a> Planner<'a> {
             spec_numbers: HashMap::new(),
             launches: Vec::new(),
             collectives: Vec::new(),
+            gathers: Vec::new(),
+            late: Vec::new(),
             parts: parts.collect(),
             shards: shards.collect(),
             errors: Vec::new(),
@@ -201,6 +210,14 @@ impl<'a> Planner<'a> {
     }
 
     fn visit(&mut self, id: NodeId) {
+        if self.may_be_late(id) {
+            self.late.push(id);
+        } else {
+            self.visit_now(id);
+        }
+    }
+
+    fn visit_now(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let value = Value { node: id, port: 0 };
         let inputs: Option<Vec<Option<Storage>>> = node
@@ -297,16 +314,25 @@ impl<'a> Planner<'a> {
         Some(to)
     }
 
-    /// A collective before the next launch. What it reads and writes is alive from the launch before
-    /// on to the next.
+    /// A collective, which begins as early as its operand is there, and ends before the first launch
+    /// that reads its result.
+    ///
+    /// What is gathered of a state begins when the gathering before it has ended, so that it comes
+    /// while a layer is computed: what two layers gather is there at once, and no more.
     fn collective(&mut self, id: NodeId, inputs: &[Option<Storage>]) {
         let node = self.graph.node(id);
         let op = CollectiveOp::find(node.op.name()).expect("a collective");
+        let mut start = self.now();
+        if op != CollectiveOp::AllGather {
+            // What was reduced last is used now, while this is reduced.
+            self.catch_up();
+        }
         let mut input = inputs[0].clone().expect("operand");
         if !input.layout.is_contiguous() {
             let Some(copy) = self.copy(id, &input, None) else { return };
-            input = copy;
+            (input, start) = (copy, self.now());
         }
+        self.end_collectives(input.memory, false);
         let ty = node.results()[0].ty.clone();
         // A view may be of what others read.
         let is_last_use = |x: &Storage| {
@@ -314,7 +340,9 @@ impl<'a> Planner<'a> {
             let is_buffer = matches!(x.memory, Memory::Buffer(_)) && self.is_kernel(v.node);
             is_buffer && self.is_read_before(v, id)
         };
-        let output = match (op, node.inputs().get(1).copied().flatten()) {
+        let now = self.now();
+        let into = node.inputs().get(1).copied().flatten();
+        let output = match (op, into) {
             (_, Some(into)) => {
                 if let Err(why) = self.may_update(id, into) {
                     self.fail(id, format!("cannot write into its operand: it {why}"));
@@ -323,18 +351,23 @@ impl<'a> Planner<'a> {
                 inputs[1].clone().expect("there")
             }
             (CollectiveOp::AllReduce, None) if is_last_use(&input) => input.clone(),
+            (CollectiveOp::AllGather, None) if self.is_constant_state(node.input(0)) => {
+                if self.gathers.last() != Some(&now) {
+                    self.gathers.push(now);
+                }
+                start = self.gathers.iter().rev().nth(1).copied().unwrap_or(0);
+                self.fresh(&self.label(id), &ty)
+            }
             _ => self.fresh(&self.label(id), &ty),
         };
+        if let (Memory::Buffer(b), None) = (output.memory, into) {
+            let first = &mut self.buffers[b].first;
+            *first = start.min(*first);
+        }
         let whole = match op {
             CollectiveOp::AllGather => &ty,
             _ => self.graph.ty(node.input(0)),
         };
-        let now = self.now();
-        for s in [&input, &output] {
-            if let Memory::Buffer(b) = s.memory {
-                self.buffers[b].last = now;
-            }
-        }
         let nowhere = Place { region: Region::Null, offset: Dim::from(0) };
         let collective = Collective {
             op,
@@ -344,11 +377,62 @@ impl<'a> Planner<'a> {
             elements: whole.elements(),
             input: nowhere.clone(),
             output: nowhere,
-            before: now,
+            start,
+            end: now,
             label: self.label(id),
         };
         self.storage.insert(Value { node: id, port: 0 }, output.clone());
-        self.collectives.push(Planned { collective, input, output });
+        self.collectives.push(Planned { collective, input, output, has_ended: false });
+    }
+
+    /// Whether a value is a state that this program leaves as it is.
+    fn is_constant_state(&self, v: Value) -> bool {
+        let node = self.graph.node(v.node);
+        let is_updated = || {
+            let name = self.graph.param_name(v.node);
+            self.state_outputs.values().any(|state| **state == *name)
+        };
+        let is_state = self.storage.get(&v).is_some_and(|s| matches!(s.memory, Memory::State(_)));
+        node.op.name() == "param" && is_state && !is_updated()
+    }
+
+    /// Ends the collectives before the next launch that make what it reads, or use what it writes.
+    fn end_collectives(&mut self, memory: Memory, is_written: bool) {
+        let now = self.now();
+        for planned in self.collectives.iter_mut().filter(|planned| !planned.has_ended) {
+            let is_read = is_written && planned.input.memory == memory;
+            if is_read || planned.output.memory == memory {
+                planned.has_ended = true;
+                planned.collective.end = now;
+                for storage in [&planned.input, &planned.output] {
+                    if let Memory::Buffer(b) = storage.memory {
+                        let last = &mut self.buffers[b].last;
+                        *last = now.max(*last);
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a node does nothing but add up the result of a reduction, which nobody waits for.
+    fn may_be_late(&self, id: NodeId) -> bool {
+        let node = self.graph.node(id);
+        let is_reduced = |v: &Value| {
+            let op = CollectiveOp::find(self.graph.node(v.node).op.name());
+            matches!(op, Some(CollectiveOp::AllReduce | CollectiveOp::ReduceScatter))
+        };
+        let is_given = |v: &Value| self.graph.node(v.node).op.name() == "param";
+        let mut inputs = node.inputs().iter().flatten();
+        self.graph.users(id).is_empty()
+            && node.inputs().iter().flatten().any(is_reduced)
+            && inputs.all(|v| is_reduced(v) || is_given(v))
+    }
+
+    /// Launches what waited for reductions.
+    fn catch_up(&mut self) {
+        for id in std::mem::take(&mut self.late) {
+            self.visit_now(id);
+        }
     }
 
     fn kernel(&mut self, id: NodeId, mut inputs: Vec<Option<Storage>>) {
@@ -460,6 +544,11 @@ impl<'a> Planner<'a> {
     }
 
     fn launch(&mut self, spec: KernelSpec, args: Vec<Option<Storage>>, label: String) {
+        for (i, s) in args.iter().enumerate() {
+            if let Some(s) = s {
+                self.end_collectives(s.memory, i >= spec.operands.len());
+            }
+        }
         let now = self.now();
         for s in args.iter().flatten() {
             if let Memory::Buffer(b) = s.memory {
@@ -510,6 +599,9 @@ impl<'a> Planner<'a> {
                 self.buffers[b].last = end;
             }
         }
+        let pending: Vec<Memory> = self.collectives.iter().map(|c| c.output.memory).collect();
+        pending.into_iter().for_each(|memory| self.end_collectives(memory, false));
+        self.collectives.sort_by_key(|planned| planned.collective.start);
         // Inputs are written before the first launch.
         for (_, _, b) in &self.inputs {
             self.buffers[*b].first = 0;

@@ -86,6 +86,7 @@ pub fn train_step(
     if !errors.is_empty() {
         return Err(errors);
     }
+    live::separate_weights(module).map_err(one)?;
     let graph =
         module.function(source).ok_or_else(|| vec![PassError::new(source, "no such function")])?;
     let with_loss = loss::with_loss(module, &graph.clone()).map_err(one)?;

@@ -45,6 +45,7 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
         quantize: None,
         training: None,
         samples: false,
+        is_plan: false,
         kv_dtype: DType::F32,
         text,
         threads: None,

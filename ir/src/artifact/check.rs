@@ -127,13 +127,14 @@ impl Checker<'_> {
         let Program { collectives, launches, symbols, .. } = self.program;
         let mut last = 0;
         for (i, collective) in collectives.iter().enumerate() {
-            let Collective { op, axis, ranks, dtype, elements, input, output, before, label } =
-                collective;
+            let Collective { op, axis, ranks, dtype, elements, .. } = collective;
+            let Collective { input, output, start, end, label, .. } = collective;
             let name = move || format!("collective {i} (`{label}`)");
-            self.check(last <= *before && *before as usize <= launches.len(), || {
-                format!("{}: before launch {before} is out of order", name())
+            let in_order = last <= *start && start <= end && *end as usize <= launches.len();
+            self.check(in_order, || {
+                format!("{}: from launch {start} to launch {end} is out of order", name())
             });
-            last = *before;
+            last = *start;
             let is_sum = *op != CollectiveOp::AllGather;
             let has_sum = matches!(
                 dtype,

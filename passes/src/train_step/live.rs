@@ -23,14 +23,7 @@ pub fn live_weights(
     sharding: &Sharding,
 ) -> Result<Vec<State>, PassError> {
     let wrap = |e: OpError| PassError::new(entry, e);
-    let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
-    for name in names {
-        let graph = &module.functions[&name];
-        if graph.topo().into_iter().any(|id| parts(graph, id).is_some()) {
-            let graph = in_parts(module, graph).map_err(|e| PassError::new(&name, e))?;
-            module.add(graph);
-        }
-    }
+    separate_weights(module)?;
     let source = module.function(entry).ok_or_else(|| PassError::new(entry, "no such function"))?;
     let source = source.clone();
     let mut live = EntryBuilder::new(module, entry);
@@ -41,6 +34,20 @@ pub fn live_weights(
     let live = live.finish();
     module.add(live.graph);
     Ok(live.states)
+}
+
+/// Makes products that read two weights as one into their parts, which have the same bits: weights
+/// that are updated are not packed together.
+pub(super) fn separate_weights(module: &mut Module) -> Result<(), PassError> {
+    let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
+    for name in names {
+        let graph = &module.functions[&name];
+        if graph.topo().into_iter().any(|id| parts(graph, id).is_some()) {
+            let graph = in_parts(module, graph).map_err(|e| PassError::new(&name, e))?;
+            module.add(graph);
+        }
+    }
+    Ok(())
 }
 
 /// What computes the same as a product over two weights that were packed together.

@@ -16,8 +16,8 @@ pub(super) enum Residual {
 }
 
 pub(super) struct Cut {
-    /// The function and what is kept.
-    pub(super) forward: Graph,
+    /// The function and what is kept; absent where that is nothing.
+    pub(super) forward: Option<Graph>,
     pub(super) residuals: Vec<Residual>,
     pub(super) backward: Graph,
 }
@@ -45,9 +45,10 @@ pub(super) fn cut(
         Residual::Result(at)
     });
     let residuals: Vec<Residual> = residuals.collect();
-    let forward = forward_form(module, source, joint, &outputs, forward)?;
+    let keeps = residuals.iter().any(|r| matches!(r, Residual::Result(_)));
+    let forward = keeps.then(|| forward_form(module, source, joint, &outputs, forward));
     let backward = backward_form(module, source, joint, &reached, backward)?;
-    Ok(Cut { forward, residuals, backward })
+    Ok(Cut { forward: forward.transpose()?, residuals, backward })
 }
 
 /// What gradients are computed from.

@@ -136,8 +136,9 @@ impl<'a> Forms<'a> {
                 return None;
             }
         };
-        let [forward, backward] = [&cut.forward, &cut.backward].map(|form| form.name.clone());
-        [cut.forward, cut.backward].into_iter().for_each(|form| self.module.add(form));
+        let forward = cut.forward.as_ref().map_or(callee.clone(), |f| f.name.clone());
+        let backward = cut.backward.name.clone();
+        cut.forward.into_iter().chain([cut.backward]).for_each(|f| self.module.add(f));
         let cotangents = results.iter().enumerate().filter(|(_, takes)| **takes).map(|(i, _)| i);
         Some(Form {
             forward,

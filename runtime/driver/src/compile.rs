@@ -56,6 +56,9 @@ pub struct CompileOptions {
     /// Whether an artifact that trains also has the entry `step`, which serves the weights as they
     /// are.
     pub samples: bool,
+    /// Whether a training step that needs more memory than it may have is compiled all the same, in
+    /// the form that needs least, to be looked at.
+    pub is_plan: bool,
     /// How a language model keeps keys and values: f32, bf16, f16, or i8 with an f32 scale for
     /// each token and head.
     pub kv_dtype: DType,
@@ -129,7 +132,8 @@ fn run_passes(
     stages: &mut Stages<'_>,
 ) -> Result<(), CompileError> {
     let mut fork = None;
-    fit::lower(module, cx, options.training.as_ref(), |pass, module, cx| {
+    let (training, must_fit) = (options.training.as_ref(), !options.is_plan);
+    fit::lower(module, cx, training, must_fit, |pass, module, cx| {
         stages.run(pass.name, 0, || pass.run(module, cx))?;
         if options.samples && pass.name == live::FORK {
             fork = Some(Live::new(module));

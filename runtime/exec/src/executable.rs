@@ -20,6 +20,7 @@ use crate::{
     Arena, ExecError, Groups, Model, States, Trace,
     bind::{Symbolic, Values},
     launch::{LaunchList, Scratch},
+    meeting::Started,
 };
 
 /// A loaded entry point with an arena of its own.
@@ -48,8 +49,8 @@ pub struct Executable {
     scratch_stride: usize,
     buffers: Buffers,
     times: Option<Vec<Duration>>,
-    /// Of each collective of the last run.
-    waits: Vec<Duration>,
+    /// How long collectives of the last run were waited for, by their number.
+    waits: Vec<(usize, Duration)>,
     trace: Option<Trace>,
 }
 
@@ -125,8 +126,10 @@ struct Patch {
 /// Places and size of a collective.
 #[derive(Debug)]
 struct Meeting {
-    /// Before which launch it takes place.
-    before: usize,
+    /// Before which launch it begins.
+    start: usize,
+    /// Before which launch it has ended.
+    end: usize,
     elements: usize,
     input: (Base, usize),
     output: (Base, usize),
@@ -406,8 +409,8 @@ impl Executable {
             };
             let (input, output) = (address(&collective.input)?, address(&collective.output)?);
             let elements = size(&mut self.sizes, &collective.elements)?;
-            let before = collective.before as usize;
-            self.meetings.push(Meeting { before, elements, input, output });
+            let (start, end) = (collective.start as usize, collective.end as usize);
+            self.meetings.push(Meeting { start, end, elements, input, output });
         }
         let ports = [
             (&program.inputs, &mut self.inputs),
@@ -459,8 +462,11 @@ impl Executable {
             let program = self.program();
             let labels = program.launches.iter().map(|launch| launch.label.as_str());
             let launches = labels.zip(self.times.iter().flatten().copied());
-            let labels = program.collectives.iter().map(|c| (c.before as usize, c.label.as_str()));
-            let collectives = labels.zip(self.waits.iter().copied());
+            let label = |(i, took): &(usize, Duration)| {
+                let collective = &program.collectives[*i];
+                ((collective.end as usize, collective.label.as_str()), *took)
+            };
+            let collectives = self.waits.iter().map(label);
             trace.record_run(&program.name, start, launches, collectives);
         }
         Ok(())
@@ -488,28 +494,36 @@ impl Executable {
             };
             base.wrapping_add(size(offset))
         };
+        let mut under_way = UnderWay::default();
+        let mut next = 0;
         let mut done = 0;
-        let ends = self.meetings.iter().map(|meeting| meeting.before);
-        for (i, end) in ends.chain([program.launches.len()]).enumerate() {
-            if done < end {
-                // SAFETY: the artifact is trusted code whose kernels have this signature (see
-                // `ir::artifact`), and its places were checked to lie in the arena, the weights and
-                // the states at the bounds that the symbols were just compared with. Indices among
-                // the inputs lead nowhere else: kernels bound slots, blocks, positions and tokens,
-                // and segments were just checked. `&mut self` and `&mut States` of the callers keep
-                // everybody else away from what kernels write to.
-                unsafe { self.launches.run(pool, scratch, done..end, self.times.as_mut()) };
-                done = end;
+        loop {
+            while let Some(meeting) = self.meetings.get(next).filter(|m| m.start <= done) {
+                under_way.wait(done, &mut self.waits)?;
+                let (input, output) = (address(meeting.input), address(meeting.output));
+                let (collective, elements) = (&program.collectives[next], size(meeting.elements));
+                // SAFETY: as below; the planner puts operand and result apart or as `start` takes
+                // them, and no launch before its end uses them.
+                let started = unsafe { self.groups.start(collective, elements, input, output) };
+                under_way.0.push((next, meeting.end, started));
+                next += 1;
             }
-            let Some(meeting) = self.meetings.get(i) else { continue };
-            let start = self.times.is_some().then(Instant::now);
-            let (input, output) = (address(meeting.input), address(meeting.output));
-            let (collective, elements) = (&program.collectives[i], size(meeting.elements));
-            // SAFETY: as above; the planner puts operand and result apart or as `meet` takes them.
-            unsafe { self.groups.meet(collective, elements, input, output)? };
-            self.waits.extend(start.map(|start| start.elapsed()));
+            under_way.wait(done, &mut self.waits)?;
+            if done == program.launches.len() {
+                return Ok(());
+            }
+            let ends = under_way.0.iter().map(|(_, end, _)| *end);
+            let starts = self.meetings.get(next).map(|meeting| meeting.start);
+            let end = ends.chain(starts).min().unwrap_or(program.launches.len());
+            // SAFETY: the artifact is trusted code whose kernels have this signature (see
+            // `ir::artifact`), and its places were checked to lie in the arena, the weights and the
+            // states at the bounds that the symbols were just compared with. Indices among the
+            // inputs lead nowhere else: kernels bound slots, blocks, positions and tokens, and
+            // segments were just checked. `&mut self` and `&mut States` of the callers keep
+            // everybody else away from what kernels write to.
+            unsafe { self.launches.run(pool, scratch, done..end, self.times.as_mut()) };
+            done = end;
         }
-        Ok(())
     }
 
     /// Decides which launches are worth more than one thread: those that take longer than threads
@@ -599,6 +613,29 @@ impl Executable {
             let reason = "cannot be read: nothing has run, or it is a state";
             Symbolic::new(self.program()).port("output", name, reason)
         })
+    }
+}
+
+/// Collectives under way: number, the launch before which it has ended, and what it is waited for
+/// by.
+#[derive(Default)]
+struct UnderWay(Vec<(usize, usize, Started)>);
+
+impl UnderWay {
+    /// Waits for those that have to end before a launch.
+    fn wait(&mut self, launch: usize, waits: &mut Vec<(usize, Duration)>) -> Result<(), ExecError> {
+        let mut at = 0;
+        while let Some((_, end, _)) = self.0.get(at) {
+            if *end > launch {
+                at += 1;
+                continue;
+            }
+            let (number, _, started) = self.0.remove(at);
+            let start = Instant::now();
+            started.wait()?;
+            waits.push((number, start.elapsed()));
+        }
+        Ok(())
     }
 }
 

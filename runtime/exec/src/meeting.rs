@@ -8,7 +8,7 @@ use ir::{Collective, CollectiveOp, DType};
 
 use crate::{
     ExecError,
-    collectives::{CollectiveError, Group, Mesh, Reduce, Shards, World},
+    collectives::{CollectiveError, Group, Handle, Mesh, Reduce, Shards, Turn, World},
 };
 
 /// Whom a rank meets, by the axes of the mesh.
@@ -50,21 +50,21 @@ impl Groups {
         Ok(())
     }
 
-    /// Meets the other ranks.
+    /// Begins to meet the other ranks, on a thread of its own.
     ///
     /// # Safety
     /// `input` and `output` are of the elements that the collective takes and gives; nobody else
-    /// uses that memory meanwhile. They are apart, or equal, or the input is this rank's shard of
-    /// the output.
-    pub(crate) unsafe fn meet(
+    /// uses that memory until what is returned has been dropped. They are apart, or equal, or the
+    /// input is this rank's shard of the output.
+    pub(crate) unsafe fn start(
         &self,
         collective: &Collective,
         elements: usize,
         input: *const u8,
         output: *mut u8,
-    ) -> Result<(), ExecError> {
+    ) -> Started {
         let Collective { op, axis, dtype, label, .. } = collective;
-        let group = self.along(axis);
+        let (op, dtype, group) = (*op, *dtype, self.along(axis));
         let shards = Shards::even(elements, group.map_or(1, Group::size));
         let own = shards.range(group.map_or(0, Group::index));
         let bytes = |elements: usize| elements * dtype.size();
@@ -78,25 +78,78 @@ impl Groups {
             _ => output.cast_const(),
         };
         let is_there = std::ptr::eq(place, input);
-        // SAFETY: the caller's promise; an input that lies in the output gets no slice.
-        let (input, output) = unsafe {
-            let input = if is_there { &[] } else { slice::from_raw_parts(input, bytes(taken)) };
-            (input, slice::from_raw_parts_mut(output, bytes(given)))
-        };
+        let memory = Memory { input, taken: bytes(taken), output, given: bytes(given), is_there };
         let Some(group) = group else {
-            if !is_there {
+            // SAFETY: the caller's promise.
+            let (input, output) = unsafe { memory.slices() };
+            if let Some(input) = input {
                 output.copy_from_slice(input);
             }
-            return Ok(());
+            return Started { handle: None, label: label.clone() };
         };
-        let done = meet(group, (*op, *dtype), &shards, (!is_there).then_some(input), output);
-        done.map_err(|source| ExecError::Collective { label: label.clone(), source })
+        let handle = group.start(move |turn| {
+            let memory = memory;
+            // SAFETY: the caller's promise, and `Started` waits until this has run.
+            let (input, output) = unsafe { memory.slices() };
+            meet(turn, (op, dtype), &shards, input, output)
+        });
+        Started { handle: Some(handle), label: label.clone() }
+    }
+}
+
+/// Operand and result.
+struct Memory {
+    input: *const u8,
+    taken: usize,
+    output: *mut u8,
+    given: usize,
+    /// Whether the operand lies where the result is to have it.
+    is_there: bool,
+}
+
+// SAFETY: plain addresses of memory that nobody else uses while a collective is under way.
+unsafe impl Send for Memory {}
+
+impl Memory {
+    /// The operand, unless it lies in the result already, and the result.
+    ///
+    /// # Safety
+    /// Nobody else uses them.
+    unsafe fn slices<'a>(&self) -> (Option<&'a [u8]>, &'a mut [u8]) {
+        // SAFETY: the caller's promise; what lies in the result gets no slice of its own.
+        unsafe {
+            let input = (!self.is_there).then(|| slice::from_raw_parts(self.input, self.taken));
+            (input, slice::from_raw_parts_mut(self.output, self.given))
+        }
+    }
+}
+
+/// A collective under way, which has ended when this is gone.
+#[derive(Debug)]
+pub(crate) struct Started {
+    handle: Option<Handle<()>>,
+    label: String,
+}
+
+impl Started {
+    /// Waits for its end.
+    pub(crate) fn wait(mut self) -> Result<(), ExecError> {
+        let done = self.handle.take().map_or(Ok(()), Handle::wait);
+        let label = std::mem::take(&mut self.label);
+        done.map_err(|source| ExecError::Collective { label, source })
+    }
+}
+
+impl Drop for Started {
+    fn drop(&mut self) {
+        // A failure has been told where it was waited for first.
+        let _ = self.handle.take().map(Handle::wait);
     }
 }
 
 /// `input` is `None` where it lies in `output` already.
 fn meet(
-    group: &Group,
+    turn: &Turn<'_>,
     (op, dtype): (CollectiveOp, DType),
     shards: &Shards,
     input: Option<&[u8]>,
@@ -107,16 +160,16 @@ fn meet(
             if let Some(input) = input {
                 output.copy_from_slice(input);
             }
-            group.all_reduce(Reduce::Sum, dtype, output)
+            turn.all_reduce(Reduce::Sum, dtype, output)
         }
         (CollectiveOp::ReduceScatter, Some(input)) => {
-            group.reduce_scatter(Reduce::Sum, dtype, shards, input, output)
+            turn.reduce_scatter(Reduce::Sum, dtype, shards, input, output)
         }
         (CollectiveOp::ReduceScatter, None) => {
             let input = output.to_vec();
-            group.reduce_scatter(Reduce::Sum, dtype, shards, &input, output)
+            turn.reduce_scatter(Reduce::Sum, dtype, shards, &input, output)
         }
-        (CollectiveOp::AllGather, Some(input)) => group.all_gather(dtype, shards, input, output),
-        (CollectiveOp::AllGather, None) => group.turn()?.all_gather_in_place(dtype, shards, output),
+        (CollectiveOp::AllGather, Some(input)) => turn.all_gather(dtype, shards, input, output),
+        (CollectiveOp::AllGather, None) => turn.all_gather_in_place(dtype, shards, output),
     }
 }

@@ -42,7 +42,7 @@ impl Trace {
     }
 
     /// Adds a run with its launches and collectives, which follow one another from its start to
-    /// now; of a collective, before which launch.
+    /// now; of a collective, before which launch it was waited for, and how long.
     pub(crate) fn record_run<'a>(
         &self,
         entry: &str,

@@ -26,6 +26,7 @@ pub(crate) fn cached_artifact(
 pub(crate) fn training_artifact(
     _: &train::TrainConfig,
     _: Option<u64>,
+    _: bool,
     _: &Context,
 ) -> Result<Arc<Artifact>> {
     Err(Failure::Usage(

@@ -24,6 +24,7 @@ use train::{
 
 use crate::{
     args::Train,
+    commands::training_artifact,
     context::Context,
     failure::{Failure, Result},
     output,
@@ -151,7 +152,7 @@ pub(crate) fn configuration(path: &Path) -> Result<TrainConfig> {
 /// The plans of a configuration's ranks, and their cap, for `brolly plan`.
 pub(super) fn plan(path: &Path, cx: &Context) -> Result<(Vec<Plan>, Option<u64>)> {
     let config = configuration(path)?;
-    let artifact = artifact::open(&config, None, None, cx)?;
+    let artifact = training_artifact(&config, None, true, cx)?;
     let bundle = bundle(&config)?;
     let of_rank = |rank| plan_of(&config, &bundle, artifact.manifest(), cx.threads().get(), rank);
     let plans = (0..config.mesh.data).map(of_rank).collect::<Result<Vec<Plan>>>()?;

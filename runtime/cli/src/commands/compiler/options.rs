@@ -53,6 +53,7 @@ pub(super) fn bare(
         quantize,
         training: None,
         samples: false,
+        is_plan: false,
         kv_dtype,
         text,
         threads,

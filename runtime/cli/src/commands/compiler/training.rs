@@ -16,14 +16,17 @@ use crate::{
 
 /// The training artifact of a configuration, from the user's cache or compiled into it.
 ///
-/// `memory` is what a rank may use where the configuration says nothing.
+/// `memory` is what a rank may use where the configuration says nothing; with `is_plan` more than
+/// that is no error.
 pub(crate) fn training_artifact(
     config: &TrainConfig,
     memory: Option<u64>,
+    is_plan: bool,
     cx: &Context,
 ) -> Result<Arc<Artifact>> {
     let cache = Cache::user();
     let mut options = training_options(config, &args::CompileOptions::default(), cx)?;
+    options.is_plan = is_plan;
     if let Some(training) = &mut options.training {
         training.memory = training.memory.or(memory);
     }

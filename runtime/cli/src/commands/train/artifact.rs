@@ -28,7 +28,7 @@ pub(super) fn open(
     memory: Option<u64>,
     cx: &Context,
 ) -> Result<Arc<Artifact>> {
-    let Some(file) = file else { return training_artifact(config, memory, cx) };
+    let Some(file) = file else { return training_artifact(config, memory, false, cx) };
     let artifact = Artifact::open(file).map_err(Failure::input)?;
     let Ok(Told { training }) = artifact.text::<Told>() else {
         return Err(Failure::input(format!(
