@@ -1,5 +1,6 @@
 //! Training against a plain PyTorch loop, and against itself.
 
+mod lora;
 mod precision;
 
 use std::sync::Arc;
@@ -64,7 +65,7 @@ fn options_of(update: Update) -> CompileOptions {
         logit_rows: 256,
         ..Default::default()
     };
-    let training = Training { update, others: None, groups: vec![] };
+    let training = Training { update, others: None, groups: vec![], lora: None };
     CompileOptions { training: Some(training), ..options(import) }
 }
 
@@ -252,7 +253,7 @@ fn groups_learn_at_their_own_rate_and_frozen_weights_stay() {
     let groups = vec![group("embed_tokens|lm_head", true), group("norm", false)];
     let case = data("families/llama-gqa3");
     let options = CompileOptions {
-        training: Some(Training { update: adamw(0.1), others: None, groups }),
+        training: Some(Training { update: adamw(0.1), others: None, groups, lora: None }),
         ..options_of(adamw(0.1))
     };
     let (path, _) = compile_to("train-groups", &case, &options);

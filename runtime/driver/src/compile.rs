@@ -146,7 +146,7 @@ pub(crate) fn after_passes<R>(
     cx.quantize = options.quantize;
     cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
-    cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
+    cx.set_training(&mut imported.module, options.training.as_ref())?;
     for pass in PASSES {
         pass.run(&mut imported.module, &mut cx)?;
     }
@@ -175,7 +175,7 @@ pub fn compile(
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
     cx.kv_dtype = options.kv_dtype;
-    cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
+    cx.set_training(&mut module, options.training.as_ref())?;
     for pass in PASSES {
         stages.run(pass.name, 0, || pass.run(&mut module, &mut cx))?;
     }

@@ -13,6 +13,7 @@ mod compile;
 mod error;
 mod fold;
 mod kernel_cache;
+mod lora;
 mod parallel;
 mod pipeline;
 mod progress;
@@ -28,6 +29,7 @@ pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, comp
 pub use error::CompileError;
 pub use frontend::{ImportOptions, model_files};
 pub use kernel_cache::KernelCache;
+pub use lora::Lora;
 pub use passes::Update;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write as _, sync::Arc};
 use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
 use passes::{FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, State};
 
-use crate::Quantization;
+use crate::{Quantization, lora::Adapters};
 
 /// What passes learn and later stages need.
 pub(crate) struct Context<'a> {
@@ -18,6 +18,8 @@ pub(crate) struct Context<'a> {
     pub(crate) report: Report,
     /// What is trained; `None` for a program that serves.
     pub(crate) parameters: Option<Vec<Parameter>>,
+    /// Low-rank adapters, where those are what is trained.
+    pub(crate) adapters: Option<Adapters>,
     /// Of each entry.
     pub(crate) states: BTreeMap<Arc<str>, Vec<State>>,
     pub(crate) recipes: Vec<Recipe>,
@@ -78,7 +80,10 @@ const MAX_BLOCKS: i64 = 1 << 24;
 fn optimize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     let env = representative(&module.symbols);
     passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
-    let weights = passes::weight_params(module);
+    let mut weights = passes::weight_params(module);
+    if let Some(adapters) = &cx.adapters {
+        adapters.lora.take_from(&mut weights);
+    }
     cx.report = passes::optimize(module, &weights, cx.kernels, &env).map_err(|e| vec![e])?;
     Ok(())
 }
@@ -103,6 +108,9 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
 fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     if let Some(parameters) = &cx.parameters {
         cx.states = passes::train_step(module, "forward", parameters)?;
+        if let Some(adapters) = &cx.adapters {
+            adapters.add_merges(module).map_err(|e| vec![e])?;
+        }
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
     }
@@ -140,7 +148,8 @@ fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErr
 
 fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     for entry in module.entries.clone() {
-        cx.recipes.extend(passes::prepare(module, &entry).map_err(|e| vec![e])?);
+        let recipes = passes::prepare(module, &entry, &cx.recipes).map_err(|e| vec![e])?;
+        cx.recipes.extend(recipes);
     }
     keep_reachable(module);
     Ok(())
@@ -228,6 +237,7 @@ impl<'a> Context<'a> {
             kv_dtype: DType::F32,
             report: Report::default(),
             parameters: None,
+            adapters: None,
             states: BTreeMap::new(),
             recipes: Vec::new(),
             plans: Vec::new(),

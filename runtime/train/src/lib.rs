@@ -11,9 +11,11 @@
 mod checkpoint;
 mod config;
 mod data;
+mod dropout;
 mod error;
 mod init;
 mod log;
+mod lora;
 mod loss_scale;
 mod micro_batch;
 mod rate;
@@ -33,9 +35,11 @@ pub use data::{
     BadRecords, Batch, BatchShape, DataContext, DataError, Dataset, IGNORED, Position, Progress,
     Sample, Stage, Step,
 };
+pub use dropout::stated_dropout;
 pub use error::TrainError;
 pub use init::initialize;
 pub use log::{Line, Log};
+pub use lora::{export_lora, export_merged, initialize_lora};
 pub use loss_scale::LossScale;
 pub use micro_batch::MicroBatch;
 pub use rule::Rule;

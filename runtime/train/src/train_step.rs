@@ -5,7 +5,7 @@ use std::sync::Arc;
 use exec::{Executable, Memory, Model, States, Trace};
 use ir::{DType, Dim, Port, Program};
 
-use crate::{MicroBatch, TrainError};
+use crate::{MicroBatch, TrainError, lora};
 
 /// A parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -100,6 +100,11 @@ impl TrainStep {
         &self.parameters
     }
 
+    /// The artifact, on its device.
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        self.update.exe.model()
+    }
+
     /// Weights of the model that are not trained.
     #[must_use]
     pub fn frozen(&self) -> &[Arc<str>] {
@@ -141,7 +146,10 @@ impl TrainStep {
         let model = self.update.exe.model();
         let executables = self.executables();
         let entries = executables.iter().map(|exe| exe.program().name.as_str());
-        let entries: Vec<&str> = entries.collect();
+        // Adapters are merged while all else is there.
+        let merges = model.artifact().manifest().programs.iter().map(|program| &*program.name);
+        let merges = merges.filter(|name| name.starts_with(lora::MERGE));
+        let entries: Vec<&str> = entries.chain(merges).collect();
         let threads = model.device().pool().threads();
         Ok(Memory::predict(model.artifact().manifest(), &entries, threads, &[])?)
     }

@@ -13,7 +13,8 @@ use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
     LossScale, MicroBatch, Offload, Position, Precision, Recompute, Rule, Saved, TrainConfig,
-    TrainError, TrainStep, Trainer, export, fingerprint, initialize, load_pretrained,
+    TrainError, TrainStep, Trainer, export, export_lora, export_merged, fingerprint, initialize,
+    initialize_lora, load_pretrained, stated_dropout,
 };
 
 use crate::{
@@ -74,10 +75,14 @@ pub(crate) fn train(args: &Train, cx: &Context) -> Result<()> {
                 Init::Random => initialize(&mut step, &config.model, config.train.seed),
             }
             .map_err(failure)?;
+            if config.lora.is_some() {
+                initialize_lora(&mut step, config.train.seed);
+            }
             (0, dataset.start())
         }
     };
     dataset.check(&position).map_err(Failure::input)?;
+    tell_dropout(&config)?;
     tell_plan(&config, &step, &dataset, done)?;
     if args.dry_run {
         return Ok(());
@@ -138,9 +143,21 @@ impl Run<'_> {
         }
         self.checkpoints.finish().map_err(failure)?;
         drop(bar);
-        let folder = self.config.checkpoint.dir.join("final");
-        export(self.trainer.step(), &self.config.model, &folder).map_err(failure)?;
-        output::tell(&format!("trained: {}\n", folder.display()));
+        let (step, model) = (self.trainer.step(), &self.config.model);
+        let [folder, merged] =
+            ["final", "merged"].map(|name| self.config.checkpoint.dir.join(name));
+        match &self.config.lora {
+            Some(lora) => {
+                export_lora(step, lora, model, &folder).map_err(failure)?;
+                export_merged(step, model, &merged).map_err(failure)?;
+                let (folder, merged) = (folder.display(), merged.display());
+                output::tell(&format!("trained: adapters {folder}, merged {merged}\n"));
+            }
+            None => {
+                export(step, model, &folder).map_err(failure)?;
+                output::tell(&format!("trained: {}\n", folder.display()));
+            }
+        }
         Ok(())
     }
 
@@ -215,7 +232,6 @@ fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
     let asked = [
         ("mesh", mesh.ranks() > 1 || mesh.expert > 1, "more than one rank"),
-        ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.recompute", config.memory.recompute == Recompute::Full, "recomputation"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
@@ -275,6 +291,20 @@ fn cache_dir() -> PathBuf {
         .or_else(|| var("HOME").map(|dir| dir.join(".cache/brolly")))
         .unwrap_or_else(|| std::env::temp_dir().join("brolly-cache"));
     dir.join("tokens")
+}
+
+/// What dropout the model was made with, where the configuration says nothing of it.
+fn tell_dropout(config: &TrainConfig) -> Result<()> {
+    let stated = stated_dropout(&config.model).map_err(failure)?;
+    if config.dropout.is_none() && !stated.is_empty() {
+        let stated: Vec<String> =
+            stated.iter().map(|(key, share)| format!("{key} {share}")).collect();
+        let (model, stated) = (config.model.display(), stated.join(", "));
+        output::tell(&format!(
+            "{model}/config.json asks for dropout ({stated}): none is applied\n"
+        ));
+    }
+    Ok(())
 }
 
 /// What is about to be done, in a few lines.

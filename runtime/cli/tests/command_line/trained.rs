@@ -12,13 +12,13 @@ use serde_json::Value;
 
 use crate::{DIR, accepted, brolly, file, refused};
 
-fn data(name: &str) -> String {
+pub(crate) fn data(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
     root.join(name).canonicalize().unwrap().to_str().unwrap().to_owned()
 }
 
 /// A run of a tiny model over token rows; returns its configuration's file and its folder.
-fn run(name: &str, steps: u64, every: u64) -> (String, PathBuf) {
+pub(crate) fn run(name: &str, steps: u64, every: u64) -> (String, PathBuf) {
     let dir = DIR.join(name);
     let (model, rows) = (data("families/llama-gqa3"), data("training/documents.npy"));
     let shown = dir.to_str().unwrap();
@@ -49,7 +49,7 @@ tensorboard = "{shown}/runs"
 }
 
 /// Of each step the loss that was written last, as text.
-fn losses(dir: &Path) -> Vec<String> {
+pub(crate) fn losses(dir: &Path) -> Vec<String> {
     let mut losses = Vec::new();
     for line in fs::read_to_string(dir.join("metrics.jsonl")).unwrap().lines() {
         let Ok(line) = serde_json::from_str::<Value>(line) else { continue };

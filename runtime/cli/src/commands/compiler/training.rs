@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use driver::{Cache, CompileOptions, Group, Training, Update};
+use driver::{Cache, CompileError, CompileOptions, Group, Lora, Training, Update};
 use ir::{DType, Target, artifact::Artifact};
-use train::{Optimizer, Precision, TrainConfig};
+use train::{LoraTargets, Optimizer, Precision, TrainConfig};
 
 use super::{Shown, failure};
 use crate::{
@@ -17,7 +17,10 @@ pub(crate) fn training_artifact(config: &TrainConfig, cx: &Context) -> Result<Ar
     let cache = Cache::user();
     let options = options(config, &cache, cx)?;
     let progress = Shown::new(&config.model, cx);
-    let compiled = |e| failure(&config.model, &e, Vec::new());
+    let compiled = |e| match e {
+        CompileError::Targets(problems) => Failure::Config(problems.join("\n")),
+        e => failure(&config.model, &e, Vec::new()),
+    };
     let (path, _) = cache.artifact(&config.model, &options, &progress).map_err(compiled)?;
     Artifact::open(&path).map(Arc::new).map_err(Failure::input)
 }
@@ -72,5 +75,13 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Ok(Group { pattern, weight_decay: group.decay, is_frozen: group.freeze })
     };
     let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
-    Ok(Training { update, others, groups })
+    let lora = config.lora.as_ref().map(|lora| Lora {
+        rank: lora.rank as u64,
+        scale: lora.scale(),
+        targets: match &lora.targets {
+            LoraTargets::AllLinear => None,
+            LoraTargets::Named(names) => Some(names.clone()),
+        },
+    });
+    Ok(Training { update, others, groups, lora })
 }
