@@ -5,7 +5,7 @@
 //! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
 //! products of integers, [`prepare`] separates what is
 //! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
-//! a place. [`vjp::differentiate`] adds gradients, and [`add_lora`] what learns beside frozen weights.
+//! a place. [`vjp::differentiate`] adds gradients, and [`add_lora`] adapters of frozen weights.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].

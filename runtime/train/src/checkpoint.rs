@@ -53,8 +53,8 @@ struct Manifest<P> {
 }
 
 /// What must not change between the runs that share checkpoints, in 64 hexadecimal digits: the
-/// model's architecture, the optimiser's rule, which parameters it holds for, and adapters. How long
-/// a run is and how fast it learns may change; the data is checked by its position.
+/// model's architecture, the optimiser's rule, which parameters it holds for, and adapters. How
+/// long a run is and how fast it learns may change; the data is checked by its position.
 ///
 /// # Errors
 /// [`TrainError::File`] if the model's `config.json` cannot be read.

@@ -1,10 +1,10 @@
 //! Low-rank adapters: where they start from, and what is made of them in the end.
 //!
-//! A run's adapters become a folder in PEFT's format, and a folder of the model with adapters merged
-//! into its weights. Merging is a product and a sum, which are computed by entries of the training
-//! artifact, one for each shape: the runtime has no arithmetic of its own, and they take a weight's
-//! tile of work to all threads. A merged weight is computed when its turn comes to be written, in
-//! f32, and rounded to the type in which the model has it.
+//! A run's adapters become a folder in PEFT's format, and a folder of the model with adapters
+//! merged into its weights. Merging is a product and a sum, which entries of the training artifact
+//! compute, one for each shape: the runtime has no arithmetic of its own, and all threads take
+//! part. A merged weight is computed when its turn comes to be written, in f32, and rounded to the
+//! type in which the model has it.
 
 use std::{
     borrow::Cow,
