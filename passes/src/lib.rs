@@ -5,7 +5,7 @@
 //! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
 //! products of integers, [`prepare`] separates what is
 //! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
-//! a place. [`vjp::differentiate`] adds gradients.
+//! a place. [`vjp::differentiate`] adds gradients, and [`add_lora`] adapters of frozen weights.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].
@@ -14,6 +14,7 @@ mod canonicalize;
 pub mod egraph;
 mod extract;
 mod fuse_loops;
+mod lora;
 mod masks;
 mod optimize;
 mod page_kv;
@@ -33,6 +34,7 @@ mod weight_only;
 
 pub use canonicalize::{FoldLimits, canonicalize};
 pub use fuse_loops::{expand_composites, fuse_loops};
+pub use lora::{Lora, LowRank, ProductWeight, add_lora, add_merges, merge_entry, product_weights};
 pub use optimize::{WeightParams, optimize, weight_params};
 pub use page_kv::{PageOptions, State, page_kv};
 pub use partition::{Held, Holding, Sharding};

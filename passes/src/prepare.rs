@@ -23,12 +23,17 @@ pub struct Recipe {
     pub sources: Vec<Arc<str>>,
 }
 
-/// Rewrites `entry` and the functions that it calls to read prepared weights.
+/// Rewrites `entry` and the functions that it calls to read prepared weights. `known` are the
+/// recipes of other entries of the module: a name stands for one recipe.
 ///
 /// # Errors
 /// Where another function calls one of them too, for which it would no longer take the same
 /// operands; where a rebuilt graph does not type: an internal error.
-pub fn prepare(module: &mut Module, entry: &str) -> Result<Vec<Recipe>, PassError> {
+pub fn prepare(
+    module: &mut Module,
+    entry: &str,
+    known: &[Recipe],
+) -> Result<Vec<Recipe>, PassError> {
     let callees = callees_in_order(module, entry);
     for other in module.functions.keys().filter(|name| &***name != entry) {
         if let Some(shared) = callees_in_order(module, other).iter().find(|c| callees.contains(c)) {
@@ -49,7 +54,7 @@ pub fn prepare(module: &mut Module, entry: &str) -> Result<Vec<Recipe>, PassErro
         split.insert(name, parts);
     }
     let graph = apply_splits(module, &module.functions[entry], &split)?;
-    let (graph, recipes, types) = hoist_entry(module, &graph)?;
+    let (graph, recipes, types) = hoist_entry(module, &graph, known)?;
     module.weights.retain(|name, _| !types.contains_key(name));
     module.weights.extend(types);
     module.add(graph);
@@ -254,7 +259,7 @@ fn apply_splits(
 type Hoisted = (Graph, Vec<Recipe>, BTreeMap<Arc<str>, TensorType>);
 
 /// Replaces the entry's weight-only values by reads of prepared weights.
-fn hoist_entry(module: &Module, graph: &Graph) -> Result<Hoisted, PassError> {
+fn hoist_entry(module: &Module, graph: &Graph, known: &[Recipe]) -> Result<Hoisted, PassError> {
     let wrap = |e: OpError| PassError::new(&graph.name, e);
     let only = weight_only(graph, &BTreeSet::new());
     let mut recipes = Vec::new();
@@ -281,7 +286,11 @@ fn hoist_entry(module: &Module, graph: &Graph) -> Result<Hoisted, PassError> {
             }
         }
         let stem = sources.first().map_or("constant", |s| s);
-        let taken = |n: &str| types.contains_key(n);
+        let recipe = b.finish();
+        let differs = |other: &&Recipe| other.graph.to_string() != recipe.to_string();
+        let taken = |n: &str| {
+            types.contains_key(n) || known.iter().filter(|r| &*r.name == n).any(|r| differs(&r))
+        };
         let plain = graph.node(v.node).op.name() == "weight";
         let name: Arc<str> = if plain && !taken(stem) {
             stem.into()
@@ -294,7 +303,7 @@ fn hoist_entry(module: &Module, graph: &Graph) -> Result<Hoisted, PassError> {
         };
         types.insert(name.clone(), graph.ty(v).clone());
         by_value.insert(v, name.clone());
-        recipes.push(Recipe { name, graph: b.finish(), sources });
+        recipes.push(Recipe { name, graph: recipe, sources });
     }
     let mut b = Builder::new(module, &graph.name);
     let mut map = BTreeMap::new();
@@ -346,7 +355,7 @@ mod tests {
         b.output("y", y);
         let main = b.finish();
         m.add(main);
-        let recipes = prepare(&mut m, "main").unwrap();
+        let recipes = prepare(&mut m, "main", &[]).unwrap();
         ir::verify(&m).unwrap();
         let types: Vec<String> =
             recipes.iter().map(|r| r.graph.ty(r.graph.outputs[0].1).to_string()).collect();
@@ -374,7 +383,7 @@ mod tests {
             m.add(graph);
             m.entries.push(entry.into());
         }
-        let why = prepare(&mut m, "one").unwrap_err().to_string();
+        let why = prepare(&mut m, "one", &[]).unwrap_err().to_string();
         assert!(why.contains("function `layer`: is called by `two` and by `one`"), "{why}");
     }
 }

@@ -24,7 +24,7 @@ mod cut;
 mod forms;
 mod joint;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{
     collections::{BTreeMap, BTreeSet},

@@ -105,7 +105,7 @@ mod tests {
             let [got, want] =
                 [&m, &source].map(|m| eval(m, "main", std::slice::from_ref(&x), &env));
             assert_near(&got, &want, 1e-9);
-            let recipes = prepare(&mut m, "main").unwrap();
+            let recipes = prepare(&mut m, "main", &[]).unwrap();
             assert!(recipes.iter().all(|r| r.graph.ty(r.graph.outputs[0].1).rank() == 3));
         }
     }

@@ -1,5 +1,6 @@
 //! Training against a plain PyTorch loop, and against itself.
 
+mod lora;
 mod memory;
 mod precision;
 mod ranks;
@@ -60,7 +61,8 @@ impl Documents {
 }
 
 fn training_of(update: Update, groups: Vec<Group>) -> Training {
-    Training { update, others: None, groups, zero: Zero::default(), keep: None, memory: None }
+    let zero = Zero::default();
+    Training { update, others: None, groups, lora: None, zero, keep: None, memory: None }
 }
 
 fn options_of(update: Update) -> CompileOptions {

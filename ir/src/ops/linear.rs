@@ -77,10 +77,20 @@ impl OpDef for Linear {
                 let n = Dim::from(cx.attrs.int("n"));
                 let by_x = cx.when(0, |cx| {
                     let w = unpack(cx.b, w, &n)?;
-                    let w = cx.b.cast(w, ty.dtype)?;
-                    let w = exchange(cx.b, w, 2, 1)?;
                     let dy = rows(cx.b, dy)?;
-                    let dx = cx.b.matmul(dy, w)?;
+                    let dx = match ty.shape.last().and_then(Dim::as_const) {
+                        // A frozen weight is packed once, and read at its own precision.
+                        Some(k) if !cx.needs(1) => {
+                            let w = exchange(cx.b, w, 2, 1)?;
+                            let w = cx.b.op1("pack", Attrs::none(), &[w])?;
+                            cx.b.op1("linear", Attrs::none().with("n", k), &[dy, w])?
+                        }
+                        _ => {
+                            let w = cx.b.cast(w, ty.dtype)?;
+                            let w = exchange(cx.b, w, 2, 1)?;
+                            cx.b.matmul(dy, w)?
+                        }
+                    };
                     cx.b.reshape(dx, ty.shape.to_vec())
                 })?;
                 let by_w = cx.when(1, |cx| {

@@ -272,7 +272,7 @@ fn lower(
     };
     expand_composites(m, &has_kernel).unwrap();
     ir::verify(m).unwrap();
-    let recipes = prepare(m, entry).unwrap();
+    let recipes = prepare(m, entry, &[]).unwrap();
     ir::verify(m).unwrap();
     fuse_loops(m).unwrap();
     ir::verify(m).unwrap();

@@ -1,7 +1,7 @@
 //! Gradients against central differences in f64, with the tolerances of `torch.autograd.gradcheck`.
 
 mod functions;
-mod models;
+pub(crate) mod models;
 mod operators;
 mod torch;
 
@@ -13,7 +13,7 @@ use ir::{Env, Interpreter, Module, Precision, Tensor};
 use super::{Recompute, Wrt, differentiate};
 
 /// Weights by name.
-type Weights = IndexMap<Arc<str>, Tensor>;
+pub(crate) type Weights = IndexMap<Arc<str>, Tensor>;
 
 /// Step of a difference, and how far a derivative may be from it.
 const STEP: f64 = 1e-6;
@@ -24,13 +24,23 @@ const RELATIVE: f64 = 1e-3;
 const MOVED: usize = 96;
 
 /// Evaluates a function in f64.
-fn run(module: &Module, f: &str, weights: &Weights, inputs: &[Tensor], env: &Env) -> Vec<Tensor> {
+pub(crate) fn run(
+    module: &Module,
+    f: &str,
+    weights: &Weights,
+    inputs: &[Tensor],
+    env: &Env,
+) -> Vec<Tensor> {
     let out = Interpreter::new(module, weights, Precision::F64).run(f, inputs, env);
     out.unwrap_or_else(|e| panic!("{f}: {e}"))
 }
 
 /// Compares a gradient with differences of a loss that is a function of one tensor.
-fn compare(grad: &Tensor, at: &Tensor, loss: &mut dyn FnMut(&Tensor) -> f64) -> Result<(), String> {
+pub(crate) fn compare(
+    grad: &Tensor,
+    at: &Tensor,
+    loss: &mut dyn FnMut(&Tensor) -> f64,
+) -> Result<(), String> {
     if grad.shape() != at.shape() {
         return Err(format!("is {:?}, not {:?}", grad.shape(), at.shape()));
     }

@@ -174,8 +174,7 @@ pub(crate) fn after_passes<R>(
     cx.quantize = options.quantize;
     cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
-    cx.parameters = options.training.as_ref().map(|t| t.parameters(&imported.module));
-    cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
+    cx.set_training(&mut imported.module, options.training.as_ref())?;
     let mut stages = Stages { progress: &Silent, done: Vec::new() };
     run_passes(&mut imported.module, &mut cx, options, &mut stages)?;
     Ok(read(&cx))
@@ -203,8 +202,7 @@ pub fn compile(
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
     cx.kv_dtype = options.kv_dtype;
-    cx.parameters = options.training.as_ref().map(|t| t.parameters(&module));
-    cx.zero = options.training.as_ref().map(|t| t.zero).unwrap_or_default();
+    cx.set_training(&mut module, options.training.as_ref())?;
     run_passes(&mut module, &mut cx, options, &mut stages)?;
 
     // All entries share one image and one list of weights.

@@ -12,6 +12,9 @@ pub enum CompileError {
     /// The model cannot be read or is not supported.
     #[error("the model cannot be imported: {}", list(.0))]
     Import(Vec<FrontendError>),
+    /// Adapters are asked for where the model has nothing of that name.
+    #[error("{}", .0.join("; "))]
+    Targets(Vec<String>),
     /// A pass cannot do its work on this model.
     #[error("the model cannot be compiled: {}", list(.0))]
     Pass(Vec<PassError>),
@@ -69,6 +72,7 @@ impl CompileError {
                 errors.iter().any(|e| !matches!(e, CodegenError::Lower(_)))
             }
             CompileError::Import(_)
+            | CompileError::Targets(_)
             | CompileError::Pass(_)
             | CompileError::Memory { .. }
             | CompileError::Cache { .. } => false,
@@ -79,6 +83,7 @@ impl CompileError {
     pub fn problems(&self) -> Vec<String> {
         match self {
             CompileError::Import(e) => e.iter().map(ToString::to_string).collect(),
+            CompileError::Targets(e) => e.clone(),
             CompileError::Pass(e) => e.iter().map(ToString::to_string).collect(),
             CompileError::Codegen(e) => e.iter().map(ToString::to_string).collect(),
             other => vec![other.to_string()],

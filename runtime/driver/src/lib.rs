@@ -15,6 +15,7 @@ mod fit;
 mod fold;
 mod kernel_cache;
 mod live;
+mod lora;
 mod parallel;
 mod pipeline;
 mod progress;
@@ -30,6 +31,7 @@ pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, comp
 pub use error::CompileError;
 pub use frontend::{ImportOptions, model_files};
 pub use kernel_cache::KernelCache;
+pub use lora::Lora;
 pub use passes::Update;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, io::Write as _, sync::Arc};
 use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
 use passes::{FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, State};
 
-use crate::{Keep, Quantization, Zero};
+use crate::{Keep, Quantization, Zero, lora::Adapters};
 
 /// What passes learn and later stages need.
 pub(crate) struct Context<'a> {
@@ -22,6 +22,8 @@ pub(crate) struct Context<'a> {
     pub(crate) zero: Zero,
     /// What of a layer's forward is there for its backward.
     pub(crate) keep: Keep,
+    /// Low-rank adapters, where those are what is trained.
+    pub(crate) adapters: Option<Adapters>,
     /// Of each entry.
     pub(crate) states: BTreeMap<Arc<str>, Vec<State>>,
     pub(crate) recipes: Vec<Recipe>,
@@ -82,7 +84,10 @@ const MAX_BLOCKS: i64 = 1 << 24;
 fn optimize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     let env = representative(&module.symbols);
     passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
-    let weights = passes::weight_params(module);
+    let mut weights = passes::weight_params(module);
+    if let Some(adapters) = &cx.adapters {
+        adapters.lora.take_from(&mut weights);
+    }
     cx.report = passes::optimize(module, &weights, cx.kernels, &env).map_err(|e| vec![e])?;
     Ok(())
 }
@@ -108,6 +113,9 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
     if let Some(parameters) = &cx.parameters {
         let sharding = cx.zero.sharding(parameters)?;
         cx.states = passes::train_step(module, "forward", parameters, &sharding, cx.keep.passes())?;
+        if let Some(adapters) = &cx.adapters {
+            adapters.add_merges(module).map_err(|e| vec![e])?;
+        }
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
     }
@@ -145,7 +153,8 @@ fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErr
 
 fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     for entry in module.entries.clone() {
-        cx.recipes.extend(passes::prepare(module, &entry).map_err(|e| vec![e])?);
+        let recipes = passes::prepare(module, &entry, &cx.recipes).map_err(|e| vec![e])?;
+        cx.recipes.extend(recipes);
     }
     keep_reachable(module);
     Ok(())
@@ -235,6 +244,7 @@ impl<'a> Context<'a> {
             parameters: None,
             zero: Zero::default(),
             keep: Keep::All,
+            adapters: None,
             states: BTreeMap::new(),
             recipes: Vec::new(),
             plans: Vec::new(),

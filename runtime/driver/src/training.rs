@@ -6,6 +6,8 @@ use ir::{Attr, Module, TensorType};
 use passes::{Parameter, PassError, Sharding, Update};
 use regex::Regex;
 
+use crate::{CompileError, Lora, pipeline::Context};
+
 /// What a model is compiled to train.
 #[derive(Clone, Debug)]
 pub struct Training {
@@ -16,6 +18,8 @@ pub struct Training {
     pub others: Option<Update>,
     /// Exceptions; of those that match a weight's name, the first holds.
     pub groups: Vec<Group>,
+    /// Adapters, which are all that is trained then.
+    pub lora: Option<Lora>,
     /// How ranks share it.
     pub zero: Zero,
     /// What of a layer's forward is there for its backward; `None` keeps as much as there is
@@ -116,6 +120,40 @@ impl Training {
             Some(Parameter { weight: name.clone(), update, group })
         };
         floats.filter_map(parameter).collect()
+    }
+}
+
+impl Context<'_> {
+    /// Adds adapters to a module, where there are to be some, and notes what is trained.
+    ///
+    /// # Errors
+    /// Every name of a target that no weight has, and every adapter that is frozen.
+    pub(crate) fn set_training(
+        &mut self,
+        module: &mut Module,
+        training: Option<&Training>,
+    ) -> Result<(), CompileError> {
+        let Some(training) = training else { return Ok(()) };
+        let base: BTreeSet<Arc<str>> = module.weights.keys().cloned().collect();
+        let lora = training.lora.as_ref();
+        self.adapters = lora.map(|lora| lora.adapt(module)).transpose()?;
+        let mut parameters = training.parameters(module);
+        if self.adapters.is_some() {
+            parameters.retain(|p| !base.contains(&p.weight));
+            let learned: BTreeSet<&Arc<str>> = parameters.iter().map(|p| &p.weight).collect();
+            let added = module.weights.keys().filter(|name| !base.contains(*name));
+            let frozen = added.filter(|name| !learned.contains(name));
+            let tell = |name: &Arc<str>| {
+                format!("`groups` freezes `{name}`: leave its module out of `lora.targets` instead")
+            };
+            let frozen: Vec<String> = frozen.map(tell).collect();
+            if !frozen.is_empty() {
+                return Err(CompileError::Targets(frozen));
+            }
+        }
+        self.parameters = Some(parameters);
+        self.zero = training.zero;
+        Ok(())
     }
 }
 

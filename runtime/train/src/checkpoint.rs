@@ -53,8 +53,8 @@ struct Manifest<P> {
 }
 
 /// What must not change between the runs that share checkpoints, in 64 hexadecimal digits: the
-/// model's architecture, the optimiser's rule, and which parameters it holds for. How long a run is
-/// and how fast it learns may change; the data is checked by its position.
+/// model's architecture, the optimiser's rule, which parameters it holds for, and adapters. How
+/// long a run is and how fast it learns may change; the data is checked by its position.
 ///
 /// # Errors
 /// [`TrainError::File`] if the model's `config.json` cannot be read.
@@ -67,6 +67,9 @@ pub fn fingerprint(config: &TrainConfig) -> Result<String, TrainError> {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&(architecture.len() as u64).to_le_bytes()).update(&architecture);
     hasher.update(&chosen.map_err(|e| TrainError::file(&path, e))?);
+    if let Some(lora) = &config.lora {
+        hasher.update(&serde_json::to_vec(lora).map_err(|e| TrainError::file(&path, e))?);
+    }
     Ok(hasher.finalize().to_hex().to_string())
 }
 

@@ -44,8 +44,8 @@ fn values(parameter: &ParameterInfo, std: f64, seed: u64) -> Tensor {
     let ParameterInfo { name, dtype, shape } = parameter;
     let len: usize = shape.iter().product();
     let values: Vec<f64> = if shape.len() >= 2 {
-        let mut normal = Normal::new(seed, name);
-        (0..len).map(|_| std * normal.next()).collect()
+        let mut numbers = Numbers::new(seed, name);
+        (0..len).map(|_| std * numbers.normal()).collect()
     } else {
         vec![if name.ends_with("bias") { 0.0 } else { 1.0 }; len]
     };
@@ -53,29 +53,30 @@ fn values(parameter: &ParameterInfo, std: f64, seed: u64) -> Tensor {
     Tensor::from_f64s(dtype, shape, values)
 }
 
-/// Normal numbers by the polar method of Marsaglia & Bray 1964, from the numbers of a counter that
-/// are mixed as in SplitMix64 (Steele et al. 2014).
-struct Normal {
+/// The numbers of a counter, mixed as in SplitMix64 (Steele et al. 2014).
+pub(crate) struct Numbers {
     key: u64,
     counter: u64,
     spare: Option<f64>,
 }
 
-impl Normal {
-    fn new(seed: u64, name: &str) -> Normal {
+impl Numbers {
+    /// Those of a seed and a name.
+    pub(crate) fn new(seed: u64, name: &str) -> Numbers {
         let digest = blake3::hash(name.as_bytes());
         let (head, _) = digest.as_bytes().split_first_chunk().unwrap_or((&[0; 8], &[]));
-        Normal { key: u64::from_le_bytes(*head) ^ mix(seed), counter: 0, spare: None }
+        Numbers { key: u64::from_le_bytes(*head) ^ mix(seed), counter: 0, spare: None }
     }
 
     /// Uniform in -1..1.
-    fn uniform(&mut self) -> f64 {
+    pub(crate) fn uniform(&mut self) -> f64 {
         self.counter = self.counter.wrapping_add(1);
         let bits = mix(self.key.wrapping_add(self.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
         (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
-    fn next(&mut self) -> f64 {
+    /// Normal, by the polar method of Marsaglia & Bray 1964.
+    fn normal(&mut self) -> f64 {
         if let Some(spare) = self.spare.take() {
             return spare;
         }
@@ -104,8 +105,8 @@ mod tests {
     #[test]
     fn normal_numbers_are_normal_and_follow_from_seed_and_name() {
         let draw = |seed, name| {
-            let mut normal = Normal::new(seed, name);
-            (0..20_000).map(|_| normal.next()).collect::<Vec<f64>>()
+            let mut drawn = Numbers::new(seed, name);
+            (0..20_000).map(|_| drawn.normal()).collect::<Vec<f64>>()
         };
         let numbers = draw(1, "a");
         let moment = |k: i32| numbers.iter().map(|x| x.powi(k)).sum::<f64>() / 20_000.0;

@@ -14,9 +14,11 @@
 mod checkpoint;
 mod config;
 mod data;
+mod dropout;
 mod error;
 mod init;
 mod log;
+mod lora;
 mod loss_scale;
 mod micro_batch;
 mod rank;
@@ -38,9 +40,11 @@ pub use data::{
     BadRecords, Batch, BatchShape, DataContext, DataError, Dataset, IGNORED, Position, Progress,
     Sample, Stage, Step,
 };
+pub use dropout::stated_dropout;
 pub use error::TrainError;
 pub use init::initialize;
 pub use log::{Line, Log, SampleLine};
+pub use lora::{export_lora, export_merged, initialize_lora};
 pub use loss_scale::LossScale;
 pub use micro_batch::MicroBatch;
 pub use rank::Rank;

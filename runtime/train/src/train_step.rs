@@ -5,7 +5,7 @@ use std::{borrow::Cow, ops::Range, sync::Arc};
 use exec::{ExecError, Executable, Memory, Model, States, Trace, collectives::Shards};
 use ir::{DType, Dim, Port, Program, ShardOf};
 
-use crate::{MicroBatch, Rank, TrainError};
+use crate::{MicroBatch, Rank, TrainError, lora};
 
 /// A parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -114,6 +114,11 @@ impl TrainStep {
         &self.parameters
     }
 
+    /// The artifact, on its device.
+    pub(crate) fn model(&self) -> &Arc<Model> {
+        self.update.exe.model()
+    }
+
     /// Weights of the model that are not trained.
     #[must_use]
     pub fn frozen(&self) -> &[Arc<str>] {
@@ -212,7 +217,10 @@ impl TrainStep {
         let model = self.update.exe.model();
         let executables = self.executables();
         let entries = executables.iter().map(|exe| exe.program().name.as_str());
-        let entries: Vec<&str> = entries.collect();
+        // Adapters are merged while all else is there.
+        let merges = model.artifact().manifest().programs.iter().map(|program| &*program.name);
+        let merges = merges.filter(|name| name.starts_with(lora::MERGE));
+        let entries: Vec<&str> = entries.chain(merges).collect();
         let threads = model.device().pool().threads();
         let symbols = self.rank.symbols();
         let symbols: Vec<_> = symbols.iter().map(|(name, n)| (name.as_str(), *n)).collect();

@@ -8,12 +8,12 @@ use std::{
 };
 
 use ir::{DType, Tensor, map_file};
-use safetensors::{Dtype, SafeTensors, tensor::TensorView};
+use safetensors::{Dtype, SafeTensors, View, tensor::TensorView};
 use serde::Deserialize;
 
-use crate::{ParameterInfo, TrainError, TrainStep, train_step::is_finite};
+use crate::{ParameterInfo, TrainError, TrainStep, lora::is_factor, train_step::is_finite};
 
-const SINGLE: &str = "model.safetensors";
+pub(crate) const SINGLE: &str = "model.safetensors";
 const INDEX: &str = "model.safetensors.index.json";
 
 /// `model.safetensors.index.json`.
@@ -23,10 +23,10 @@ struct Index {
 }
 
 /// A mapped file of tensors.
-type Mapped = (PathBuf, Box<dyn AsRef<[u8]>>);
+pub(crate) type Mapped = (PathBuf, Box<dyn AsRef<[u8]>>);
 
 /// The files that hold the weights of a folder, mapped.
-fn mapped(folder: &Path) -> Result<Vec<Mapped>, TrainError> {
+pub(crate) fn mapped(folder: &Path) -> Result<Vec<Mapped>, TrainError> {
     let map = |path: PathBuf| match map_file(&path) {
         Ok(map) => Ok((path, Box::new(map) as Box<dyn AsRef<[u8]>>)),
         Err(e) => Err(TrainError::file(&path, e)),
@@ -34,7 +34,7 @@ fn mapped(folder: &Path) -> Result<Vec<Mapped>, TrainError> {
     files(folder)?.into_iter().map(map).collect()
 }
 
-fn tensors(mapped: &Mapped) -> Result<SafeTensors<'_>, TrainError> {
+pub(crate) fn tensors(mapped: &Mapped) -> Result<SafeTensors<'_>, TrainError> {
     let (path, map) = mapped;
     SafeTensors::deserialize((**map).as_ref()).map_err(|e| TrainError::file(path, e))
 }
@@ -67,14 +67,15 @@ pub(crate) fn digest(folder: &Path) -> Result<String, TrainError> {
     Ok(hasher.finalize().to_hex().to_string())
 }
 
-/// Sets every parameter to its tensor in a model's folder.
+/// Sets every parameter but adapters to its tensor in a model's folder.
 ///
 /// # Errors
 /// [`TrainError::File`] that names the file: one that cannot be read, every parameter that is
 /// missing or has another shape, and every value that is not finite.
 pub fn load_pretrained(step: &mut TrainStep, folder: &Path) -> Result<(), TrainError> {
+    let own = step.parameters().iter().filter(|p| !is_factor(&p.name));
     let mut missing: BTreeMap<String, ParameterInfo> =
-        step.parameters().iter().map(|p| (p.name.to_string(), p.clone())).collect();
+        own.map(|p| (p.name.to_string(), p.clone())).collect();
     let mut problems = Vec::new();
     for file in &mapped(folder)? {
         for (name, view) in tensors(file)?.iter() {
@@ -118,7 +119,7 @@ fn set(
     is_set.then_some(()).ok_or_else(|| "is no parameter".to_owned())
 }
 
-fn dtype_of(dtype: Dtype) -> Option<DType> {
+pub(crate) fn dtype_of(dtype: Dtype) -> Option<DType> {
     Some(match dtype {
         Dtype::F64 => DType::F64,
         Dtype::F32 => DType::F32,
@@ -151,6 +152,11 @@ pub(crate) fn write(
         let view = TensorView::new(dtype, shape.clone(), bytes);
         views.push((name.clone(), view.map_err(|e| TrainError::file(path, e))?));
     }
+    write_views(path, views)
+}
+
+/// As [`write`], of anything that gives tensors.
+pub(crate) fn write_views<V: View>(path: &Path, views: Vec<(String, V)>) -> Result<(), TrainError> {
     // transformers asks for this.
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
     safetensors::serialize_to_file(views, Some(metadata), path)
@@ -201,46 +207,62 @@ pub fn export_as(
     if !is_writer {
         return Ok(());
     }
+    replace_folder(folder, |staging| {
+        let mut all = Vec::new();
+        for (p, bytes) in trained {
+            let (dtype, bytes) = match dtype.filter(|dtype| *dtype != p.dtype) {
+                None => (p.dtype, bytes),
+                Some(dtype) => {
+                    let tensor = Tensor::from_bytes(p.dtype, &p.shape, bytes.to_vec()).cast(dtype);
+                    let bytes = tensor.to_bytes();
+                    if !is_finite(dtype, &bytes) {
+                        let why = format!("`{}` has values that do not fit {dtype}", p.name);
+                        return Err(TrainError::file(folder, why));
+                    }
+                    (dtype, Cow::Owned(bytes))
+                }
+            };
+            all.push((p.name.to_string(), dtype, p.shape.clone(), bytes));
+        }
+        let frozen = if step.frozen().is_empty() { Vec::new() } else { mapped(source)? };
+        let frozen = frozen.iter().map(tensors).collect::<Result<Vec<_>, TrainError>>()?;
+        for name in step.frozen() {
+            let view = frozen.iter().find_map(|file| file.tensor(name).ok());
+            let dtype = view.as_ref().and_then(|view| dtype_of(view.dtype()));
+            let (Some(view), Some(dtype)) = (view, dtype) else {
+                return Err(TrainError::file(source, format!("has no weight `{name}`")));
+            };
+            all.push((name.to_string(), dtype, view.shape().to_vec(), view.data().into()));
+        }
+        let all =
+            all.iter().map(|(name, ty, shape, bytes)| (name.clone(), *ty, shape.clone(), &**bytes));
+        write(&staging.join(SINGLE), &all.collect::<Vec<_>>())?;
+        copy_companions(source, staging)
+    })
+}
+
+/// Copies what goes along with weights.
+pub(crate) fn copy_companions(source: &Path, folder: &Path) -> Result<(), TrainError> {
+    for name in COMPANIONS {
+        let from = source.join(name);
+        if from.is_file() {
+            fs::copy(&from, folder.join(name)).map_err(|e| TrainError::file(&from, e))?;
+        }
+    }
+    Ok(())
+}
+
+/// Fills a folder beside `folder`, and puts it in its place when it is whole.
+pub(crate) fn replace_folder(
+    folder: &Path,
+    fill: impl FnOnce(&Path) -> Result<(), TrainError>,
+) -> Result<(), TrainError> {
     let staging = folder.with_extension("partial");
     if staging.exists() {
         fs::remove_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
     }
     fs::create_dir_all(&staging).map_err(|e| TrainError::file(&staging, e))?;
-    let mut all = Vec::new();
-    for (p, bytes) in trained {
-        let (dtype, bytes) = match dtype.filter(|dtype| *dtype != p.dtype) {
-            None => (p.dtype, bytes),
-            Some(dtype) => {
-                let tensor = Tensor::from_bytes(p.dtype, &p.shape, bytes.to_vec()).cast(dtype);
-                let bytes = tensor.to_bytes();
-                if !is_finite(dtype, &bytes) {
-                    let why = format!("`{}` has values that do not fit {dtype}", p.name);
-                    return Err(TrainError::file(folder, why));
-                }
-                (dtype, Cow::Owned(bytes))
-            }
-        };
-        all.push((p.name.to_string(), dtype, p.shape.clone(), bytes));
-    }
-    let frozen = if step.frozen().is_empty() { Vec::new() } else { mapped(source)? };
-    let frozen = frozen.iter().map(tensors).collect::<Result<Vec<_>, TrainError>>()?;
-    for name in step.frozen() {
-        let view = frozen.iter().find_map(|file| file.tensor(name).ok());
-        let dtype = view.as_ref().and_then(|view| dtype_of(view.dtype()));
-        let (Some(view), Some(dtype)) = (view, dtype) else {
-            return Err(TrainError::file(source, format!("has no weight `{name}`")));
-        };
-        all.push((name.to_string(), dtype, view.shape().to_vec(), view.data().into()));
-    }
-    let all =
-        all.iter().map(|(name, ty, shape, bytes)| (name.clone(), *ty, shape.clone(), &**bytes));
-    write(&staging.join(SINGLE), &all.collect::<Vec<_>>())?;
-    for name in COMPANIONS {
-        let from = source.join(name);
-        if from.is_file() {
-            fs::copy(&from, staging.join(name)).map_err(|e| TrainError::file(&from, e))?;
-        }
-    }
+    fill(&staging)?;
     if folder.exists() {
         fs::remove_dir_all(folder).map_err(|e| TrainError::file(folder, e))?;
     }

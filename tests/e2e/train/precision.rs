@@ -15,7 +15,13 @@ fn load_narrow(case: &str, dtype: DType) -> TrainStep {
 }
 
 /// Losses of 100 steps beside those of PyTorch; returns how far the worst is off.
-fn follow(trainer: &mut Trainer, documents: &Documents, want: &[f64], most: f64, what: &str) {
+pub(super) fn follow(
+    trainer: &mut Trainer,
+    documents: &Documents,
+    want: &[f64],
+    most: f64,
+    what: &str,
+) {
     let mut off = Vec::new();
     for (number, want) in (1..=STEPS).zip(want) {
         let loss = trainer.advance(&batches(documents, number)).unwrap().loss;

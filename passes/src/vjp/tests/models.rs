@@ -15,7 +15,7 @@ const HEAD: i64 = 4;
 const INNER: i64 = 10;
 const VOCABULARY: i64 = 11;
 
-type Built<T> = Result<T, OpError>;
+pub(crate) type Built<T> = Result<T, OpError>;
 
 fn tokens() -> Dim {
     Dim::symbol("T")
@@ -42,7 +42,7 @@ fn attend(b: &mut Builder<'_>, [q, k, v]: [Value; 3], cu: Value, window: i64) ->
 type Layer = fn(&mut Builder<'_>, Value, [Value; 2], Value, &[Value]) -> Built<Value>;
 
 /// A family of models: the weights of a layer, what it computes, and what surrounds the layers.
-struct Family {
+pub(crate) struct Family {
     weights: &'static [(&'static str, &'static [i64])],
     outer: &'static [(&'static str, &'static [i64])],
     layer: Layer,
@@ -52,7 +52,7 @@ struct Family {
     end: fn(&mut Builder<'_>, Value, &[Value]) -> Built<Value>,
 }
 
-static LLAMA: Family = Family {
+pub(crate) static LLAMA: Family = Family {
     weights: &[
         ("norm", &[HIDDEN]),
         ("q", &[HEADS * HEAD, HIDDEN]),
@@ -90,7 +90,7 @@ static LLAMA: Family = Family {
     end: |b, x, w| b.op1("rms_norm", Attrs::none().with("eps", 1e-5), &[x, w[1]]),
 };
 
-static GPT2: Family = Family {
+pub(crate) static GPT2: Family = Family {
     weights: &[
         ("norm", &[HIDDEN]),
         ("norm_bias", &[HIDDEN]),
@@ -145,7 +145,7 @@ fn f32s(shape: &[i64]) -> TensorType {
 }
 
 /// `forward(ids, positions, cu_seqlens, targets) -> loss`, the mean over tokens.
-fn decoder(family: &Family) -> Built<Module> {
+pub(crate) fn decoder(family: &Family) -> Built<Module> {
     let mut m = Module::new("decoder");
     m.symbol("T", 1, 16);
     m.symbol("S", 1, 8);
@@ -209,7 +209,7 @@ fn decoder(family: &Family) -> Built<Module> {
 }
 
 /// Two sequences of five and two tokens.
-fn inputs() -> Vec<Tensor> {
+pub(crate) fn inputs() -> Vec<Tensor> {
     let ints = |v: &[i64]| Tensor::from_i64s(DType::I32, &[v.len()], v.iter().copied());
     vec![
         ints(&[3, 10, 0, 3, 7, 1, 3]),
@@ -219,7 +219,7 @@ fn inputs() -> Vec<Tensor> {
     ]
 }
 
-fn weights(m: &Module) -> Weights {
+pub(crate) fn weights(m: &Module) -> Weights {
     let all = m.weights.iter().enumerate();
     all.map(|(i, (name, ty))| {
         let t = sample(ty, &Env::new(), 5 * i + 2);

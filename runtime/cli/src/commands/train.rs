@@ -19,7 +19,8 @@ use text::TextBundle;
 use train::{
     BatchShape, Checkpoints, ConfigError, DataConfig, DataContext, Dataset, Init, Line, Log,
     LossScale, MicroBatch, Offload, Optimizer, Position, Precision, Rank, Rule, Saved, TrainConfig,
-    TrainError, TrainStep, Trainer, export_as, fingerprint, initialize, load_pretrained,
+    TrainError, TrainStep, Trainer, export_as, export_lora, export_merged, fingerprint, initialize,
+    initialize_lora, load_pretrained, stated_dropout,
 };
 
 use crate::{
@@ -100,6 +101,9 @@ fn train_as(
                 Init::Random => initialize(&mut step, &config.model, config.train.seed),
             }
             .map_err(failure)?;
+            if config.lora.is_some() {
+                initialize_lora(&mut step, config.train.seed);
+            }
             (0, dataset.start())
         }
     };
@@ -108,6 +112,7 @@ fn train_as(
     if rank.is_first() {
         let manifest = model.artifact().manifest();
         let plan = plan_of(config, &bundle, manifest, model.device().pool().threads(), 0)?;
+        tell_dropout(config)?;
         tell_plan(config, &step, &dataset, done, &plan)?;
     }
     if args.dry_run {
@@ -231,10 +236,22 @@ impl Run<'_> {
         }
         self.finish()?;
         drop(bar);
-        let folder = self.config.checkpoint.dir.join("final");
-        let dtype = self.config.checkpoint.final_dtype.narrow();
-        export_as(self.trainer.step(), &self.config.model, &folder, dtype).map_err(failure)?;
-        self.tell(&format!("trained: {}\n", folder.display()));
+        let (step, model) = (self.trainer.step(), &self.config.model);
+        let [folder, merged] =
+            ["final", "merged"].map(|name| self.config.checkpoint.dir.join(name));
+        match &self.config.lora {
+            Some(lora) => {
+                export_lora(step, lora, model, &folder).map_err(failure)?;
+                export_merged(step, model, &merged).map_err(failure)?;
+                let (folder, merged) = (folder.display(), merged.display());
+                self.tell(&format!("trained: adapters {folder}, merged {merged}\n"));
+            }
+            None => {
+                let dtype = self.config.checkpoint.final_dtype.narrow();
+                export_as(step, model, &folder, dtype).map_err(failure)?;
+                self.tell(&format!("trained: {}\n", folder.display()));
+            }
+        }
         Ok(None)
     }
 
@@ -360,7 +377,6 @@ fn check(config: &TrainConfig) -> Result<()> {
             has_samples && mesh.zero == 3 && mesh.data > 1,
             "texts of weights in parts",
         ),
-        ("lora", config.lora.is_some(), "adapters"),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
@@ -434,6 +450,20 @@ fn cache_dir() -> PathBuf {
         .or_else(|| var("HOME").map(|dir| dir.join(".cache/brolly")))
         .unwrap_or_else(|| std::env::temp_dir().join("brolly-cache"));
     dir.join("tokens")
+}
+
+/// What dropout the model was made with, where the configuration says nothing of it.
+fn tell_dropout(config: &TrainConfig) -> Result<()> {
+    let stated = stated_dropout(&config.model).map_err(failure)?;
+    if config.dropout.is_none() && !stated.is_empty() {
+        let stated: Vec<String> =
+            stated.iter().map(|(key, share)| format!("{key} {share}")).collect();
+        let (model, stated) = (config.model.display(), stated.join(", "));
+        output::tell(&format!(
+            "{model}/config.json asks for dropout ({stated}): none is applied\n"
+        ));
+    }
+    Ok(())
 }
 
 /// What is about to be done, in a few lines.

@@ -5,6 +5,8 @@
 #![allow(clippy::unwrap_used, reason = "a failure here is a failed test")]
 
 #[cfg(feature = "compiler")]
+mod adapters;
+#[cfg(feature = "compiler")]
 mod compiled;
 #[cfg(feature = "compiler")]
 mod trained;

@@ -14,13 +14,13 @@ use serde_json::Value;
 
 use crate::{DIR, accepted, file, refused};
 
-fn data(name: &str) -> String {
+pub(crate) fn data(name: &str) -> String {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data");
     root.join(name).canonicalize().unwrap().to_str().unwrap().to_owned()
 }
 
 /// A run of a tiny model over token rows; returns its configuration's file and its folder.
-fn run(name: &str, steps: u64, every: u64) -> (String, PathBuf) {
+pub(crate) fn run(name: &str, steps: u64, every: u64) -> (String, PathBuf) {
     let dir = DIR.join(name);
     let (model, rows) = (data("families/llama-gqa3"), data("training/documents.npy"));
     let shown = dir.to_str().unwrap();
@@ -68,7 +68,7 @@ fn lines(dir: &Path) -> Vec<Value> {
 }
 
 /// Of each step the loss that was written last, as text.
-fn losses(dir: &Path) -> Vec<String> {
+pub(crate) fn losses(dir: &Path) -> Vec<String> {
     lines(dir).iter().map(|line| line["loss"].to_string()).collect()
 }
 

@@ -190,9 +190,20 @@ pub struct LoraConfig {
     pub rank: usize,
     /// The update is scaled by `alpha / rank`; `rank` if it is left out.
     pub alpha: f64,
+    /// It is scaled by `alpha / √rank` instead: Kalajdzievski 2023, arXiv:2312.03732.
+    pub rslora: bool,
     /// Which weights.
     #[serde(serialize_with = "targets")]
     pub targets: LoraTargets,
+}
+
+impl LoraConfig {
+    /// The factor of the update.
+    #[must_use]
+    pub fn scale(&self) -> f64 {
+        let rank = self.rank as f64;
+        self.alpha / if self.rslora { rank.sqrt() } else { rank }
+    }
 }
 
 /// Weights that get an update.
@@ -201,7 +212,7 @@ pub enum LoraTargets {
     /// All matrices of the layers.
     #[default]
     AllLinear,
-    /// Those whose names end like this, such as `q_proj`.
+    /// Those of modules whose names end like this, such as `q_proj` or `3.self_attn.q_proj`.
     Named(Vec<String>),
 }
 
@@ -221,6 +232,7 @@ pub(super) fn lora(mut table: Section<'_>, init: Init) -> Option<LoraConfig> {
     }
     #[allow(clippy::cast_precision_loss, reason = "it is small")]
     let alpha = table.number("alpha", Limits::above(0.0)).or(rank.map(|rank| rank as f64));
+    let rslora = table.flag("rslora").unwrap_or(false);
     let targets = match table.texts("targets") {
         Some(names) if names != [ALL_LINEAR] => LoraTargets::Named(names),
         _ => LoraTargets::AllLinear,
@@ -230,7 +242,7 @@ pub(super) fn lora(mut table: Section<'_>, init: Init) -> Option<LoraConfig> {
         table.problem("rank", "adapts weights, and init = \"random\" has none", Some(help));
     }
     table.finish();
-    Some(LoraConfig { rank: rank?, alpha: alpha?, targets })
+    Some(LoraConfig { rank: rank?, alpha: alpha?, rslora, targets })
 }
 
 /// `[[groups]]`: parameters with settings of their own.

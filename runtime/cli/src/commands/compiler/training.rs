@@ -2,9 +2,9 @@
 
 use std::sync::Arc;
 
-use driver::{Cache, CompileOptions, Group, Keep, Training, Update, Zero};
+use driver::{Cache, CompileError, CompileOptions, Group, Keep, Lora, Training, Update, Zero};
 use ir::artifact::Artifact;
-use train::{Optimizer, Recompute, StepSettings, TrainConfig};
+use train::{LoraTargets, Optimizer, Recompute, StepSettings, TrainConfig};
 
 use super::{Shown, failure, options};
 use crate::{
@@ -31,7 +31,10 @@ pub(crate) fn training_artifact(
         training.memory = training.memory.or(memory);
     }
     let progress = Shown::new(&config.model, cx);
-    let compiled = |e| failure(&config.model, &e, Vec::new());
+    let compiled = |e| match e {
+        CompileError::Targets(problems) => Failure::Config(problems.join("\n")),
+        e => failure(&config.model, &e, Vec::new()),
+    };
     let (path, _) = cache.artifact(&config.model, &options, &progress).map_err(compiled)?;
     Artifact::open(&path).map(Arc::new).map_err(Failure::input)
 }
@@ -101,6 +104,14 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Ok(Group { pattern, weight_decay: group.decay, is_frozen: group.freeze })
     };
     let groups = config.groups.iter().map(group).collect::<Result<_>>()?;
+    let lora = config.lora.as_ref().map(|lora| Lora {
+        rank: lora.rank as u64,
+        scale: lora.scale(),
+        targets: match &lora.targets {
+            LoraTargets::AllLinear => None,
+            LoraTargets::Named(names) => Some(names.clone()),
+        },
+    });
     let ranks = u32::try_from(config.mesh.data).unwrap_or(u32::MAX);
     let zero = Zero { stage: config.mesh.zero, ranks };
     let keep = match config.memory.recompute {
@@ -109,5 +120,5 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Recompute::Full => Some(Keep::Input),
     };
     let memory = config.memory.device.map(|size| size.0);
-    Ok(Training { update, others, groups, zero, keep, memory })
+    Ok(Training { update, others, groups, lora, zero, keep, memory })
 }
