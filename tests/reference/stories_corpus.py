@@ -1,6 +1,9 @@
-"""Makes the text that `train_stories.py` learns from: public-domain fairy tales, as JSON lines.
+"""Makes the text that the model of `tests/data/stories` learns from: public-domain fairy tales.
 
-    python stories_corpus.py BOOKS_DIR corpus.jsonl
+    python stories_corpus.py BOOKS_DIR corpus.jsonl [--split FOLDER]
+
+JSON lines, a tale or chapter each. The folder gets them in two files, `train.jsonl` and
+`held_out.jsonl`; the second is `tests/data/stories/tales.jsonl`.
 
 BOOKS_DIR holds the plain-text editions of Project Gutenberg, named as Project Gutenberg names them:
 the book's number, then `-0` (UTF-8), `-8` (Latin-1) or nothing (ASCII), then `.txt`. `BOOKS` lists
@@ -71,6 +74,12 @@ BOOKS = {
     976: "Tanglewood Tales",
     23661: "The Book of Dragons",
 }
+
+# Documents that are never trained on, one in fifty: drawn once, at random.
+HELD_OUT = {
+    15, 87, 273, 349, 352, 365, 557, 571, 627, 694, 710, 729, 830, 841, 863, 1033, 1094, 1112,
+    1149, 1177, 1206, 1254, 1293, 1352, 1363, 1379, 1419, 1457, 1459, 1474, 1533,
+}  # fmt: skip
 
 BODY = re.compile(r"\*\*\* ?START OF TH.*?\*\*\*(.*?)\*\*\* ?END OF TH", re.DOTALL)
 APPARATUS = re.compile(
@@ -156,14 +165,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("books", type=Path, help="folder of plain-text books")
     parser.add_argument("corpus", type=Path, help="the JSONL file to write")
+    parser.add_argument("--split", type=Path, help="folder for what is trained on and the rest")
     args = parser.parse_args()
+    lines = []
     with args.corpus.open("w") as out:
         for number, title in BOOKS.items():
             tales = documents(read_book(args.books, number))
             size = sum(map(len, tales))
             print(f"{number:6} {len(tales):4} documents {size:9,} characters  {title}")
             for text in tales:
-                out.write(json.dumps({"book": number, "text": text}) + "\n")
+                lines.append(json.dumps({"book": number, "text": text}) + "\n")
+        out.writelines(lines)
+    if args.split is not None:
+        args.split.mkdir(parents=True, exist_ok=True)
+        for name, is_held_out in (("train.jsonl", False), ("held_out.jsonl", True)):
+            chosen = [line for i, line in enumerate(lines) if (i in HELD_OUT) == is_held_out]
+            (args.split / name).write_text("".join(chosen))
 
 
 if __name__ == "__main__":

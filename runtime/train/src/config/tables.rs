@@ -1,4 +1,5 @@
-//! The tables of a few keys: `[train]`, `[memory]`, `[checkpoint]`, `[log]`, `[lora]`, `[[groups]]`.
+//! The tables of a few keys: `[train]`, `[memory]`, `[checkpoint]`, `[log]`, `[lora]` and
+//! `[[groups]]`.
 
 use std::path::PathBuf;
 

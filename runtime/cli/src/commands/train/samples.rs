@@ -107,7 +107,7 @@ impl Samples {
 
     /// Whether texts are due after a step.
     pub(super) fn are_due(&self, step: u64, steps: u64) -> bool {
-        step % self.every == 0 || step == steps
+        step.is_multiple_of(self.every) || step == steps
     }
 
     /// Generates after each prompt from the weights as they are. The texts follow from those, the

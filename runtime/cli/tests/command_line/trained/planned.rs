@@ -46,14 +46,19 @@ fn a_plan_is_what_a_run_takes() {
 }
 
 #[test]
-fn the_demos_run_trains() {
+fn the_repositorys_configurations_hold() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../..");
     let text = fs::read_to_string(data("stories/demo.toml")).unwrap();
     let dir = DIR.join("demo");
     let text = text.replace("steps = 200", "steps = 3").replace("warmup_steps = 20", "");
     let text = text.replace(".cache/demo", dir.to_str().unwrap());
     let config = file("demo.toml", text.as_bytes());
-    let output = crate::brolly(&["train", &config]).current_dir(root).output().unwrap();
+    let planned = crate::brolly(&["plan", "tests/data/stories/train.toml"])
+        .current_dir(&root)
+        .output()
+        .unwrap();
+    assert!(planned.status.success(), "{}", String::from_utf8_lossy(&planned.stderr));
+    let output = crate::brolly(&["train", &config]).current_dir(&root).output().unwrap();
     let said = String::from_utf8(output.stderr).unwrap();
     assert!(output.status.success(), "{said}");
     assert!(said.contains("step 3 writes\n  Once upon a time"), "{said}");
