@@ -314,8 +314,8 @@ impl<'a> Planner<'a> {
         Some(to)
     }
 
-    /// A collective, which begins as early as its operand is there, and ends before the first launch
-    /// that reads its result.
+    /// A collective, which begins as early as its operand is there, and ends before the first
+    /// launch that reads its result.
     ///
     /// What is gathered of a state begins when the gathering before it has ended, so that it comes
     /// while a layer is computed: what two layers gather is there at once, and no more.

@@ -25,6 +25,7 @@
 //! Between `norm` and `update` the caller may decide not to update at all: that is why they are
 //! entries of their own.
 
+mod head;
 mod live;
 mod loss;
 mod update;
@@ -374,8 +375,9 @@ impl<'a> Training<'a> {
             map.insert(p, v);
         }
         let mut weights: BTreeMap<Arc<str>, Value> = BTreeMap::new();
-        // Of each shard, the shape of the whole.
-        let mut shards: BTreeMap<Value, ir::Shape> = BTreeMap::new();
+        // Of each shard, the shape of the whole, and where it was gathered last.
+        type Last = Option<(Arc<str>, Value)>;
+        let mut shards: BTreeMap<Value, (ir::Shape, Last)> = BTreeMap::new();
         for id in source.topo() {
             let node = source.node(id);
             if node.op.name() == "param" {
@@ -390,7 +392,7 @@ impl<'a> Training<'a> {
                         let v = self.weight(entry, name)?;
                         weights.insert(name.into(), v);
                         if self.sharding.held(name).weight == Holding::Shard {
-                            shards.insert(v, self.weight_type(name).shape);
+                            shards.insert(v, (self.weight_type(name).shape, None));
                         }
                         v
                     }
@@ -399,9 +401,15 @@ impl<'a> Training<'a> {
                     let mut inputs: Vec<_> =
                         node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
                     for v in inputs.iter_mut().flatten() {
-                        if let Some(shape) = shards.get(v) {
-                            *v = self.sharding.gather(&mut entry.b, *v, shape, None)?;
-                        }
+                        let Some((shape, last)) = shards.get_mut(v) else { continue };
+                        let known = last.as_ref().filter(|(loc, _)| {
+                            !node.loc.is_empty() && *loc == node.loc && node.op.name() != "call"
+                        });
+                        *v = match known {
+                            Some((_, whole)) => *whole,
+                            None => self.sharding.gather(&mut entry.b, *v, shape, None)?,
+                        };
+                        *last = Some((node.loc.clone(), *v));
                     }
                     entry.b.op(node.op.name(), node.attrs.clone(), &inputs)?
                 }
@@ -417,7 +425,8 @@ impl<'a> Training<'a> {
         let wrap = |e: OpError| PassError::new("accumulate", e);
         let mut entry = EntryBuilder::new(self.module, "accumulate");
         let source = &self.module.functions[gradients().as_str()];
-        let outputs = self.on_states(&mut entry, source).map_err(wrap)?;
+        let source = head::fuse_head(self.module, source).map_err(wrap)?;
+        let outputs = self.on_states(&mut entry, &source).map_err(wrap)?;
         let keep = entry.scalar("keep").map_err(wrap)?;
         let mut sums = Vec::new();
         for p in self.parameters {

@@ -21,13 +21,14 @@
 //! tile has all rows of its columns, so how they are spread over the weights does not matter to the
 //! balance between threads.
 //!
-//! Arguments: `x, w, [bias], [residual], y`; size 0 is M. Tiles are groups of column panels.
+//! Arguments: `x, w, [bias], [residual], y`; size 0 is M.
 
 mod blocked;
 mod direct;
 mod epilogue;
 mod grouped;
 mod quantized;
+mod tiles;
 
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
 use crate::schedule::{Family, Schedule};
@@ -83,6 +84,9 @@ pub struct Matmul {
     pub gated: bool,
     /// Panels in a tile, the unit of work of a thread; even when gated.
     pub panels_per_tile: u64,
+    /// Whether a tile is a block of [`Matmul::row_block`] rows of a group of panels, and not all
+    /// rows of the group. The groups of a block are one behind the other.
+    pub split_rows: bool,
     /// The most rows that a call has: blocks and scratch need be no larger.
     pub max_rows: u64,
     /// Numbers of the arguments bias, residual and y, where they do not just follow `x, w`.
@@ -129,6 +133,7 @@ impl Matmul {
             residual: None,
             gated: false,
             panels_per_tile: 4,
+            split_rows: false,
             max_rows: u64::MAX,
             positions: None,
             schedule: Schedule::default(),
@@ -173,10 +178,16 @@ impl Matmul {
         self.panels() * self.panel_bytes()
     }
 
-    /// Number of tiles.
+    /// Number of tiles, of each block of rows where those are split.
     #[must_use]
     pub const fn tiles(&self) -> u64 {
         self.panels().div_ceil(self.panels_per_tile)
+    }
+
+    /// The most rows of a block.
+    #[must_use]
+    pub fn row_block(&self, isa: &Isa) -> u64 {
+        Plan::new(self, isa).row_block
     }
 
     fn check(&self, isa: &Isa) -> Result<(), SpecError> {
@@ -190,6 +201,8 @@ impl Matmul {
             fail("n and k must be positive")
         } else if self.groups.is_some() && (self.residual.is_some() || self.bits.is_some()) {
             fail("several weights with a residual, or quantised")
+        } else if self.groups.is_some() && self.split_rows {
+            fail("the rows of several weights are not split")
         } else if self.weight_bytes().saturating_mul(weights) >= limit
             || self.x_stride.max(self.y_stride) >= limit
         {
@@ -324,6 +337,8 @@ struct Gen<'a> {
 /// The part of y that is computed at a time.
 #[derive(Clone, Copy)]
 struct Chunk {
+    /// Whether it is the first of its block of rows in this call.
+    is_first: Val,
     first_panel: Val,
     panels: Val,
     first_row: Val,
@@ -385,53 +400,6 @@ impl Gen<'_> {
             }
             let few = e.cmp(Cmp::Le, chunk.rows, e.i64(size(Plan::DIRECT_ROWS)));
             e.either(few, || self.direct(output, chunk), || self.blocked(output, chunk));
-        });
-    }
-
-    /// Rows evenly in blocks, and in each block the call's panels in chunks.
-    fn chunks(&self, body: impl FnOnce(Chunk)) {
-        let (e, plan) = (self.e, self.plan);
-        let per_tile = size(self.spec.panels_per_tile);
-        let begin = e.mul_const(e.tile_begin(), per_tile);
-        let end = e.min(e.mul_const(e.tile_end(), per_tile), e.i64(size(self.spec.panels())));
-        let end = e.max(begin, end);
-        let m = self.m;
-        let blocks = e.max(e.div_ceil_const(m, size(plan.row_block)), e.i64(1));
-        let (rows, longer) = (e.div_unsigned(m, blocks), e.rem_unsigned(m, blocks));
-        e.for_each(e.i64(0), blocks, 1, |block| {
-            let first_row = e.add(e.mul(block, rows), e.min(block, longer));
-            let extra = e.cast(e.cmp(Cmp::Lt, block, longer), Elem::I64);
-            let rows = e.add(rows, extra);
-            let at_most = |limit: u64| e.cmp(Cmp::Le, rows, e.i64(size(limit)));
-            // With several tiles of rows, each panel meets all of them while it is in cache.
-            let (single, several) = (Plan::DIRECT_CHUNK, self.spec.halves());
-            let blocked = e.i64(size(plan.panel_chunk));
-            let direct = at_most(Plan::DIRECT_ROWS);
-            let step = match self.spec.bits {
-                Some(_) => blocked,
-                None => e.select(direct, e.i64(size(several)), blocked),
-            };
-            let step = e.select(at_most(plan.tile_rows), e.i64(size(single)), step);
-            let count = e.div_unsigned(e.add_const(e.add(e.sub(end, begin), step), -1), step);
-            e.for_each(e.i64(0), count, 1, |index| {
-                let first_panel = e.add(begin, e.mul(index, step));
-                let panels = e.min(step, e.sub(end, first_panel));
-                body(Chunk { first_panel, panels, first_row, rows });
-            });
-        });
-    }
-
-    /// Splits the chunk's rows evenly in register tiles: `body(tile, first row, rows)`.
-    fn row_tiles(&self, chunk: Chunk, body: impl FnOnce(Val, Val, Val)) {
-        let e = self.e;
-        let tiles = e.div_ceil_const(chunk.rows, size(self.plan.tile_rows));
-        let parts = e.max(tiles, e.i64(1));
-        let (short, longer) =
-            (e.div_unsigned(chunk.rows, parts), e.rem_unsigned(chunk.rows, parts));
-        e.for_each(e.i64(0), tiles, 1, |tile| {
-            let row = e.add(e.mul(tile, short), e.min(tile, longer));
-            let rows = e.add(short, e.cast(e.cmp(Cmp::Lt, tile, longer), Elem::I64));
-            body(tile, row, rows);
         });
     }
 

@@ -10,7 +10,7 @@ use ir::Dim;
 use super::{
     cx::{Cx, LANES},
     pack::{Rows, pack_rows},
-    view::View,
+    view::{View, memory_elem},
 };
 use crate::emit::{Cmp, Elem, Ty, Val};
 
@@ -128,20 +128,33 @@ impl<'c> Block<'c> {
 
     /// Takes a chunk of the other side.
     pub(super) fn other(&self, pair: usize, count: Val, row: impl FnOnce(Val) -> View) {
-        let (cx, e) = (self.cx, &self.cx.e);
-        let Pair { width, other, panels, .. } = self.pairs[pair];
+        let Pair { width, other, .. } = self.pairs[pair];
         self.copy(width, other, count, row);
+        let rows = Rows {
+            base: other,
+            elem: Elem::F32,
+            row: &Dim::from(pitch(width)),
+            column: &Dim::from(1),
+        };
+        self.panels(pair, count, &rows);
+    }
+
+    /// Takes the rows of `view` as a chunk of the other side, for [`Block::products`] alone.
+    pub(super) fn other_panels(&self, pair: usize, count: Val, view: &View) {
+        let [row, column] = view.strides.as_slice() else { unreachable!("rows and columns") };
+        let rows = Rows { base: view.base, elem: memory_elem(view.dtype), row, column };
+        self.panels(pair, count, &rows);
+    }
+
+    fn panels(&self, pair: usize, count: Val, rows: &Rows<'_>) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let Pair { width, panels, .. } = self.pairs[pair];
         e.for_each(e.i64(0), e.div_ceil_const(count, GROUP), 1, |group| {
             let done = e.mul_const(group, GROUP);
-            let rows = Rows {
-                base: self.line(other, width, done),
-                elem: Elem::F32,
-                row: &Dim::from(pitch(width)),
-                column: &Dim::from(1),
-            };
+            let base = e.at(rows.base, rows.elem, cx.scale(done, rows.row));
             let count = e.min(e.i64(GROUP), e.sub(count, done));
             let panel = e.at(panels, Elem::F32, e.mul_const(done, width));
-            pack_rows(cx, &rows, count, e.i64(width), panel);
+            pack_rows(cx, &Rows { base, ..*rows }, count, e.i64(width), panel);
         });
     }
 

@@ -1,5 +1,6 @@
 //! `linear_cross_entropy` and its gradient: logits of a block of rows and a chunk of the other
-//! side, which never meet the rest of the logits.
+//! side, which never meet the rest of the logits. `linear_cross_entropy_dlogits` is the same loss,
+//! and keeps what becomes of the logits.
 //!
 //! The loss and `dx` have tiles of tokens, which walk the vocabulary; `dw` has tiles of the
 //! vocabulary, which walk the tokens. A tile writes its own rows alone, and every logit and every
@@ -47,7 +48,7 @@ impl CrossEntropy {
 
 impl Lower for CrossEntropy {
     fn ops(&self) -> &'static [&'static str] {
-        &["linear_cross_entropy", "linear_cross_entropy_grad"]
+        &["linear_cross_entropy", "linear_cross_entropy_dlogits", "linear_cross_entropy_grad"]
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
@@ -70,7 +71,7 @@ impl Lower for CrossEntropy {
             (first, e.min(e.i64(ROWS), e.sub(cx.size(&rows[side]), first)))
         };
         let (begin, end) = (e.tile_begin(), e.tile_end());
-        if spec.op == "linear_cross_entropy" {
+        if spec.op != "linear_cross_entropy_grad" {
             e.for_each(begin, end, 1, |tile| {
                 let (first, count) = range(0, tile);
                 head.losses(first, count);
@@ -146,13 +147,18 @@ impl Head<'_> {
         (target, counts)
     }
 
-    /// Walks the other side in chunks: takes each and computes its logits.
+    /// Walks the other side in chunks: takes each and computes its logits. Only for a gradient its
+    /// rows are read again.
     fn walk(&self, side: usize, rows: Val, body: impl FnOnce(Chunk)) {
         let (cx, e) = (self.cx, &self.cx.e);
         let all = cx.size(&self.sides[1 - side].shape[0]);
         e.for_each(e.i64(0), all, CHUNK, |first| {
             let chunk = Chunk { first, count: e.min(e.i64(CHUNK), e.sub(all, first)) };
-            self.block.other(0, chunk.count, |i| self.row(1 - side, e.add(first, i)));
+            if cx.spec.op == "linear_cross_entropy_grad" {
+                self.block.other(0, chunk.count, |i| self.row(1 - side, e.add(first, i)));
+            } else {
+                self.block.other_panels(0, chunk.count, &self.row(1 - side, first));
+            }
             let count = e.mul_const(rows, CHUNK);
             e.for_each(e.i64(0), count, GROUP, |i| e.store_at(e.zero(VECTOR), self.scores, i));
             e.for_each(e.i64(0), e.i64(self.width), K_BLOCK, |from| {
@@ -187,17 +193,29 @@ impl Head<'_> {
             e.store_at(e.f32(0.0), sum, row);
             e.store_at(e.f32(0.0), picked, row);
         });
+        let dlogits = (cx.spec.op == "linear_cross_entropy_dlogits").then(|| cx.result(1));
         self.walk(0, count, |chunk| {
-            e.for_each(zero, count, 1, |row| self.fold(row, e.add(first, row), chunk));
+            e.for_each(zero, count, 1, |row| {
+                self.fold(row, e.add(first, row), chunk);
+                if let Some(dlogits) = &dlogits {
+                    self.keep(dlogits, row, e.add(first, row), chunk);
+                }
+            });
         });
-        let [loss, lse] = [0, 1].map(|i| cx.result(i));
+        let loss = cx.result(0);
         e.for_each(zero, count, 1, |row| {
             let token = e.add(first, row);
             let (_, counts) = self.target(token);
             let [max, sum] = [max, sum].map(|stat| e.load_at(SCALAR, stat, row));
             let total = Running { max, sum }.total(cx);
             let own = e.sub(total, e.load_at(SCALAR, picked, row));
-            lse.store(cx, total, cx.scale(token, &lse.strides[0]));
+            match &dlogits {
+                Some(dlogits) => self.to_dlogits(dlogits, row, token, total),
+                None => {
+                    let lse = cx.result(1);
+                    lse.store(cx, total, cx.scale(token, &lse.strides[0]));
+                }
+            }
             let own = e.select(counts, own, e.f32(0.0));
             loss.store(cx, own, cx.scale(token, &loss.strides[0]));
         });
@@ -215,6 +233,55 @@ impl Head<'_> {
         let place = e.sub(self.target(token).0, chunk.first);
         let here = e.and(e.cmp(Cmp::Ge, place, e.i64(0)), e.cmp(Cmp::Lt, place, chunk.count));
         e.if_then(here, || e.store_at(e.load_at(SCALAR, line, place), picked, row));
+    }
+
+    /// A token's part of a result with columns for the vocabulary, from one of them on.
+    fn columns(&self, view: &View, token: Val, column: Val) -> View {
+        let row = self.cx.scale(token, &view.strides[0]);
+        view.at(self.cx, self.cx.offset(row, column, &view.strides[1]))
+    }
+
+    /// Keeps a chunk's logits of one row.
+    fn keep(&self, dlogits: &View, row: Val, token: Val, chunk: Chunk) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let line = self.line(row);
+        let to = self.columns(dlogits, token, chunk.first);
+        let step = &to.strides[1];
+        cx.strips(e.i64(0), chunk.count, |i, lanes| {
+            let logits = e.load_at(Ty::of(Elem::F32, lanes), line, i);
+            to.store_strip(cx, logits, cx.scale(i, step), step);
+        });
+    }
+
+    /// From a token's logits, in place, to their gradients.
+    fn to_dlogits(&self, dlogits: &View, row: Val, token: Val, lse: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let (target, counts) = self.target(token);
+        let picked = e.load_at(SCALAR, self.stats[2], row);
+        let to = self.columns(dlogits, token, e.i64(0));
+        let step = &to.strides[1];
+        let dloss = self.number(&cx.operand(3), token);
+        let n = cx.size(&self.sides[1].shape[0]);
+        e.either(
+            counts,
+            || {
+                cx.strips(e.i64(0), n, |i, lanes| {
+                    let at = cx.scale(i, step);
+                    let logits = to.load_strip(cx, at, step, lanes);
+                    let weights = math::exp(e, e.sub(logits, e.splat(lse, lanes)));
+                    let gradients = e.mul(weights, e.splat(dloss, lanes));
+                    to.store_strip(cx, gradients, at, step);
+                });
+                let rest = e.sub(math::exp(e, e.sub(picked, lse)), e.f32(1.0));
+                to.store(cx, e.mul(rest, dloss), cx.scale(target, step));
+            },
+            || {
+                cx.strips(e.i64(0), n, |i, lanes| {
+                    let zero = e.zero(Ty::of(Elem::F32, lanes));
+                    to.store_strip(cx, zero, cx.scale(i, step), step);
+                });
+            },
+        );
     }
 
     /// `dx` of a block of tokens (side 0), or `dw` of a block of the vocabulary (side 1).

@@ -78,8 +78,13 @@ fn emit_product(
     tuning: &Tuning,
 ) -> Result<Emitted, LowerError> {
     product.schedule = tuning.find(target, &product);
-    let kernel = matmul(&product, &Isa::of(target)).map_err(|e| refuse(spec, e.to_string()))?;
-    let tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
+    let isa = Isa::of(target);
+    let kernel = matmul(&product, &isa).map_err(|e| refuse(spec, e.to_string()))?;
+    let mut tiles = Dim::from(i64::try_from(product.tiles()).unwrap_or(i64::MAX));
+    if product.split_rows {
+        let block = i64::try_from(product.row_block(&isa)).unwrap_or(i64::MAX);
+        tiles = tiles * rows.ceil_div(block);
+    }
     let (text, scratch) = (&kernel.mlir, kernel.scratch_bytes);
     Ok(named(spec.op, text, &product.symbol, vec![rows], tiles, scratch))
 }
@@ -133,6 +138,7 @@ pub(super) fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
     product.positions = Some([2, 3, y_position]);
     debug_assert_eq!(crate::kernels::matmul::PANEL, PANEL as u64, "one panel width");
     product.panels_per_tile = PANELS_PER_TILE;
+    product.split_rows = !quantized;
     product.max_rows = u64::try_from(x_rows.bounds(&spec.symbols).hi).unwrap_or(u64::MAX).max(1);
     Ok((product, x_rows))
 }

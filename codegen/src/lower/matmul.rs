@@ -2,7 +2,8 @@
 //!
 //! A tile is a few panels of sixteen columns and a block of rows of one matrix of the batch. For
 //! more than a few rows both are packed as they are read, a block of k at a time (Goto & van de
-//! Geijn 2008, doi:10.1145/1356052.1356053): rows for all panels of the tile, panels for all rows.
+//! Geijn 2008, doi:10.1145/1356052.1356053): rows for all panels of the tile, panels for all rows
+//! of up to [`RUN`] tiles of the same columns, where a thread has those.
 //! Every output is one chain of fused multiply-adds over k from zero, as in
 //! [`crate::kernels::matmul`].
 
@@ -36,8 +37,14 @@ const K_BLOCK: i64 = 256;
 /// Rows for which nothing is worth packing. Read in place, lines are as far apart as rows of the
 /// matrix, and with a power of two between them few stay in the first cache.
 const FEW_ROWS: i64 = 12;
+/// Tiles, one below the other, that are computed together.
+const RUN: i64 = 4;
 /// Panels of a tile, at most: rows are packed once for all of them.
-const PANELS_PER_TILE: i64 = 8;
+const PANELS_PER_TILE: i64 = 16;
+/// The same where their number is known at run time only.
+const PANELS_OF_MANY: i64 = 8;
+/// Tiles of a product that threads can share, at least, where it has so many columns.
+const LEAST_TILES: i64 = 16;
 /// Columns of a panel.
 const PANEL: i64 = 16;
 /// Rows of the widest register tile.
@@ -47,13 +54,14 @@ const VECTOR: Ty = Ty::Vector(Elem::F32, 16);
 
 impl Lower for Matmul {
     fn ops(&self) -> &'static [&'static str] {
-        &["matmul"]
+        &["matmul", "linear_grad"]
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
-        check_f32s(spec, &[0, 1])?;
-        match spec.operands.as_slice() {
-            [Some(a), Some(b)] if a.ty.rank() >= 2 && b.ty.rank() >= 2 => Ok(()),
+        check_f32s(spec, &[0, 1, 2])?;
+        match (spec.op, spec.operands.as_slice()) {
+            ("linear_grad", [Some(_), Some(_), Some(_)]) => Ok(()),
+            ("matmul", [Some(a), Some(b)]) if a.ty.rank() >= 2 && b.ty.rank() >= 2 => Ok(()),
             _ => Err("takes two matrices".into()),
         }
     }
@@ -61,83 +69,87 @@ impl Lower for Matmul {
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
-        let e = &cx.e;
-        let (a, b, y) = (cx.operand(0), cx.operand(1), cx.result(0));
-        let lead = y.shape.len() - 2;
-        let (rows, columns) = (y.shape[lead].clone(), y.shape[lead + 1].clone());
-        let k = a.shape[a.shape.len() - 1].clone();
-        let spread = |v: &View| {
-            let own = v.shape.len() - 2;
-            broadcast_strides(&v.shape[..own], &v.strides[..own], lead)
+        let operands = match spec.op {
+            "linear_grad" => {
+                let [dy, x, w] = [0, 1, 2].map(|i| cx.operand(i));
+                let turned = exchanged(&dy);
+                let by_x = Operands { a: dy, b: w, y: cx.result(0) };
+                vec![by_x, Operands { a: turned, b: x, y: cx.result(1) }]
+            }
+            _ => vec![Operands { a: cx.operand(0), b: cx.operand(1), y: cx.result(0) }],
         };
-        let strides = [spread(&a), spread(&b), spread(&y)];
-        let batch = Space::new(&y.shape[..lead], &strides).merged();
-        let group = panels_per_tile(&columns);
-        let (groups, blocks) = (columns.ceil_div(PANEL * group), rows.ceil_div(ROW_BLOCK));
-        let each = groups * blocks.clone();
-        let tiles = batch.points() * each.clone();
-        let product = Product {
-            cx: &cx,
-            k: cx.size(&k),
-            panels: cx.scratch(0),
-            lhs: cx.scratch((4 * K_BLOCK * group * PANEL).cast_unsigned()),
-            sums: cx.scratch((4 * K_BLOCK * (group * PANEL + ROW_BLOCK)).cast_unsigned()),
-        };
-        e.for_each(e.tile_begin(), e.tile_end(), 1, |tile| {
-            let each = cx.size(&each);
-            let at = batch.offsets(&cx, e.div_unsigned(tile, each));
-            let rest = e.rem_unsigned(tile, each);
-            let columns_at = e.div_unsigned(rest, cx.size(&blocks));
-            let block = e.rem_unsigned(rest, cx.size(&blocks));
-            let row = e.mul_const(block, ROW_BLOCK);
-            let column = e.mul_const(columns_at, PANEL * group);
-            let axes = |v: &View| {
-                let n = v.strides.len();
-                [v.strides[n - 2].clone(), v.strides[n - 1].clone()]
-            };
-            let part = Part {
-                a: a.at(&cx, cx.offset(at[0], row, &axes(&a)[0])),
-                a_axes: axes(&a),
-                b: b.at(&cx, cx.offset(at[1], column, &axes(&b)[1])),
-                b_axes: axes(&b),
-                y: y.at(&cx, cx.offset(cx.offset(at[2], row, &axes(&y)[0]), column, &axes(&y)[1])),
-                y_axes: axes(&y),
-                rows: e.min(e.i64(ROW_BLOCK), e.sub(cx.size(&rows), row)),
-                columns: e.min(e.i64(PANEL * group), e.sub(cx.size(&columns), column)),
-            };
-            product.emit(&part);
-        });
-        let scratch = 4 * (K_BLOCK * (group * PANEL + ROW_BLOCK) + group * ROW_BLOCK * PANEL);
-        Ok(cx.finish(tiles, scratch.cast_unsigned()))
+        let (mut tiles, mut scratch) = (Dim::from(0), 0);
+        for operands in &operands {
+            let product = Product::new(&cx, operands);
+            product.tiles(&tiles);
+            scratch = scratch.max(product.scratch_bytes());
+            tiles = tiles + product.count();
+        }
+        Ok(cx.finish(tiles, scratch))
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        if spec.op != "matmul" {
+            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
+        }
         let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
         gemm::kernels(spec, &product, target)
     }
 }
 
 /// Panels of a tile: fewer where that would leave few tiles.
-fn panels_per_tile(columns: &Dim) -> i64 {
-    let panels = columns.ceil_div(PANEL).as_const();
-    panels.map_or(PANELS_PER_TILE, |panels| (panels / 4).clamp(1, PANELS_PER_TILE))
+fn panels_per_tile(columns: &Dim, most_rows: i64) -> i64 {
+    let Some(panels) = columns.ceil_div(PANEL).as_const() else { return PANELS_OF_MANY };
+    let ceil = |n: i64, of: i64| (n - 1) / of + 1;
+    let blocks = ceil(most_rows.max(1), ROW_BLOCK);
+    let groups = ceil(LEAST_TILES, blocks).max(ceil(panels, PANELS_PER_TILE));
+    ceil(panels, groups).max(1)
+}
+
+/// Two matrices, or batches of them, and their product.
+struct Operands {
+    a: View,
+    b: View,
+    y: View,
+}
+
+/// The last two axes exchanged.
+fn exchanged(view: &View) -> View {
+    let (mut view, n) = (view.clone(), view.shape.len());
+    view.shape.swap(n - 2, n - 1);
+    view.strides.swap(n - 2, n - 1);
+    view
+}
+
+/// Strides of the last two axes.
+fn axes(view: &View) -> [Dim; 2] {
+    let n = view.strides.len();
+    [view.strides[n - 2].clone(), view.strides[n - 1].clone()]
 }
 
 /// Emission state.
 struct Product<'a> {
     cx: &'a Cx<'a>,
+    operands: &'a Operands,
+    batch: Space,
+    /// Of the result.
+    shape: [Dim; 2],
     k: Val,
+    /// Panels of a tile.
+    group: i64,
+    /// Blocks of rows that are computed together, at most.
+    run: i64,
     /// f32 `[panels][K_BLOCK][16]`.
     panels: Val,
     /// f32 `[ROW_BLOCK / TILE_ROWS][K_BLOCK · TILE_ROWS]`, rows of a register tile by k, or k by
     /// rows.
     lhs: Val,
-    /// f32 `[panels][ROW_BLOCK][16]`.
+    /// f32 `[panels][run · ROW_BLOCK][16]`.
     sums: Val,
 }
 
-/// Operands of one tile, from its first row and column.
+/// Operands of a few tiles, one below the other, from their first row and column.
 struct Part {
     a: View,
     a_axes: [Dim; 2],
@@ -156,7 +168,98 @@ struct Steps {
     count: Val,
 }
 
-impl Product<'_> {
+impl<'a> Product<'a> {
+    fn new(cx: &'a Cx<'a>, operands: &'a Operands) -> Product<'a> {
+        let Operands { a, b, y } = operands;
+        let lead = y.shape.len() - 2;
+        let shape = [y.shape[lead].clone(), y.shape[lead + 1].clone()];
+        let spread = |v: &View| {
+            let own = v.shape.len() - 2;
+            broadcast_strides(&v.shape[..own], &v.strides[..own], lead)
+        };
+        let most_rows = shape[0].bounds(&cx.spec.symbols).hi;
+        let group = panels_per_tile(&shape[1], most_rows);
+        let [lhs, sums] = Product::places(group);
+        Product {
+            cx,
+            operands,
+            batch: Space::new(&y.shape[..lead], &[spread(a), spread(b), spread(y)]).merged(),
+            shape,
+            k: cx.size(&a.shape[a.shape.len() - 1]),
+            group,
+            run: RUN.min((most_rows.max(1) - 1) / ROW_BLOCK + 1),
+            panels: cx.scratch(0),
+            lhs: cx.scratch(lhs.cast_unsigned()),
+            sums: cx.scratch(sums.cast_unsigned()),
+        }
+    }
+
+    /// Where rows and sums begin in scratch.
+    fn places(group: i64) -> [i64; 2] {
+        let panels = 4 * K_BLOCK * group * PANEL;
+        [panels, panels + 4 * K_BLOCK * ROW_BLOCK]
+    }
+
+    fn scratch_bytes(&self) -> u64 {
+        let sums = 4 * self.group * self.run * ROW_BLOCK * PANEL;
+        (Product::places(self.group)[1] + sums).cast_unsigned()
+    }
+
+    /// Groups of columns, of one matrix, and blocks of rows.
+    fn parts(&self) -> [Dim; 2] {
+        [self.shape[1].ceil_div(PANEL * self.group), self.shape[0].ceil_div(ROW_BLOCK)]
+    }
+
+    /// Number of tiles.
+    fn count(&self) -> Dim {
+        let [groups, blocks] = self.parts();
+        self.batch.points() * groups * blocks
+    }
+
+    /// The call's part of the tiles, of which the first is number `first` of the kernel's. The
+    /// blocks of a group of columns are one behind the other.
+    fn tiles(&self, first: &Dim) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let [groups, blocks] = self.parts();
+        let blocks = e.max(cx.size(&blocks), e.i64(1));
+        let (mut begin, mut end) = (e.tile_begin(), e.tile_end());
+        if !(first.is(0) && cx.spec.results.len() == 1) {
+            let (first, count) = (cx.size(first), cx.size(&self.count()));
+            let own = |tile: Val| e.max(e.min(e.sub(tile, first), count), e.i64(0));
+            (begin, end) = (own(begin), own(end));
+        }
+        let behind = e.div_unsigned(e.add_const(e.add(end, blocks), -1), blocks);
+        e.for_each(e.div_unsigned(begin, blocks), behind, 1, |at| {
+            let before = e.mul(at, blocks);
+            let first = e.max(e.sub(begin, before), e.i64(0));
+            let last = e.min(e.sub(end, before), blocks);
+            e.for_each(first, last, self.run, |block| {
+                let count = e.min(e.i64(self.run), e.sub(last, block));
+                let rows = [block, count].map(|n| e.mul_const(n, ROW_BLOCK));
+                self.emit(&self.part(at, cx.size(&groups), rows));
+            });
+        });
+    }
+
+    /// So many rows, from the first on, of a group of columns.
+    fn part(&self, at: Val, groups: Val, [row, count]: [Val; 2]) -> Part {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let Operands { a, b, y } = self.operands;
+        let offsets = self.batch.offsets(cx, e.div_unsigned(at, groups));
+        let column = e.mul_const(e.rem_unsigned(at, groups), PANEL * self.group);
+        let first = cx.offset(offsets[2], row, &axes(y)[0]);
+        Part {
+            a: a.at(cx, cx.offset(offsets[0], row, &axes(a)[0])),
+            a_axes: axes(a),
+            b: b.at(cx, cx.offset(offsets[1], column, &axes(b)[1])),
+            b_axes: axes(b),
+            y: y.at(cx, cx.offset(first, column, &axes(y)[1])),
+            y_axes: axes(y),
+            rows: e.min(count, e.sub(cx.size(&self.shape[0]), row)),
+            columns: e.min(e.i64(PANEL * self.group), e.sub(cx.size(&self.shape[1]), column)),
+        }
+    }
+
     fn emit(&self, part: &Part) {
         let e = &self.cx.e;
         let panels = e.div_ceil_const(part.columns, PANEL);
@@ -175,7 +278,8 @@ impl Product<'_> {
 
     fn line(&self, panel: Val, row: Val) -> Val {
         let e = &self.cx.e;
-        let at = e.add(e.mul_const(panel, ROW_BLOCK * PANEL), e.mul_const(row, PANEL));
+        let panel = e.mul_const(panel, self.run * ROW_BLOCK * PANEL);
+        let at = e.add(panel, e.mul_const(row, PANEL));
         e.at(self.sums, Elem::F32, at)
     }
 
@@ -190,9 +294,10 @@ impl Product<'_> {
         let (cx, e) = (self.cx, &self.cx.e);
         let a = part.a.at(cx, cx.scale(steps.first, &part.a_axes[1]));
         let lhs = Lhs::InPlace(&a, &part.a_axes);
+        let all = (e.i64(0), part.rows);
         let packed = |panel: Val| {
             self.pack_panel(part, steps, panel);
-            self.add(part, steps, panel, &lhs, self.panel(panel), &Dim::from(PANEL));
+            self.add(steps, panel, all, &lhs, (self.panel(panel), &Dim::from(PANEL)));
         };
         e.for_each(e.i64(0), panels, 1, |panel| {
             if !(part.b_axes[1].is(1) && part.b.dtype == ir::DType::F32) {
@@ -203,7 +308,7 @@ impl Product<'_> {
             let in_place = || {
                 let from = e.mul_const(panel, PANEL);
                 let from = part.b.at(cx, cx.offset(from, steps.first, &part.b_axes[0]));
-                self.add(part, steps, panel, &lhs, from.base, &part.b_axes[0]);
+                self.add(steps, panel, all, &lhs, (from.base, &part.b_axes[0]));
             };
             e.either(whole, in_place, || packed(panel));
         });
@@ -212,10 +317,14 @@ impl Product<'_> {
     /// A block of k of the rows, packed.
     fn many(&self, part: &Part, steps: Steps, panels: Val) {
         let e = &self.cx.e;
-        let lhs = self.pack_lhs(part, steps);
         self.pack_panels(part, steps, panels);
-        e.for_each(e.i64(0), panels, 1, |panel| {
-            self.add(part, steps, panel, &lhs, self.panel(panel), &Dim::from(PANEL));
+        e.for_each(e.i64(0), part.rows, ROW_BLOCK, |row| {
+            let rows = (row, e.min(e.i64(ROW_BLOCK), e.sub(part.rows, row)));
+            let lhs = self.pack_lhs(part, rows, steps);
+            e.for_each(e.i64(0), panels, 1, |panel| {
+                let lines = (self.panel(panel), &Dim::from(PANEL));
+                self.add(steps, panel, rows, &lhs, lines);
+            });
         });
     }
 
@@ -224,18 +333,18 @@ impl Product<'_> {
         e.at(self.panels, Elem::F32, e.mul_const(panel, K_BLOCK * PANEL))
     }
 
+    /// Adds the products of rows (the first, and how many) and a panel, whose lines are so many
+    /// elements apart.
     fn add(
         &self,
-        part: &Part,
         steps: Steps,
         panel: Val,
+        (row, rows): (Val, Val),
         lhs: &Lhs<'_>,
-        lines: Val,
-        line_step: &Dim,
+        (lines, step): (Val, &Dim),
     ) {
-        let sums = self.line(panel, self.cx.e.i64(0));
-        let (rows, steps) = (part.rows, steps.count);
-        Block { lhs, rows, steps, panel: lines, step: line_step }.add(self.cx, sums);
+        let sums = self.line(panel, row);
+        Block { lhs, rows, steps: steps.count, panel: lines, step }.add(self.cx, sums);
     }
 
     fn write(&self, part: &Part, panel: Val) {

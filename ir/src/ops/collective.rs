@@ -107,7 +107,7 @@ pub(super) fn part(x: &Tensor, start: usize, len: usize) -> Tensor {
 }
 
 /// The operand of each rank.
-pub(super) fn of_ranks<'a>(args: &'a [Vec<Option<Tensor>>]) -> Vec<&'a Tensor> {
+pub(super) fn of_ranks(args: &[Vec<Option<Tensor>>]) -> Vec<&Tensor> {
     args.iter().map(|args| args[0].as_ref().expect("operand")).collect()
 }
 

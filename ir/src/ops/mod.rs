@@ -143,7 +143,9 @@ ops! {
     embedding_grad: EmbeddingGrad,
     attention_lse: AttentionLse,
     attention_grad: AttentionGrad,
+    linear_grad: LinearGrad,
     linear_cross_entropy: LinearCrossEntropy,
+    linear_cross_entropy_dlogits: LinearCrossEntropyDlogits,
     linear_cross_entropy_grad: LinearCrossEntropyGrad,
     // Between ranks.
     all_reduce: AllReduce,

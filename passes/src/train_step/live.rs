@@ -8,8 +8,8 @@ use super::{EntryBuilder, Parameter, Training};
 use crate::{PassError, Sharding, page_kv::State};
 
 /// Makes `entry` read the weights of these parameters from the states that
-/// [`train_step`](super::train_step) computes with: `param.W`, or `weight.W` where that is something
-/// else. Returns these states; others are as they were.
+/// [`train_step`](super::train_step) computes with: `param.W`, or `weight.W` where that is
+/// something else. Returns these states; others are as they were.
 ///
 /// What depends on such weights alone, as packing, is computed in each run and not prepared. A
 /// product that reads two weights as one becomes its parts, as in training and with the same bits.

@@ -140,8 +140,8 @@ impl TrainStep {
         self.update.exe.program().states.iter()
     }
 
-    /// The bytes of a state that this rank holds, such as of `param.lm_head.weight`; `None` if there
-    /// is none.
+    /// The bytes of a state that this rank holds, such as of `param.lm_head.weight`; `None` if
+    /// there is none.
     #[must_use]
     pub fn state(&self, name: &str) -> Option<&[u8]> {
         self.states.get(name)

@@ -68,9 +68,7 @@ impl Gen<'_> {
             });
         };
         if single {
-            let per_tile = size(self.spec.panels_per_tile);
-            let first = e.mul_const(e.tile_begin(), per_tile);
-            e.if_then(e.cmp(Cmp::Eq, chunk.first_panel, first), copy);
+            e.if_then(chunk.is_first, copy);
         } else {
             copy();
         }

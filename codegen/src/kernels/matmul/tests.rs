@@ -93,7 +93,9 @@ impl Case {
         args.push(pointer(y));
         let mut scratch = Scratch::new(self.scratch_bytes);
         let mut from = 0;
-        for &to in splits.iter().chain([&(spec.tiles() as i64)]) {
+        let blocks = m.div_ceil(spec.row_block(&Isa::x86_64_v3()) as usize);
+        let tiles = spec.tiles() as i64 * if spec.split_rows { blocks as i64 } else { 1 };
+        for &to in splits.iter().chain([&tiles]) {
             self.loaded.call(&spec.symbol, &args, &[m as i64], &mut scratch, from..to);
             from = to;
         }
@@ -189,15 +191,26 @@ fn large_batches_cross_row_and_column_blocks() {
 
 #[test]
 fn splits_of_the_tiles_do_not_matter() {
+    let schedule = Schedule { row_block: Some(60), ..Schedule::default() };
     for gated in [false, true] {
         let spec = Matmul { gated, panels_per_tile: 2, ..Matmul::new("mm", 200, 300, Elem::Bf16) };
-        let case = Case::baseline(spec);
-        for m in [1, 5, 33, 60] {
+        let split = Matmul { split_rows: true, schedule, ..spec.clone() };
+        let [case, split] = [spec, split].map(Case::baseline);
+        for m in [1, 5, 33, 60, 61, 110] {
             let x = Random(5).floats(m as u64 * 300);
             let whole = case.rows(&x, m);
-            let parts = vec![f32::NAN; m * 200];
-            case.run(&x, &parts, None, m, &[1, 4, 4]);
-            assert_eq!(whole, parts);
+            let run = |case: &Case, splits: &[i64]| {
+                let parts = vec![f32::NAN; m * 200];
+                case.run(&x, &parts, None, m, splits);
+                parts
+            };
+            assert_eq!(whole, run(&case, &[1, 4, 4]));
+            // Tiles of one block, of several, and none.
+            assert_eq!(whole, run(&split, &[]));
+            assert_eq!(whole, run(&split, &[1, 4, 4]));
+            let blocks = m.div_ceil(split.spec.row_block(&Isa::x86_64_v3()) as usize) as i64;
+            let last = split.spec.tiles() as i64 * blocks - 1;
+            assert_eq!(whole, run(&split, &[last / 3, last / 2, last]));
         }
     }
 }

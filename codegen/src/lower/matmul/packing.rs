@@ -59,30 +59,33 @@ impl Product<'_> {
         pack_rows(cx, &rows, self.columns(part, panel), steps.count, self.panel(panel));
     }
 
-    /// The rows' block of k, in one piece for each register tile.
-    pub(super) fn pack_lhs(&self, part: &Part, steps: Steps) -> Lhs<'static> {
+    /// A block of k of `rows`, the first of them and their number, in one piece for each register
+    /// tile.
+    pub(super) fn pack_lhs(&self, part: &Part, rows: (Val, Val), steps: Steps) -> Lhs<'static> {
         let (cx, e) = (self.cx, &self.cx.e);
-        let a = part.a.at(cx, cx.scale(steps.first, &part.a_axes[1]));
+        let first = cx.scale(rows.0, &part.a_axes[0]);
+        let a = part.a.at(cx, cx.offset(first, steps.first, &part.a_axes[1]));
+        let rows = rows.1;
         let [row_step, k_step] = &part.a_axes;
         if row_step.is(1) && !k_step.is(1) {
             // A step of k is one piece of memory, and its neighbour may be in the same cache set.
-            let left = e.rem_unsigned(part.rows, e.i64(TILE_ROWS));
-            let whole = e.sub(part.rows, left);
+            let left = e.rem_unsigned(rows, e.i64(TILE_ROWS));
+            let whole = e.sub(rows, left);
             let lanes = u32::try_from(TILE_ROWS).expect("few rows");
             e.for_each(e.i64(0), steps.count, 1, |k| {
                 let column = a.at(cx, cx.scale(k, k_step));
-                self.ask(&column, part.rows, k_step, STEPS_AHEAD);
+                self.ask(&column, rows, k_step, STEPS_AHEAD);
                 let put = |row: Val, lanes: u32| {
                     let value = column.load_strip(cx, row, row_step, lanes);
                     let lane = e.rem_unsigned(row, e.i64(TILE_ROWS));
                     e.store_at(value, self.lhs_tile(row), e.add(e.mul_const(k, TILE_ROWS), lane));
                 };
                 e.for_each(e.i64(0), whole, TILE_ROWS, |row| put(row, lanes));
-                e.for_each(whole, part.rows, 1, |row| put(row, 1));
+                e.for_each(whole, rows, 1, |row| put(row, 1));
             });
             return Lhs::Packed { base: self.lhs, steps: [1, TILE_ROWS] };
         }
-        e.for_each(e.i64(0), part.rows, 1, |row| {
+        e.for_each(e.i64(0), rows, 1, |row| {
             let from = cx.scale(row, row_step);
             if k_step.is(1) {
                 self.ask(&a.at(cx, from), steps.count, row_step, ROWS_AHEAD);

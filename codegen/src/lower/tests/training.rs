@@ -269,6 +269,12 @@ fn the_head_and_its_loss_agree_with_the_oracle() {
         let args = [&x, &w, &targets, &lse, &dloss];
         let case = Case::new("linear_cross_entropy_grad", Attrs::none(), &args);
         bench.add(&format!("gradient of {what}"), case);
+        let args = [&x, &w, &targets, &dloss];
+        let case = Case::new("linear_cross_entropy_dlogits", Attrs::none(), &args);
+        bench.add(&format!("gradient of the logits of {what}"), case);
+        let dlogits = noise(DType::F32, &[tokens, rows], 4);
+        let case = Case::new("linear_grad", Attrs::none(), &[&dlogits, &x, &w]);
+        bench.add(&format!("both products of {what}"), case);
     }
     let (x, w) = (noise(DType::F32, &[30, 21], 1), noise(DType::F32, &[40, 21], 2));
     let targets = Tensor::from_i64s(DType::I32, &[30], 0..30);
@@ -280,7 +286,35 @@ fn the_head_and_its_loss_agree_with_the_oracle() {
     spec.operands[1] = pitch(&w, &["50", "2"]);
     spec.operands[2] = pitch(&targets, &["3"]);
     spec.results[1] = pitch(&w, &["1", "44"]).expect("strides");
+    let args = [&x, &w, &targets, &lse];
+    let case = Case::new("linear_cross_entropy_dlogits", Attrs::none(), &args);
+    let dlogits = case.expected().1.remove(1).cast(DType::F32);
+    let spec = bench.add("strided logits", case);
+    spec.operands[0] = pitch(&x, &["1", "31"]);
+    spec.operands[2] = pitch(&targets, &["3"]);
+    spec.results[1] = pitch(&dlogits, &["2", "61"]).expect("strides");
+    let case = Case::new("linear_grad", Attrs::none(), &[&dlogits, &x, &w]);
+    let spec = bench.add("strided products", case);
+    spec.operands[0] = pitch(&dlogits, &["1", "31"]);
+    spec.operands[1] = pitch(&x, &["1", "31"]);
+    spec.operands[2] = pitch(&w, &["50", "2"]);
+    spec.results[1] = pitch(&w, &["1", "44"]).expect("strides");
     bench.check(2e-5);
+}
+
+/// What is trained is what is scored.
+#[test]
+fn losses_have_the_same_bits_with_and_without_gradients() {
+    let (x, w) = (noise(DType::F32, &[130, 70], 1), noise(DType::F32, &[150, 70], 2));
+    let targets = Tensor::from_i64s(DType::I32, &[130], (0..130).map(|t| t * 7 % 153 - 2));
+    let dloss = noise(DType::F32, &[130], 3);
+    let cases = [
+        Case::new("linear_cross_entropy", Attrs::none(), &[&x, &w, &targets]),
+        Case::new("linear_cross_entropy_dlogits", Attrs::none(), &[&x, &w, &targets, &dloss]),
+    ];
+    let runner = Runner::new(cases.iter().map(|case| case.expected().0).collect());
+    let [plain, both] = [0, 1].map(|i| runner.run(i, &cases[i].args, &Env::new(), 3).remove(0));
+    assert!(plain == both, "other losses where gradients are computed");
 }
 
 /// Memory that padding leaves as it is may hold anything.

@@ -179,9 +179,9 @@ fn plan_of(
 
 /// Whether all ranks go on from the same step: they may see different files.
 fn agree(rank: &Rank, done: u64) -> Result<()> {
-    let all = rank.all([done as f64])?;
-    let steps: Vec<u64> = all.iter().map(|[step]| *step as u64).collect();
-    match steps.iter().all(|step| *step == done) {
+    let own = done as f64;
+    let steps: Vec<f64> = rank.all([own])?.into_iter().map(|[step]| step).collect();
+    match steps.iter().all(|step| *step == own) {
         true => Ok(()),
         false => Err(Failure::input(format!(
             "ranks find checkpoints of different steps ({steps:?}): checkpoint.dir must be one \

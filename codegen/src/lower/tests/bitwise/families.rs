@@ -35,7 +35,10 @@ pub(super) fn cases(op: &'static str, draw: &mut Draw) -> Vec<Subject> {
         "attention" | "attention_lse" | "attention_grad" => several(2, attention::packed),
         "paged_attention" | "kv_write" => several(1, attention::memory),
         "norm_grad" | "embedding_grad" => several(1, gradient),
-        "linear_cross_entropy" | "linear_cross_entropy_grad" => several(1, cross_entropy),
+        "linear_cross_entropy" | "linear_cross_entropy_dlogits" | "linear_cross_entropy_grad" => {
+            several(1, cross_entropy)
+        }
+        "linear_grad" => several(2, linear_grad),
         "accumulate" | "adamw_step" | "lion_step" | "sgd_step" | "sgd_momentum_step" => {
             several(1, update)
         }
@@ -385,8 +388,21 @@ fn cross_entropy(op: &'static str, draw: &mut Draw) -> Subject {
         let case = Case::new(op, none(), &[&x, &w, &targets]);
         return Subject::rows(case, &axes, &[ROWS, ROWS]);
     }
+    if op == "linear_cross_entropy_dlogits" {
+        let case = Case::new(op, none(), &[&x, &w, &targets, &dloss]);
+        return Subject::rows(case, &axes[..4], &[ROWS, ROWS]);
+    }
     let case = Case::new(op, none(), &[&x, &w, &targets, &lse, &dloss]);
     Subject::rows(case, &axes, &[ROWS, None])
+}
+
+/// Both gradients of a product: that of its weight is a sum over tokens, see [`gradient`].
+fn linear_grad(op: &'static str, draw: &mut Draw) -> Subject {
+    let (t, k, n) = (3 * rows(draw), draw.within(1..=300), draw.within(1..=200));
+    let dtype = draw.float();
+    let dy = draw.noise(DType::F32, &[t, n]);
+    let (x, w) = (draw.noise(dtype, &[t, k]), weight(draw, dtype, &[n, k]));
+    Subject::rows(Case::new(op, none(), &[&dy, &x, &w]), &[ROWS, ROWS, None], &[ROWS, None])
 }
 
 /// Steps of optimisers, element by element.

@@ -1,0 +1,130 @@
+//! The head of a language model and its loss, forward and backward at once.
+//!
+//! Forward and backward by themselves compute logits twice, for there is no tensor of all of them
+//! in between. In a training step the loss's cotangent is known before the loss, so rows go in
+//! chunks: `linear_cross_entropy_dlogits` gives a chunk's losses and the gradients of its logits,
+//! and `linear_grad` those of x and w, which are three products instead of five. Liu et al. 2024,
+//! "Liger Kernel", arXiv:2410.10989.
+//!
+//! Gradients of a chunk's logits are the one thing of that size in memory: about
+//! [`CHUNK_BYTES`], but at least [`LEAST_ROWS`] rows, so that products are worth their name. The
+//! gradient of w is the sum over chunks, the first one first.
+
+use ir::{Attrs, Builder, Dim, Graph, Module, NodeId, OpError, Value};
+
+/// Bytes of the gradients of a chunk's logits.
+const CHUNK_BYTES: i64 = 16 << 20;
+
+/// Rows of a chunk, at least.
+const LEAST_ROWS: i64 = 256;
+
+/// The same graph, where it computes the gradient of `linear_cross_entropy` with its logits
+/// computed once.
+pub(super) fn fuse_head(module: &Module, graph: &Graph) -> Result<Graph, OpError> {
+    let Some(pair) = Pair::of(graph) else { return Ok(graph.clone()) };
+    let vocabulary = graph.ty(graph.node(pair.backward).input(1)).shape[0].clone();
+    let each = vocabulary.bounds(&module.symbols).hi.max(1);
+    in_chunks(module, graph, pair, (CHUNK_BYTES / 4 / each).max(LEAST_ROWS))
+}
+
+/// In chunks of `size` rows.
+fn in_chunks(module: &Module, graph: &Graph, pair: Pair, size: i64) -> Result<Graph, OpError> {
+    let Pair { forward, backward } = pair;
+    let [x, w, targets, dloss] = [0, 1, 2, 4].map(|i| graph.node(backward).input(i));
+    let loc = graph.node(forward).loc.clone();
+    let mut b = Builder::resume(module, graph.clone());
+    b.at(&loc);
+    let rows = b.ty(x).shape[0].clone();
+    let (mut losses, mut dxs, mut dw) = (Vec::new(), Vec::new(), None);
+    for range in chunks(&rows, rows.bounds(&module.symbols).hi, size) {
+        let mut part = |v: Value| match &range {
+            Some([first, end]) => b.slice(v, 0, first.clone(), end.clone()),
+            None => Ok(v),
+        };
+        let [x, targets, dloss] = [part(x)?, part(targets)?, part(dloss)?];
+        let args = [x, w, targets, dloss].map(Some);
+        let head = b.op("linear_cross_entropy_dlogits", Attrs::none(), &args)?;
+        let grads = b.op("linear_grad", Attrs::none(), &[head[1], x, w].map(Some))?;
+        losses.push(head[0]);
+        dxs.push(grads[0]);
+        dw = Some(match dw {
+            Some(sum) => b.add(sum, grads[1])?,
+            None => grads[1],
+        });
+    }
+    let mut join = |parts: &[Value]| match parts {
+        [one] => Ok(*one),
+        // That the chunks are all rows does not follow from the form of their sizes.
+        parts => b.concat(parts, 0).and_then(|all| b.slice(all, 0, 0i64, rows.clone())),
+    };
+    let (loss, dx) = (join(&losses)?, join(&dxs)?);
+    let dx = b.cast(dx, graph.ty(x).dtype)?;
+    let dw = b.cast(dw.expect("there is a chunk"), graph.ty(w).dtype)?;
+    let mut graph = b.finish();
+    for (node, port, new) in [(forward, 0, loss), (backward, 0, dx), (backward, 1, dw)] {
+        graph.replace_uses(Value { node, port }, new);
+    }
+    graph.remove_dead();
+    Ok(graph)
+}
+
+/// Chunks of so many of at most `most` rows; `None` is all of them.
+fn chunks(rows: &Dim, most: i64, size: i64) -> Vec<Option<[Dim; 2]>> {
+    if most <= size {
+        return vec![None];
+    }
+    let chunk = |first: i64| {
+        let [from, size] = [first, size].map(Dim::from);
+        // Written so that the bounds of its length are no wider than a chunk.
+        let length = (rows.clone() - from.clone()).maximum(&Dim::from(0)).minimum(&size);
+        let from = if first == 0 { from } else { rows.minimum(&from) };
+        Some([from.clone(), from + length])
+    };
+    (0..).map(|i| i * size).take_while(|first| *first < most).map(chunk).collect()
+}
+
+/// A loss and its gradient, which alone reads the logarithms, and whose cotangent does not follow
+/// from the loss.
+#[derive(Clone, Copy)]
+struct Pair {
+    forward: NodeId,
+    backward: NodeId,
+}
+
+impl Pair {
+    fn of(graph: &Graph) -> Option<Pair> {
+        let named = |name: &str| {
+            let mut nodes = graph.topo().into_iter().filter(|id| graph.node(*id).op.name() == name);
+            nodes.next().filter(|_| nodes.next().is_none())
+        };
+        let forward = named("linear_cross_entropy")?;
+        let backward = named("linear_cross_entropy_grad")?;
+        let lse = Value { node: forward, port: 1 };
+        let reads = |id: &NodeId| graph.node(*id).inputs().contains(&Some(lse));
+        let readers: Vec<NodeId> = graph.users(forward).into_iter().filter(reads).collect();
+        let [own, others] = [forward, backward].map(|id| &graph.node(id).inputs()[..3]);
+        let fits = own == others
+            && readers == [backward]
+            && graph.outputs.iter().all(|(_, v)| *v != lse)
+            && !follows(graph, graph.node(backward).input(4), forward);
+        fits.then_some(Pair { forward, backward })
+    }
+}
+
+/// Whether a value depends on a node.
+fn follows(graph: &Graph, v: Value, node: NodeId) -> bool {
+    let mut seen = std::collections::BTreeSet::new();
+    let mut open = vec![v.node];
+    while let Some(id) = open.pop() {
+        if id == node {
+            return true;
+        }
+        if seen.insert(id) {
+            open.extend(graph.node(id).inputs().iter().flatten().map(|v| v.node));
+        }
+    }
+    false
+}
+
+#[cfg(test)]
+mod tests;
