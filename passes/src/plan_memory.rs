@@ -360,6 +360,10 @@ impl<'a> Planner<'a> {
             }
             _ => self.fresh(&self.label(id), &ty),
         };
+        if into.is_some() {
+            // One after the other, so that what they read need not be there all at once.
+            self.end_gathers();
+        }
         if let (Memory::Buffer(b), None) = (output.memory, into) {
             let first = &mut self.buffers[b].first;
             *first = start.min(*first);
@@ -412,6 +416,16 @@ impl<'a> Planner<'a> {
                 }
             }
         }
+    }
+
+    /// Ends the gathers into states before the next launch.
+    fn end_gathers(&mut self) {
+        let into = |planned: &Planned| {
+            let is_state = matches!(planned.output.memory, Memory::State(_));
+            (!planned.has_ended && is_state).then_some(planned.output.memory)
+        };
+        let under_way: Vec<Memory> = self.collectives.iter().filter_map(into).collect();
+        under_way.into_iter().for_each(|memory| self.end_collectives(memory, false));
     }
 
     /// Whether a node does nothing but add up the result of a reduction, which nobody waits for.

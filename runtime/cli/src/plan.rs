@@ -88,7 +88,7 @@ impl Plan {
         let sum = |kind: &str| {
             states.iter().filter(|(name, _)| of_kind(name) == kind).map(|(_, bytes)| bytes).sum()
         };
-        let is_training = states.iter().any(|(name, _)| name.starts_with("param."));
+        let is_training = states.iter().any(|(name, _)| name.starts_with("grad."));
         let weights = if is_training { "frozen weights" } else { "weights" };
         let kinds = KINDS.iter().map(|(kind, _)| *kind).chain([OPTIMIZER]);
         let parts = [(weights, memory.weight_bytes)]

@@ -49,6 +49,7 @@ mod messages;
 mod mpi;
 mod ops;
 mod post;
+mod process;
 mod pulse;
 mod reduce;
 mod rendezvous;

@@ -4,7 +4,7 @@ use std::{panic::resume_unwind, thread, time::Duration};
 
 use exec::{
     Groups,
-    collectives::{CollectiveError, Group, Mesh, Shards, World},
+    collectives::{CollectiveError, Group, Mesh, Reduce, Shards, World},
 };
 use ir::{DType, Shard};
 
@@ -100,6 +100,24 @@ impl Rank {
         let (own, out) = (bytemuck::cast_slice(&own[..]), bytemuck::cast_slice_mut(&mut all));
         group.all_gather(DType::F64, &shards, own, out)?;
         Ok(all.as_chunks().0.to_vec())
+    }
+
+    /// Says which step it is at, for reports of failures.
+    pub(crate) fn set_step(&self, step: u64) {
+        if let Some(group) = self.data() {
+            group.set_step(step);
+        }
+    }
+
+    /// The sum of what all ranks of the data axis count.
+    ///
+    /// # Errors
+    /// As [`all`](Self::all).
+    pub fn sum(&self, own: u64) -> Result<u64, CollectiveError> {
+        let Some(group) = self.data() else { return Ok(own) };
+        let mut sum = [i64::try_from(own).unwrap_or(i64::MAX)];
+        group.all_reduce(Reduce::Sum, DType::I64, bytemuck::cast_slice_mut(&mut sum))?;
+        Ok(u64::try_from(sum[0]).unwrap_or(0))
     }
 
     /// Whether any rank says so.

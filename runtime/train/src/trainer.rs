@@ -5,11 +5,13 @@ use exec::States;
 use crate::{LossScale, MicroBatch, Rank, Rule, TrainError, TrainStep};
 
 /// What came of a step.
-#[derive(Clone, Debug, PartialEq, serde::Serialize)]
+#[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
 pub struct Metrics {
     /// Its number, from 1 on.
     pub step: u64,
-    /// Mean cross-entropy over all targets of its micro-batches.
+    /// Targets of all ranks' micro-batches.
+    pub targets: u64,
+    /// Mean cross-entropy over these.
     pub loss: f64,
     /// Norm of all gradients together, before clipping.
     pub grad_norm: f64,
@@ -90,11 +92,14 @@ impl Trainer {
     pub fn advance(&mut self, batches: &[MicroBatch]) -> Result<Metrics, TrainError> {
         let number = self.done + 1;
         let rank = self.step.rank().clone();
+        rank.set_step(number);
         let targets: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        let targets: f64 = rank.all([targets as f64])?.iter().map(|[n]| n).sum();
-        if targets == 0.0 {
+        let targets = rank.sum(targets as u64)?;
+        if targets == 0 {
             return Err(TrainError::NoTargets { step: number });
         }
+        let metrics = Metrics { step: number, targets, ..Metrics::default() };
+        let targets = targets as f64;
         let scale = f64::from(self.loss_scale.map_or(1.0, |s| s.scale));
         let mut own = Own::default();
         let mut keep = 0.0;
@@ -128,7 +133,7 @@ impl Trainer {
         let scalars = self.rule.scalars(number, skipped, grad_norm);
         let lr = scalars[0].1;
         let loss_scale = self.loss_scale.map(|s| s.scale);
-        let mut metrics = Metrics { step: number, loss, grad_norm, lr, loss_scale, skipped: None };
+        let mut metrics = Metrics { loss, grad_norm, lr, loss_scale, ..metrics };
         // The way back begins at the last parameter.
         let parameters = self.step.parameters().len();
         let is_bad = |number: &usize| {

@@ -285,9 +285,6 @@ impl Run<'_> {
         let batches: Vec<MicroBatch> = batches.map(|b| MicroBatch::from(&b)).collect();
         let metrics = self.trainer.advance(&batches)?;
         self.position = step.next().clone();
-        let tokens: usize = batches.iter().map(|batch| batch.targets.len()).sum();
-        // Ranks bring about as many each.
-        let tokens = tokens * self.rank.data_ranks();
         let seconds = start.elapsed().max(Duration::from_nanos(1)).as_secs_f64();
         let eval_loss = match (&self.config.eval, self.eval) {
             (Some(eval), Some(data)) if metrics.step % eval.every == 0 => self.evaluate(data)?,
@@ -298,7 +295,7 @@ impl Run<'_> {
             loss: metrics.loss,
             grad_norm: metrics.grad_norm,
             lr: metrics.lr,
-            tokens_per_s: tokens as f64 / seconds,
+            tokens_per_s: metrics.targets as f64 / seconds,
             peak_bytes: self.trainer.step().resident_bytes()
                 + self.samples.as_ref().map_or(0, Samples::resident_bytes),
             eval_loss,
@@ -320,11 +317,11 @@ impl Run<'_> {
     /// Generates texts, if they are due. The first rank does, for it has all weights.
     fn sample(&mut self, bar: &Bar) -> Result<()> {
         let (step, steps) = (self.trainer.done(), self.config.train.steps);
-        let is_due = self.samples.as_ref().is_some_and(|samples| samples.are_due(step, steps));
-        let (samples, trainer, log) = (&mut self.samples, &mut self.trainer, &mut self.log);
-        if !self.rank.any(is_due)? {
+        let eval = self.config.eval.as_ref().filter(|eval| eval.sequences() > 0);
+        if !eval.is_some_and(|eval| step % eval.every == 0 || step == steps) {
             return Ok(());
         }
+        let (samples, trainer, log) = (&mut self.samples, &mut self.trainer, &mut self.log);
         // Whatever is to be gathered is gathered together.
         trainer.lend(|_| ()).map_err(failure)?;
         let generate = || {

@@ -88,6 +88,11 @@ impl Group {
         &self.0.members
     }
 
+    /// Says which step this rank is at, for reports.
+    pub fn set_step(&self, step: u64) {
+        self.0.shared.transport.watch().set_step(self.0.shared.rank(), step);
+    }
+
     /// Waits until the collectives that were started before have ended.
     ///
     /// # Errors

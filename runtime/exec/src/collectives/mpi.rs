@@ -189,6 +189,10 @@ impl Wire for MpiWire {
         true
     }
 
+    fn notices_ends(&self) -> bool {
+        false
+    }
+
     fn close(&self, is_well: bool) {
         let begun = Instant::now();
         let mut backoff = Backoff::default();

@@ -2,33 +2,55 @@
 
 use std::{
     sync::PoisonError,
+    thread,
     time::{Duration, Instant},
 };
 
 use super::{
     Cause, Failure,
     frame::{BODY, Frame},
-    post::Post,
+    post::{GRACE, Post},
     watch::{State, lock, millis},
     wired::{LAST_WORDS, Wire},
 };
+
+/// How often processes of the same machine are looked at. Open MPI kills the others a second after
+/// it has noticed that one of them has ended.
+const GLANCE: Duration = Duration::from_millis(50);
 
 /// Tells the others that this rank lives, and notices if one of them does not, until the rank ends
 /// or the job fails, which is then told.
 pub(super) fn watch(post: &Post, wire: &impl Wire) {
     let interval = (post.silence / 10).clamp(Duration::from_millis(10), Duration::from_secs(1));
+    let wait = if wire.notices_ends() { interval } else { interval.min(GLANCE) };
+    let mut is_first = true;
     let mut last = Instant::now();
     let mut is_over = lock(&post.is_over);
     while !*is_over && post.watch.failure().is_none() {
-        let wait = post.woken.wait_timeout(is_over, interval);
-        is_over = wait.unwrap_or_else(PoisonError::into_inner).0;
+        let woken = post.woken.wait_timeout(is_over, wait);
+        is_over = woken.unwrap_or_else(PoisonError::into_inner).0;
         if *is_over || post.watch.failure().is_some() {
             break;
         }
-        if last.elapsed() < interval {
+        drop(is_over);
+        let gone = |rank: usize| {
+            let process = post.watch.process(rank).filter(|process| process.is_gone());
+            process.map(|process| (rank, process))
+        };
+        let gone = (!wire.notices_ends()).then(|| post.others().find_map(gone)).flatten();
+        if let Some((rank, process)) = gone {
+            // What it said before may still be on its way: that it ends well, or why not.
+            thread::sleep(GRACE);
+            if post.watch.process(rank).is_some() {
+                let cause = Cause::Lost(format!("its process {} has ended", process.pid));
+                post.raise(post.blame(rank, cause));
+            }
+        }
+        if last.elapsed() < interval && !is_first {
+            is_over = lock(&post.is_over);
             continue;
         }
-        drop(is_over);
+        is_first = false;
         let was_stopped = last.elapsed() > post.silence / 2;
         last = Instant::now();
         if was_stopped {
@@ -64,10 +86,16 @@ fn tell(post: &Post, wire: &impl Wire, failure: &Failure) {
     ranks.sort_by_key(|&rank| rank == failure.rank);
     let begun = Instant::now();
     for rank in ranks {
+        if rank == failure.rank {
+            // It may not take it, and a launcher may end this process meanwhile.
+            post.watch.tell(failure);
+        }
         let mut goes_on = || begun.elapsed() < LAST_WORDS;
         let _ = wire.send(rank, &header, &body, &mut goes_on);
     }
-    post.watch.tell(failure);
+    if failure.rank == post.rank {
+        post.watch.tell(failure);
+    }
     *lock(&post.is_told) = true;
     post.told.notify_all();
     wire.give_up(failure);

@@ -12,7 +12,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{Cause, Failure, call::Call};
+use super::{Cause, Failure, call::Call, process::Process};
 
 /// Told of the failure, once.
 pub(super) type Hook = Box<dyn Fn(&Failure) + Send + Sync>;
@@ -42,6 +42,9 @@ pub(super) struct State {
     pub(super) place: Option<String>,
     /// The ranks that it waits for now.
     pub(super) waits_for: Vec<usize>,
+    /// Which process it is.
+    #[serde(default)]
+    process: Option<Process>,
     #[serde(skip)]
     last: Option<(Call, bool)>,
 }
@@ -94,10 +97,16 @@ impl Watch {
     pub(super) fn state(&self, rank: usize) -> State {
         let mut state = lock(&self.ranks[rank].state).clone();
         state.step = self.step(rank);
+        state.process = Process::own();
         if state.last.is_some() {
             state.place = Some(self.place(rank));
         }
         state
+    }
+
+    /// The process of a rank that has told of it, and has not said that it ends.
+    pub(super) fn process(&self, rank: usize) -> Option<Process> {
+        lock(&self.ranks[rank].state).process.filter(|_| !self.has_ended(rank))
     }
 
     /// Takes in what a rank in another process is at.

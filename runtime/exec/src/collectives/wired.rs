@@ -47,6 +47,11 @@ pub(super) trait Wire: Send + Sync + fmt::Debug + 'static {
         false
     }
 
+    /// Whether a connection breaks when the process at its other end does.
+    fn notices_ends(&self) -> bool {
+        true
+    }
+
     /// Does what there is to do when the job has failed and everybody has been told.
     fn give_up(&self, _failure: &Failure) {}
 }

@@ -24,7 +24,6 @@ pub(super) struct Samples {
     prompts: Vec<(String, Vec<u32>)>,
     /// Texts for each prompt.
     each: usize,
-    every: u64,
     params: GenerateParams,
     seed: u64,
 }
@@ -95,7 +94,6 @@ impl Samples {
             session,
             prompts: eval.prompts.iter().cloned().zip(tokens).collect(),
             each: eval.samples,
-            every: eval.every,
             params: GenerateParams {
                 max_tokens: Some(eval.max_tokens),
                 sampling,
@@ -103,11 +101,6 @@ impl Samples {
             },
             seed: config.train.seed,
         }))
-    }
-
-    /// Whether texts are due after a step.
-    pub(super) fn are_due(&self, step: u64, steps: u64) -> bool {
-        step.is_multiple_of(self.every) || step == steps
     }
 
     /// Generates after each prompt from the weights as they are. The texts follow from those, the

@@ -30,6 +30,18 @@ fn launch(ranks: usize, args: &[&str]) -> Vec<Child> {
     (0..ranks).map(start).collect()
 }
 
+/// The same under `mpirun`, where the library that speaks MPI is named.
+fn mpirun(ranks: usize, args: &[&str]) -> Option<Command> {
+    std::env::var_os("BROLLY_MPI").filter(|path| !path.is_empty())?;
+    let program = brolly(args);
+    let mut mpirun = Command::new("mpirun");
+    mpirun.args(["--allow-run-as-root", "--oversubscribe", "--mca", "mpi_yield_when_idle", "1"]);
+    mpirun.args(["-n", &ranks.to_string()]);
+    mpirun.arg(program.get_program()).args(program.get_args());
+    mpirun.env("BROLLY_CACHE", DIR.join("cache"));
+    Some(mpirun)
+}
+
 /// Exit codes, and what was said.
 fn ends(children: Vec<Child>) -> Vec<(Option<i32>, String)> {
     let end = |child: Child| {
@@ -70,14 +82,8 @@ fn threads_and_processes_train_the_same_model_at_every_stage() {
         assert_eq!(code, Some(0), "{said}");
     }
     all.push((losses(&dir), model(&dir)));
-    // Where MPI is at hand.
-    if std::env::var_os("BROLLY_MPI").is_some() {
-        let (config, dir) = run_on("ranks-mpi", 4, 4, "data = 2\nzero = 1");
-        let program = brolly(&["train", &config]);
-        let mut mpirun = Command::new("mpirun");
-        mpirun.args(["--allow-run-as-root", "--oversubscribe", "-n", "2"]);
-        mpirun.arg(program.get_program()).args(program.get_args());
-        mpirun.env("BROLLY_CACHE", DIR.join("cache"));
+    let (config, dir) = run_on("ranks-mpi", 4, 4, "data = 2\nzero = 1");
+    if let Some(mut mpirun) = mpirun(2, &["train", &config]) {
         let output = mpirun.output().unwrap();
         assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
         all.push((losses(&dir), model(&dir)));
@@ -101,6 +107,24 @@ fn a_rank_that_is_killed_ends_the_others_with_its_name() {
     assert!(begun.elapsed() < Duration::from_secs(30));
     let (code, said) = &ends[0];
     assert!(*code == Some(1) && said.contains("rank 1 is gone"), "{code:?}: {said}");
+}
+
+/// `mpirun` ends the others a second after it has noticed: the name comes first.
+#[test]
+fn a_rank_that_is_killed_under_mpi_is_named_before_the_launcher_ends_the_job() {
+    let (config, dir) = run_on("ranks-mpi-killed", 100_000, 50_000, "data = 3\nzero = 2");
+    let Some(mut mpirun) = mpirun(3, &["train", &config]) else { return };
+    let job = mpirun.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+    await_lines(&dir, 3);
+    let begun = Instant::now();
+    let found = Command::new("pgrep").args(["-P", &job.id().to_string()]).output().unwrap();
+    let found = String::from_utf8(found.stdout).unwrap();
+    let last = found.lines().last().unwrap();
+    assert!(Command::new("kill").args(["-KILL", last]).status().unwrap().success());
+    let (code, said) = ends(vec![job]).remove(0);
+    assert!(code != Some(0) && begun.elapsed() < Duration::from_secs(30), "{code:?}: {said}");
+    let named = format!("is gone: its process {last} has ended (at step ");
+    assert!(said.contains(&named) && !said.contains("(at step 0"), "{code:?}: {said}");
 }
 
 #[test]
