@@ -346,8 +346,8 @@ pub(crate) struct Train {
     #[arg(long)]
     pub(crate) dry_run: bool,
 
-    /// Train as so many ranks, threads of this process, which [mesh] places; under mpirun, srun and
-    /// torchrun each process is a rank
+    /// Train as so many ranks, threads of this process, on the configuration's mesh; under mpirun,
+    /// srun and torchrun each process is a rank
     #[arg(long, value_name = "N")]
     pub(crate) ranks: Option<NonZeroUsize>,
 
