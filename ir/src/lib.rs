@@ -26,6 +26,7 @@ pub mod npy;
 mod op;
 mod ops;
 pub mod program;
+mod split;
 mod target;
 pub mod tensor;
 mod text;
@@ -54,6 +55,7 @@ pub use program::{
     Collective, CollectiveOp, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Part, Place,
     Port, Program, Region, ShardOf, Sharded,
 };
+pub use split::Split;
 pub use target::{CpuFeature, CudaArch, CudaTarget, Target};
 pub use tensor::{Bytes, Tensor};
 pub use text::{ParseError, parse_module};

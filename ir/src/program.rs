@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Attrs, DType, Dim, Graph, Symbols, TensorType};
+use crate::{Attrs, DType, Dim, Graph, Split, Symbols, TensorType};
 
 /// How a tensor lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -129,12 +129,15 @@ pub struct Sharded {
     pub of: ShardOf,
 }
 
-/// A tensor that the ranks along an axis hold in parts.
+/// A tensor that ranks hold in parts.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardOf {
     /// Extents of the tensor.
     pub shape: Vec<u64>,
-    /// The axis of the mesh.
+    /// How it is cut along one of its axes, if it is.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub split: Option<Split>,
+    /// The axis of the mesh along which ranks hold shards of that.
     pub axis: Arc<str>,
     /// Ranks along it.
     pub ranks: u32,

@@ -11,7 +11,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ir::{Attr, Attrs, Builder, Dim, OpError, Shard, ShardOf, TensorType, Value};
+use ir::{Attr, Attrs, Builder, Dim, OpError, Shard, ShardOf, Split, TensorType, Value};
 
 use crate::{Parameter, PassError};
 
@@ -42,13 +42,14 @@ pub struct Sharding {
     axis: Arc<str>,
     ranks: u32,
     held: BTreeMap<Arc<str>, Held>,
+    splits: BTreeMap<Arc<str>, Split>,
 }
 
 impl Sharding {
     /// One rank.
     #[must_use]
     pub fn none() -> Sharding {
-        Sharding { axis: "data".into(), ranks: 1, held: BTreeMap::new() }
+        Sharding { axis: "data".into(), ranks: 1, held: BTreeMap::new(), splits: BTreeMap::new() }
     }
 
     /// The choice of a stage of ZeRO: with 1 the optimiser's states are held apart, with 2
@@ -79,7 +80,31 @@ impl Sharding {
             return Err(errors);
         }
         let held = parameters.iter().map(|p| (p.weight.clone(), held)).collect();
-        Ok(Sharding { axis: axis.into(), ranks, held })
+        Ok(Sharding { axis: axis.into(), ranks, held, splits: BTreeMap::new() })
+    }
+
+    /// The same choice for weights of which some are parts, as
+    /// [`tensor_parallel`](crate::tensor_parallel) has cut them.
+    ///
+    /// # Errors
+    /// Names every parameter of these whose rule cannot update a part without the rest.
+    pub fn of_parts(
+        self,
+        splits: &BTreeMap<Arc<str>, Split>,
+        parameters: &[Parameter],
+    ) -> Result<Sharding, Vec<PassError>> {
+        let whole = |p: &&Parameter| splits.contains_key(&p.weight) && !p.update.is_elementwise();
+        let why = |p: &Parameter| {
+            let why = "is updated by a rule that needs all of it, and ranks along the tensor axis \
+                       hold it in parts: take `tensor = 1`, or an optimizer that updates elements \
+                       one by one (adamw, lion, sgd)";
+            PassError::new(&p.weight, why)
+        };
+        let errors: Vec<PassError> = parameters.iter().filter(whole).map(why).collect();
+        match errors.is_empty() {
+            true => Ok(Sharding { splits: splits.clone(), ..self }),
+            false => Err(errors),
+        }
     }
 
     /// The axis of the mesh.
@@ -115,14 +140,25 @@ impl Sharding {
         }
     }
 
-    /// What is said of a state that is held so.
-    pub(crate) fn shard_of(&self, ty: &TensorType, holding: Holding) -> Option<ShardOf> {
-        if holding == Holding::Whole {
+    /// What is said of a state of a weight that is held so.
+    pub(crate) fn shard_of(
+        &self,
+        weight: &str,
+        ty: &TensorType,
+        holding: Holding,
+    ) -> Option<ShardOf> {
+        let split = self.splits.get(weight).cloned();
+        if holding == Holding::Whole && split.is_none() {
             return None;
         }
         let extent = |d: &Dim| d.as_const().and_then(|n| u64::try_from(n).ok());
         let shape = ty.shape.iter().map(|d| extent(d).expect("weights have constant sizes"));
-        Some(ShardOf { shape: shape.collect(), axis: self.axis.clone(), ranks: self.ranks })
+        let mut shape: Vec<u64> = shape.collect();
+        if let Some(split) = &split {
+            shape[split.dim] = split.pieces.iter().sum();
+        }
+        let ranks = if holding == Holding::Whole { 1 } else { self.ranks };
+        Some(ShardOf { shape, split, axis: self.axis.clone(), ranks })
     }
 
     /// At which byte of a tensor this rank's part begins.

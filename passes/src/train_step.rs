@@ -223,7 +223,7 @@ impl<'a> Training<'a> {
         let ty = self.sharding.type_of(whole, holding);
         let value = entry.state(&state_name(kind, weight), ty)?;
         let state = entry.states.last_mut().expect("declared");
-        state.shard_of = self.sharding.shard_of(whole, holding);
+        state.shard_of = self.sharding.shard_of(weight, whole, holding);
         Ok(value)
     }
 

@@ -8,7 +8,7 @@ use std::{collections::HashSet, sync::Arc};
 use super::{Manifest, layout};
 use crate::{
     Bounds, Collective, CollectiveOp, DType, Dim, Part, Place, Port, Program, Region, Shard,
-    Symbols, TensorType,
+    Sharded, Symbols, TensorType,
 };
 
 /// No symbol, size or offset of an artifact is larger.
@@ -99,6 +99,7 @@ impl Checker<'_> {
             }
         }
         self.parts();
+        self.shards();
         self.collectives();
         for (i, interval) in intervals.iter().enumerate() {
             let end = interval.offset.checked_add(interval.bytes);
@@ -120,6 +121,26 @@ impl Checker<'_> {
                 format!("states: `{state}` is not there, or a part of a part")
             });
             self.size(offset, || format!("states: `{state}`: offset"));
+        }
+    }
+
+    fn shards(&mut self) {
+        let Program { shards, states, .. } = self.program;
+        for Sharded { state, of } in shards {
+            let elements = of.shape.iter().try_fold(1u64, |n, d| n.checked_mul(*d));
+            let is_there = states.iter().any(|port| port.name == *state);
+            let fits = of.split.as_ref().is_none_or(|split| {
+                let ranks = u64::from(split.ranks);
+                let extent = split.pieces.iter().try_fold(0u64, |n, piece| n.checked_add(*piece));
+                let is_even = |piece: &u64| ranks > 0 && piece % ranks == 0;
+                extent.is_some()
+                    && of.shape.get(split.dim).copied() == extent
+                    && split.pieces.iter().all(is_even)
+            });
+            let is_small = elements.is_some_and(|n| n <= MAX_SIZE.unsigned_abs());
+            self.check(is_there && fits && is_small && of.ranks > 0, || {
+                format!("states: `{state}` is a part of something that cannot be")
+            });
         }
     }
 

@@ -8,6 +8,9 @@ use crate::{
 /// The sum over the ranks of an axis, on each of them, added in the order of the ranks; bf16 and
 /// f16 in f32, rounded once.
 ///
+/// The result is the same on all of them, and so is its cotangent, which is that of every rank's
+/// operand: [`vary`](super::vary) is the other way.
+///
 /// # Shapes
 /// `x`, any shape → the same.
 pub(super) struct AllReduce;
@@ -33,10 +36,7 @@ impl OpDef for AllReduce {
         })
     }
     fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
-        Vjp::Rule(|cx| {
-            let dy = cx.cotangent(0)?;
-            Ok(vec![Some(cx.b.op1("all_reduce", cx.attrs.clone(), &[dy])?)])
-        })
+        Vjp::Rule(|cx| Ok(vec![Some(cx.cotangent(0)?)]))
     }
     fn samples(&self) -> Vec<Sample> {
         collective::samples(|attrs, shape| (attrs, shape.into()))

@@ -149,6 +149,7 @@ ops! {
     linear_cross_entropy_grad: LinearCrossEntropyGrad,
     // Between ranks.
     all_reduce: AllReduce,
+    vary: Vary,
     reduce_scatter: ReduceScatter,
     all_gather: AllGather,
     // Updates of parameters.

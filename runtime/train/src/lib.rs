@@ -21,6 +21,7 @@ mod log;
 mod lora;
 mod loss_scale;
 mod micro_batch;
+mod parts;
 mod rank;
 mod rate;
 mod rule;

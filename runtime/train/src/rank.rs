@@ -13,13 +13,36 @@ use crate::MeshConfig;
 /// The axis along which ranks compute different rows.
 pub(crate) const DATA: &str = "data";
 
+/// The axis along which ranks compute parts of every product.
+const TENSOR: &str = "tensor";
+
+/// The axis along which ranks compute different layers.
+const PIPELINE: &str = "pipeline";
+
+/// The axis along which ranks compute parts of every row.
+const SEQUENCE: &str = "sequence";
+
 /// How often ranks that wait for the first look whether it is done.
 const GLANCE: Duration = Duration::from_millis(10);
+
+/// The axes of a mesh and their sizes; ranks along the last one are neighbours.
+fn axes(mesh: &MeshConfig) -> [(&'static str, usize); 4] {
+    [(PIPELINE, mesh.pipeline), (DATA, mesh.data), (SEQUENCE, mesh.sequence), (TENSOR, mesh.tensor)]
+}
+
+/// The symbol for a rank's place along an axis, and its value.
+fn symbol(axis: &str, place: usize) -> (String, i64) {
+    (Shard::symbol(axis), i64::try_from(place).unwrap_or(i64::MAX))
+}
 
 /// One rank of a job.
 #[derive(Clone, Debug, Default)]
 pub struct Rank {
     groups: Groups,
+    /// All ranks of the job; `None` where there is one.
+    all: Option<Group>,
+    /// Of all ranks, those of this one's place along the data axis.
+    replica: Vec<usize>,
     index: usize,
 }
 
@@ -35,13 +58,20 @@ impl Rank {
     /// # Errors
     /// [`CollectiveError::Mesh`] if the mesh has another number of ranks than the job.
     pub fn new(world: &World, mesh: &MeshConfig) -> Result<Rank, CollectiveError> {
-        let mesh = Mesh::new(&[
-            ("pipeline", mesh.pipeline),
-            (DATA, mesh.data),
-            ("sequence", mesh.sequence),
-            ("tensor", mesh.tensor),
-        ])?;
-        Ok(Rank { groups: Groups::new(world, &mesh)?, index: world.rank() })
+        let mesh = Mesh::new(&axes(mesh))?;
+        let all = world.group(&mesh, &[PIPELINE, DATA, SEQUENCE, TENSOR])?;
+        let replica = mesh.members(world.rank(), &[PIPELINE, SEQUENCE, TENSOR])?;
+        let groups = Groups::new(world, &mesh)?;
+        Ok(Rank { groups, all: Some(all), replica, index: world.rank() })
+    }
+
+    fn place(&self, axis: &str) -> usize {
+        self.groups.along(axis).map_or(0, Group::index)
+    }
+
+    /// Whether it speaks for what all ranks along the tensor axis have alike.
+    pub(crate) fn leads_tensor(&self) -> bool {
+        self.place(TENSOR) == 0
     }
 
     /// Its number in the job, from 0.
@@ -78,23 +108,36 @@ impl Rank {
         &self.groups
     }
 
-    /// The symbol that says which place along the data axis a rank has, and its value there.
-    #[must_use]
-    pub fn symbol(data_rank: usize) -> (String, i64) {
-        (Shard::symbol(DATA), i64::try_from(data_rank).unwrap_or(i64::MAX))
+    /// The symbols that say which places along the axes of a mesh a rank has, and their values.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Mesh`] if there is no such rank.
+    pub fn symbols_of(
+        mesh: &MeshConfig,
+        index: usize,
+    ) -> Result<Vec<(String, i64)>, CollectiveError> {
+        let places = Mesh::new(&axes(mesh))?.coords(index)?;
+        let symbol = |((axis, _), place)| symbol(axis, place);
+        Ok(axes(mesh).into_iter().zip(places).map(symbol).collect())
     }
 
     /// Values of the symbols that say where it is.
     pub(crate) fn symbols(&self) -> Vec<(String, i64)> {
-        vec![Rank::symbol(self.data_rank())]
+        [PIPELINE, DATA, SEQUENCE, TENSOR].map(|axis| symbol(axis, self.place(axis))).into()
     }
 
-    /// What all ranks of the data axis say, in their order: `N` numbers each.
+    /// Whether it is the only one.
+    #[must_use]
+    pub fn is_alone(&self) -> bool {
+        self.all.is_none()
+    }
+
+    /// What all ranks say, in their order: `N` numbers each.
     ///
     /// # Errors
     /// [`CollectiveError::Failed`] if the job has failed.
     pub fn all<const N: usize>(&self, own: [f64; N]) -> Result<Vec<[f64; N]>, CollectiveError> {
-        let Some(group) = self.data() else { return Ok(vec![own]) };
+        let Some(group) = &self.all else { return Ok(vec![own]) };
         let mut all = vec![0.0f64; group.size() * N];
         let shards = Shards::even(all.len(), group.size());
         let (own, out) = (bytemuck::cast_slice(&own[..]), bytemuck::cast_slice_mut(&mut all));
@@ -102,9 +145,25 @@ impl Rank {
         Ok(all.as_chunks().0.to_vec())
     }
 
+    /// As [`all`](Self::all), of the ranks alone that have this one's rows: the parts of one
+    /// replica of the model.
+    ///
+    /// # Errors
+    /// As [`all`](Self::all).
+    pub(crate) fn all_of_replica<const N: usize>(
+        &self,
+        own: [f64; N],
+    ) -> Result<Vec<[f64; N]>, CollectiveError> {
+        if self.replica.len() <= 1 {
+            return Ok(vec![own]);
+        }
+        let all = self.all(own)?;
+        Ok(self.replica.iter().map(|rank| all[*rank]).collect())
+    }
+
     /// Says which step it is at, for reports of failures.
     pub(crate) fn set_step(&self, step: u64) {
-        if let Some(group) = self.data() {
+        if let Some(group) = &self.all {
             group.set_step(step);
         }
     }
@@ -138,7 +197,7 @@ impl Rank {
         &self,
         work: impl FnOnce() -> R + Send,
     ) -> Result<Option<R>, CollectiveError> {
-        if self.data().is_none() {
+        if self.is_alone() {
             return Ok(Some(work()));
         }
         // Nobody waits in a collective for longer than a glance, so no deadline passes.

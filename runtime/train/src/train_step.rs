@@ -1,11 +1,11 @@
 //! The generated step: entries of a training artifact and the states that they share.
 
-use std::{borrow::Cow, ops::Range, sync::Arc};
+use std::{borrow::Cow, sync::Arc};
 
-use exec::{ExecError, Executable, Memory, Model, States, Trace, collectives::Shards};
+use exec::{ExecError, Executable, Memory, Model, States, Trace};
 use ir::{DType, Dim, Port, Program, ShardOf};
 
-use crate::{MicroBatch, Rank, TrainError, lora};
+use crate::{MicroBatch, Rank, TrainError, lora, parts};
 
 /// A parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -157,21 +157,20 @@ impl TrainStep {
         let (Some(of), Some(port)) = (self.shard_of(name), self.port(name)) else {
             return Ok(Some(own.into()));
         };
-        let Some(group) = self.rank.groups().along(&of.axis) else { return Ok(Some(own.into())) };
-        let shards = Shards::even(elements(of), group.size());
-        let mut whole = vec![0; shards.elements() * port.ty.dtype.size()];
-        group.all_gather(port.ty.dtype, &shards, own, &mut whole)?;
-        Ok(Some(whole.into()))
+        Ok(Some(parts::whole(of, port.ty.dtype, self.rank.groups(), own)?))
     }
 
     /// Sets what this rank holds of a state whose bytes on all ranks together are these; `false` if
     /// there is none of so many bytes.
     pub fn set_state(&mut self, name: &str, whole: &[u8]) -> bool {
-        let Some(range) = self.own_range(name) else { return false };
+        let own = match (self.shard_of(name), self.port(name)) {
+            (Some(of), Some(port)) => parts::own(of, port.ty.dtype, self.rank.groups(), whole),
+            _ => Some(whole.into()),
+        };
         self.is_stale |= self.refresh.is_some() && of_kind("param", name).is_some();
-        match (self.states.bytes_mut(name), whole.get(range.clone())) {
-            (Some(state), Some(own)) if range.end <= whole.len() && state.len() == own.len() => {
-                state.copy_from_slice(own);
+        match (self.states.bytes_mut(name), own) {
+            (Some(state), Some(own)) if state.len() == own.len() => {
+                state.copy_from_slice(&own);
                 true
             }
             _ => false,
@@ -187,15 +186,11 @@ impl TrainStep {
         shards.iter().find(|shard| *shard.state == *name).map(|shard| &shard.of)
     }
 
-    /// The bytes of a state's whole that this rank holds.
-    fn own_range(&self, name: &str) -> Option<Range<usize>> {
-        let port = self.port(name)?;
-        let Some(of) = self.shard_of(name) else { return Some(0..self.state(name)?.len()) };
-        let group = self.rank.groups().along(&of.axis);
-        let shards = Shards::even(elements(of), group.map_or(1, |group| group.size()));
-        let own = shards.range(group.map_or(0, |group| group.index()));
-        let size = port.ty.dtype.size();
-        Some(own.start * size..own.end * size)
+    /// Whether ranks hold a parameter, by its number, cut along one of its axes.
+    pub(crate) fn is_split(&self, number: usize) -> bool {
+        let name = self.parameters.get(number).map(|p| format!("param.{}", p.name));
+        let of = name.and_then(|name| self.shard_of(&name));
+        of.is_some_and(|of| of.split.is_some())
     }
 
     /// Extents of a state on all ranks together.
@@ -446,9 +441,4 @@ fn extents(program: &Program, port: &Port) -> Vec<usize> {
     }
     let extent = |dim: &Dim| dim.as_const().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
     port.ty.shape.iter().map(extent).collect()
-}
-
-/// Elements of a tensor that ranks hold in parts.
-fn elements(of: &ShardOf) -> usize {
-    of.shape.iter().map(|n| usize::try_from(*n).unwrap_or(usize::MAX)).product()
 }

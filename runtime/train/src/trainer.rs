@@ -105,14 +105,16 @@ impl Trainer {
         let mut keep = 0.0;
         for batch in with_targets(batches.iter().cloned(), &rank) {
             let sum = self.step.accumulate(&batch, keep, narrow(scale / targets))?;
-            own.loss += f64::from(sum) / targets;
+            if rank.leads_tensor() {
+                own.loss += f64::from(sum) / targets;
+            }
             keep = 1.0;
             own.place = own.place.or(self.step.first_bad_place()?);
             own.gradient = own.gradient.or(self.step.last_bad_gradient()?);
             if own.place.is_some() {
                 own.parameter = self.step.first_bad_parameter();
                 // Others are on the way to the next collective.
-                if rank.data_ranks() == 1 {
+                if rank.is_alone() {
                     break;
                 }
             }
@@ -127,19 +129,14 @@ impl Trainer {
             let (rank, parameter) = (of_rank(bad), own.parameter.map(|p| name(&self.step, p)));
             return Err(TrainError::NotFinite { step: number, place, rank, parameter, loss });
         }
-        let squares = self.step.gradient_squares()?;
-        let grad_norm = squares.iter().map(|square| f64::from(*square)).sum::<f64>().sqrt() / scale;
+        let Norm { squares, bad } = self.norm(&rank)?;
+        let grad_norm = squares.sqrt() / scale;
         let skipped = self.loss_scale.map_or(0, |s| s.skipped);
         let scalars = self.rule.scalars(number, skipped, grad_norm);
         let lr = scalars[0].1;
         let loss_scale = self.loss_scale.map(|s| s.scale);
         let mut metrics = Metrics { loss, grad_norm, lr, loss_scale, ..metrics };
-        // The way back begins at the last parameter.
-        let parameters = self.step.parameters().len();
-        let is_bad = |number: &usize| {
-            squares.iter().skip(*number).step_by(parameters).any(|square| !square.is_finite())
-        };
-        if let Some(bad) = (0..parameters).rev().find(is_bad) {
+        if let Some(bad) = bad {
             let culprit = all.iter().position(|own| own.gradient == Some(bad));
             let name = name(&self.step, bad);
             if !self.loss_scale.as_mut().is_some_and(LossScale::back_off) {
@@ -162,6 +159,23 @@ impl Trainer {
         Ok(metrics)
     }
 
+    /// The gradients that were added up, as all ranks together hold them.
+    fn norm(&mut self, rank: &Rank) -> Result<Norm, TrainError> {
+        let squares = self.step.gradient_squares()?;
+        let parameters = self.step.parameters().len();
+        // The way back begins at the last parameter.
+        let is_bad = |number: &usize| {
+            squares.iter().skip(*number).step_by(parameters).any(|square| !square.is_finite())
+        };
+        let bad = (0..parameters).rev().find(is_bad);
+        let counts = |number: usize| rank.leads_tensor() || self.step.is_split(number);
+        let counted = squares.iter().enumerate().filter(|(i, _)| counts(i % parameters));
+        let sum = counted.map(|(_, square)| f64::from(*square)).sum::<f64>();
+        let all = rank.all_of_replica([sum, number(bad)])?;
+        let squares = all.iter().map(|[sum, _]| sum).sum();
+        Ok(Norm { squares, bad: all.iter().filter_map(|[_, bad]| index(*bad)).max() })
+    }
+
     /// Mean loss over batches that are not trained on, as many on each rank; `None` without
     /// targets.
     ///
@@ -177,7 +191,8 @@ impl Trainer {
             total += f64::from(self.step.evaluate(&batch)?);
             targets += batch.targets.iter().filter(|target| **target >= 0).count();
         }
-        let all = rank.all([total, targets as f64])?;
+        let own = if rank.leads_tensor() { [total, targets as f64] } else { [0.0; 2] };
+        let all = rank.all(own)?;
         let sum = |i: usize| all.iter().map(|numbers| numbers[i]).sum::<f64>();
         Ok((sum(1) > 0.0).then(|| sum(0) / sum(1)))
     }
@@ -209,20 +224,36 @@ struct Own {
 
 impl Own {
     fn to_numbers(self) -> [f64; 4] {
-        let number = |found: Option<usize>| found.map_or(-1.0, |n| n as f64);
         [self.loss, number(self.place), number(self.parameter), number(self.gradient)]
     }
 
     fn from_numbers([loss, place, parameter, gradient]: [f64; 4]) -> Own {
-        #[allow(
-            clippy::cast_possible_truncation,
-            clippy::cast_sign_loss,
-            reason = "small numbers, not negative"
-        )]
-        let number = |x: f64| (x >= 0.0).then_some(x as usize);
-        let [place, parameter, gradient] = [place, parameter, gradient].map(number);
+        let [place, parameter, gradient] = [place, parameter, gradient].map(index);
         Own { loss, place, parameter, gradient }
     }
+}
+
+/// What the gradients of all parameters come to.
+struct Norm {
+    /// The sum of their squares.
+    squares: f64,
+    /// The last parameter, by its number, whose gradient is not finite.
+    bad: Option<usize>,
+}
+
+/// A number that ranks tell each other.
+fn number(found: Option<usize>) -> f64 {
+    found.map_or(-1.0, |n| n as f64)
+}
+
+/// What [`number`] was made of.
+#[allow(
+    clippy::cast_possible_truncation,
+    clippy::cast_sign_loss,
+    reason = "small numbers, not negative"
+)]
+fn index(x: f64) -> Option<usize> {
+    (x >= 0.0).then_some(x as usize)
 }
 
 /// What a program takes of a scalar.

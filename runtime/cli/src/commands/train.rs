@@ -160,7 +160,8 @@ pub(super) fn plan(path: &Path, cx: &Context) -> Result<(Vec<Plan>, Option<u64>)
     let artifact = training_artifact(&config, None, true, cx)?;
     let bundle = bundle(&config)?;
     let of_rank = |rank| plan_of(&config, &bundle, artifact.manifest(), cx.threads().get(), rank);
-    let plans = (0..config.mesh.data).map(of_rank).collect::<Result<Vec<Plan>>>()?;
+    let ranks = usize::try_from(config.mesh.ranks()).unwrap_or(usize::MAX);
+    let plans = (0..ranks).map(of_rank).collect::<Result<Vec<Plan>>>()?;
     Ok((plans, config.memory.device.map(|size| size.0)))
 }
 
@@ -172,8 +173,8 @@ fn plan_of(
     rank: usize,
 ) -> Result<Plan> {
     let blocks = samples::blocks(config, bundle, manifest)?;
-    let rank = Rank::symbol(rank);
-    let symbols = blocks.iter().chain([&rank]).map(|(symbol, n)| (symbol.as_str(), *n));
+    let places = Rank::symbols_of(&config.mesh, rank).map_err(Failure::from)?;
+    let symbols = blocks.iter().chain(&places).map(|(symbol, n)| (symbol.as_str(), *n));
     Plan::of(manifest, threads, &symbols.collect::<Vec<_>>())
 }
 
