@@ -206,6 +206,24 @@ impl<'m> Builder<'m> {
     /// # Errors
     /// Where a node's types no longer fit.
     pub fn inline(&mut self, graph: &Graph, args: &[Value]) -> Result<Vec<Value>, OpError> {
+        self.inline_with(graph, args, |_, _, _| Ok(None))
+    }
+
+    /// As [`inline`](Self::inline); `write` may write a node of the graph, with its operands here,
+    /// and gives its results then.
+    ///
+    /// # Errors
+    /// As [`inline`](Self::inline), and what `write` reports.
+    pub fn inline_with(
+        &mut self,
+        graph: &Graph,
+        args: &[Value],
+        mut write: impl FnMut(
+            &mut Self,
+            NodeId,
+            &[Option<Value>],
+        ) -> Result<Option<Vec<Value>>, OpError>,
+    ) -> Result<Vec<Value>, OpError> {
         let mut map: std::collections::BTreeMap<(NodeId, usize), Value> =
             graph.param_values().zip(args).map(|(p, a)| ((p.node, p.port), *a)).collect();
         for id in graph.topo() {
@@ -216,10 +234,12 @@ impl<'m> Builder<'m> {
             let inputs: Vec<_> =
                 node.inputs().iter().map(|v| v.map(|v| map[&(v.node, v.port)])).collect();
             self.at(&node.loc);
-            let results = if node.op.name() == "weight" {
-                vec![self.weight(node.attrs.str("name"))?]
-            } else {
-                self.op(node.op.name(), node.attrs.clone(), &inputs)?
+            let results = match write(self, id, &inputs)? {
+                Some(results) => results,
+                None if node.op.name() == "weight" => {
+                    vec![self.weight(node.attrs.str("name"))?]
+                }
+                None => self.op(node.op.name(), node.attrs.clone(), &inputs)?,
             };
             for (port, v) in results.into_iter().enumerate() {
                 map.insert((id, port), v);

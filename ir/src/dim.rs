@@ -26,6 +26,34 @@ pub struct Bounds {
     pub hi: i64,
 }
 
+impl Bounds {
+    /// Those of a symbol.
+    fn of(symbol: &str, symbols: &Symbols) -> Bounds {
+        symbols.get(symbol).copied().unwrap_or(Bounds { lo: 0, hi: i64::MAX })
+    }
+
+    fn plus(self, other: Bounds) -> Bounds {
+        let (lo, hi) = (self.lo.saturating_add(other.lo), self.hi.saturating_add(other.hi));
+        Bounds { lo, hi }
+    }
+
+    fn times(self, other: Bounds) -> Bounds {
+        let corners = [
+            self.lo.saturating_mul(other.lo),
+            self.lo.saturating_mul(other.hi),
+            self.hi.saturating_mul(other.lo),
+            self.hi.saturating_mul(other.hi),
+        ];
+        Bounds {
+            lo: corners.iter().copied().fold(i64::MAX, i64::min),
+            hi: corners.iter().copied().fold(i64::MIN, i64::max),
+        }
+    }
+}
+
+/// The most terms of an expression that common factors are looked for in.
+const MAX_FACTORED: usize = 8;
+
 /// Bounds by symbol name.
 pub type Symbols = indexmap::IndexMap<Arc<str>, Bounds>;
 
@@ -46,6 +74,15 @@ enum Atom {
     FloorDiv(Dim, i64),
     Max(Dim, Dim),
     Min(Dim, Dim),
+}
+
+impl Atom {
+    fn as_symbol(&self) -> Option<&Arc<str>> {
+        match self {
+            Atom::Symbol(name) => Some(name),
+            _ => None,
+        }
+    }
 }
 
 impl Dim {
@@ -247,14 +284,54 @@ impl Dim {
     /// The interval of values under the symbols' bounds (an unknown symbol is `0..=i64::MAX`);
     /// arithmetic saturates.
     pub fn bounds(&self, symbols: &Symbols) -> Bounds {
+        let plain = self.bounds_of_terms(symbols);
+        if plain.lo == plain.hi || !(2..=MAX_FACTORED).contains(&self.terms.len()) {
+            return plain;
+        }
+        // What terms have in common has one value in all of them: `T·n + T` is `T·(n + 1)`.
+        let factored = self.common_symbols().into_iter().map(|symbol| {
+            let factor = Bounds::of(symbol, symbols);
+            let (quotient, rest) = self.divide(symbol);
+            factor.times(quotient.bounds(symbols)).plus(rest.bounds(symbols))
+        });
+        factored.fold(plain, |a, b| Bounds { lo: a.lo.max(b.lo), hi: a.hi.min(b.hi) })
+    }
+
+    /// Symbols that are factors of several terms.
+    fn common_symbols(&self) -> Vec<&Arc<str>> {
+        let mut counts: BTreeMap<&Arc<str>, usize> = BTreeMap::new();
+        for (key, _) in &self.terms {
+            let mut own: Vec<&Arc<str>> = key.iter().filter_map(Atom::as_symbol).collect();
+            own.dedup();
+            own.into_iter().for_each(|symbol| *counts.entry(symbol).or_insert(0) += 1);
+        }
+        counts.into_iter().filter(|(_, n)| *n > 1).map(|(symbol, _)| symbol).collect()
+    }
+
+    /// Terms with the factor `symbol`, without it once, and the others.
+    fn divide(&self, symbol: &Arc<str>) -> (Dim, Dim) {
+        let (mut quotient, mut rest) = (Vec::new(), Vec::new());
+        for (key, c) in &self.terms {
+            match key.iter().position(|atom| atom.as_symbol() == Some(symbol)) {
+                Some(place) => {
+                    let mut key = key.clone();
+                    key.remove(place);
+                    quotient.push((key, *c));
+                }
+                None => rest.push((key.clone(), *c)),
+            }
+        }
+        (Dim::from_terms(quotient), Dim::from_terms(rest))
+    }
+
+    /// Bounds of each term, added up.
+    fn bounds_of_terms(&self, symbols: &Symbols) -> Bounds {
         let mut total = Bounds { lo: 0, hi: 0 };
         for (key, c) in &self.terms {
             let mut p = Bounds { lo: *c, hi: *c };
             for atom in key {
                 let b = match atom {
-                    Atom::Symbol(s) => {
-                        symbols.get(s).copied().unwrap_or(Bounds { lo: 0, hi: i64::MAX })
-                    }
+                    Atom::Symbol(s) => Bounds::of(s, symbols),
                     Atom::FloorDiv(d, n) => {
                         let b = d.bounds(symbols);
                         Bounds { lo: b.lo.div_euclid(*n), hi: b.hi.div_euclid(*n) }
@@ -268,18 +345,9 @@ impl Dim {
                         Bounds { lo: x.lo.min(y.lo), hi: x.hi.min(y.hi) }
                     }
                 };
-                let corners = [
-                    p.lo.saturating_mul(b.lo),
-                    p.lo.saturating_mul(b.hi),
-                    p.hi.saturating_mul(b.lo),
-                    p.hi.saturating_mul(b.hi),
-                ];
-                p = Bounds {
-                    lo: corners.iter().copied().fold(i64::MAX, i64::min),
-                    hi: corners.iter().copied().fold(i64::MIN, i64::max),
-                };
+                p = p.times(b);
             }
-            total = Bounds { lo: total.lo.saturating_add(p.lo), hi: total.hi.saturating_add(p.hi) };
+            total = total.plus(p);
         }
         total
     }
@@ -575,6 +643,20 @@ mod tests {
 
     fn d(s: &str) -> Dim {
         s.parse().unwrap()
+    }
+
+    #[test]
+    fn common_factors_have_one_value() {
+        let symbols: Symbols =
+            [("T", 1, 256), ("r", 0, 1)].map(|(s, lo, hi)| (s.into(), Bounds { lo, hi })).into();
+        let [t, r] = ["T", "r"].map(Dim::symbol);
+        let gap = (Dim::from(13) - Dim::from(14) * r.clone()).floor_div(8192);
+        let bounds = (t.clone() * gap + t.clone()).bounds(&symbols);
+        assert_eq!((bounds.lo, bounds.hi), (0, 256));
+        let bounds = (t.clone() * t.clone() - t.clone()).bounds(&symbols);
+        assert_eq!((bounds.lo, bounds.hi), (0, 256 * 255));
+        let bounds = (t.clone() - t * r).bounds(&symbols);
+        assert_eq!((bounds.lo, bounds.hi), (0, 256));
     }
 
     #[test]

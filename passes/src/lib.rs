@@ -26,6 +26,7 @@ mod quantize;
 mod report;
 pub mod rule;
 mod rules;
+mod tensor_parallel;
 #[cfg(test)]
 mod testing;
 mod train_step;
@@ -43,4 +44,5 @@ pub use plan_memory::{Plan, plan_memory};
 pub use prepare::{Recipe, prepare};
 pub use quantize::quantize;
 pub use report::{Fusion, FusionCount, Report};
+pub use tensor_parallel::tensor_parallel;
 pub use train_step::{Parameter, Update, live_weights, train_step};

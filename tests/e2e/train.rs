@@ -4,8 +4,9 @@ mod lora;
 mod memory;
 mod precision;
 mod ranks;
+mod tensor;
 
-use std::sync::Arc;
+use std::{path::PathBuf, sync::Arc};
 
 use driver::{CompileOptions, Group, Training, Update, Zero};
 use exec::{Device, Model};
@@ -14,7 +15,7 @@ use ir::artifact::Artifact;
 use serde::Deserialize;
 use train::{
     Checkpoints, MicroBatch, Optimizer, OptimizerConfig, Rank, Rule, Saved, Schedule, TrainError,
-    TrainStep, Trainer, export, load_pretrained,
+    TrainStep, Trainer, export, initialize, load_pretrained,
 };
 
 use crate::{
@@ -62,7 +63,7 @@ impl Documents {
 
 fn training_of(update: Update, groups: Vec<Group>) -> Training {
     let zero = Zero::default();
-    Training { update, others: None, groups, lora: None, zero, keep: None, memory: None }
+    Training { update, others: None, groups, lora: None, zero, tensor: 1, keep: None, memory: None }
 }
 
 fn options_of(update: Update) -> CompileOptions {
@@ -85,14 +86,30 @@ fn adamw(weight_decay: f64) -> Update {
 }
 
 fn load_with(name: &str, case: &str, options: &CompileOptions, threads: usize) -> TrainStep {
-    let folder = data(&format!("families/{case}"));
-    let (path, _) = compile_to(name, &folder, options);
+    let (path, _) = compile_to(name, &folder(case), options);
     let artifact = Arc::new(Artifact::open(&path).unwrap());
     let device = Device::cpu(std::num::NonZeroUsize::new(threads)).unwrap();
     let mut step =
         TrainStep::load(&Model::load(artifact, device).unwrap(), &Rank::alone()).unwrap();
-    load_pretrained(&mut step, &folder).unwrap();
+    begin(&mut step, case).unwrap();
     step
+}
+
+/// The folder of a case: a checkpoint, or the configuration of a model that begins at random.
+fn folder(case: &str) -> PathBuf {
+    match tensor::CONFIGS.iter().find(|(name, ..)| *name == case) {
+        Some((name, of, changes)) => tensor::configured(name, of, changes),
+        None => data(&format!("families/{case}")),
+    }
+}
+
+/// Sets parameters to those that a case begins with.
+fn begin(step: &mut TrainStep, case: &str) -> Result<(), TrainError> {
+    let folder = folder(case);
+    match folder.join("model.safetensors").is_file() {
+        true => load_pretrained(step, &folder),
+        false => initialize(step, &folder, 7),
+    }
 }
 
 /// The micro-batches of a step.

@@ -47,7 +47,7 @@ impl Live {
         let mut cx = Context::new(training.kernels, ModelKind::Decoder, training.max_seq_len);
         cx.target = training.target.clone();
         let parameters = training.parameters.as_deref().unwrap_or_default();
-        let sharding = training.zero.sharding(parameters).map_err(CompileError::Pass)?;
+        let sharding = training.sharding().map_err(CompileError::Pass)?;
         for pass in PASSES.iter().skip_while(|pass| pass.name != FORK).skip(1) {
             pass.run(&mut module, &mut cx)?;
             if pass.name == PAGE_KV {

@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeMap, io::Write as _, sync::Arc};
 
-use ir::{Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Symbols, Target};
+use ir::{
+    Bounds, DType, Env, KernelSpec, Kernels, Layout, ModelKind, Module, Split, Symbols, Target,
+};
 use passes::{FoldLimits, PageOptions, Parameter, PassError, Plan, Recipe, Report, State};
 
 use crate::{Keep, Quantization, Zero, lora::Adapters};
@@ -20,6 +22,8 @@ pub(crate) struct Context<'a> {
     pub(crate) parameters: Option<Vec<Parameter>>,
     /// How the ranks along the data axis share what is trained.
     pub(crate) zero: Zero,
+    /// How the ranks along the tensor axis have cut weights.
+    pub(crate) splits: BTreeMap<Arc<str>, Split>,
     /// What of a layer's forward is there for its backward.
     pub(crate) keep: Keep,
     /// Low-rank adapters, where those are what is trained.
@@ -111,7 +115,7 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
 
 fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     if let Some(parameters) = &cx.parameters {
-        let sharding = cx.zero.sharding(parameters)?;
+        let sharding = cx.sharding()?;
         cx.states = passes::train_step(module, "forward", parameters, &sharding, cx.keep.passes())?;
         if let Some(adapters) = &cx.adapters {
             adapters.add_merges(module).map_err(|e| vec![e])?;
@@ -243,6 +247,7 @@ impl<'a> Context<'a> {
             report: Report::default(),
             parameters: None,
             zero: Zero::default(),
+            splits: BTreeMap::new(),
             keep: Keep::All,
             adapters: None,
             states: BTreeMap::new(),

@@ -1,8 +1,11 @@
 //! Which weights of a model are trained, and how.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 
-use ir::{Attr, Module, TensorType};
+use ir::{Attr, Module, Split, TensorType};
 use passes::{Parameter, PassError, Sharding, Update};
 use regex::Regex;
 
@@ -20,8 +23,10 @@ pub struct Training {
     pub groups: Vec<Group>,
     /// Adapters, which are all that is trained then.
     pub lora: Option<Lora>,
-    /// How ranks share it.
+    /// How ranks along the data axis share it.
     pub zero: Zero,
+    /// Ranks that share every product.
+    pub tensor: u32,
     /// What of a layer's forward is there for its backward; `None` keeps as much as there is
     /// memory for.
     pub keep: Option<Keep>,
@@ -64,12 +69,8 @@ pub struct Zero {
     pub ranks: u32,
 }
 
-impl Zero {
-    /// The choice that it is.
-    pub(crate) fn sharding(self, parameters: &[Parameter]) -> Result<Sharding, Vec<PassError>> {
-        Sharding::zero(self.stage, "data", self.ranks, parameters)
-    }
-}
+/// The axis of the mesh whose ranks share products.
+const TENSOR: &str = "tensor";
 
 impl Default for Zero {
     fn default() -> Zero {
@@ -151,10 +152,37 @@ impl Context<'_> {
                 return Err(CompileError::Targets(frozen));
             }
         }
+        if training.tensor > 1 {
+            self.splits = share_products(module, training, &parameters)?;
+        }
         self.parameters = Some(parameters);
         self.zero = training.zero;
         Ok(())
     }
+
+    /// Which rank holds which part of what is trained.
+    pub(crate) fn sharding(&self) -> Result<Sharding, Vec<PassError>> {
+        let parameters = self.parameters.as_deref().unwrap_or_default();
+        let Zero { stage, ranks } = self.zero;
+        Sharding::zero(stage, "data", ranks, parameters)?.of_parts(&self.splits, parameters)
+    }
+}
+
+/// Takes products apart for the ranks along the tensor axis.
+fn share_products(
+    module: &mut Module,
+    training: &Training,
+    parameters: &[Parameter],
+) -> Result<BTreeMap<Arc<str>, Split>, CompileError> {
+    let splits = passes::tensor_parallel(module, TENSOR, training.tensor);
+    let splits = splits.map_err(CompileError::Pass)?;
+    // A frozen weight is in the artifact, which all ranks have.
+    let is_trained = |name: &Arc<str>| parameters.iter().any(|p| p.weight == *name);
+    let frozen = splits.keys().filter(|name| !is_trained(name));
+    let why = "is frozen, and ranks along the tensor axis hold parts of what is trained alone: \
+               train it, or take `tensor = 1`";
+    let frozen: Vec<PassError> = frozen.map(|name| PassError::new(name, why)).collect();
+    if frozen.is_empty() { Ok(splits) } else { Err(CompileError::Pass(frozen)) }
 }
 
 /// Weights that an entry hands to a function which it calls.

@@ -8,55 +8,64 @@ use train::MeshConfig;
 use super::*;
 
 /// A case compiled for a mesh.
-#[derive(Clone, Copy)]
-struct Job {
-    case: &'static str,
-    dtype: DType,
-    ranks: usize,
-    stage: u8,
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Job {
+    pub(super) case: &'static str,
+    pub(super) dtype: DType,
+    /// Ranks along the data axis.
+    pub(super) ranks: usize,
+    /// Ranks along the tensor axis, for each of these.
+    pub(super) tensor: usize,
+    pub(super) stage: u8,
 }
 
 /// What every rank has after some steps.
 #[derive(Debug, PartialEq)]
-struct Outcome {
-    losses: Vec<u64>,
-    norms: Vec<u64>,
+pub(super) struct Outcome {
+    pub(super) losses: Vec<u64>,
+    pub(super) norms: Vec<u64>,
     /// All states, put together.
-    states: Vec<(String, Vec<u8>)>,
-    planned: u64,
-    touched: u64,
+    pub(super) states: Vec<(String, Vec<u8>)>,
+    pub(super) planned: u64,
+    pub(super) touched: u64,
     /// By kind: `param`, `weight`, `grad`, and the optimiser's.
     bytes: std::collections::BTreeMap<String, u64>,
 }
 
 impl Job {
-    fn of(case: &'static str, ranks: usize, stage: u8) -> Job {
-        Job { case, dtype: DType::F32, ranks, stage }
+    pub(super) fn of(case: &'static str, ranks: usize, stage: u8) -> Job {
+        Job { case, dtype: DType::F32, ranks, tensor: 1, stage }
     }
 
-    fn model(self) -> Arc<Artifact> {
-        let Job { case, dtype, ranks, stage } = self;
+    pub(super) fn model(self) -> Arc<Artifact> {
+        let Job { case, dtype, ranks, tensor, stage } = self;
         let mut options = options_of(adamw(0.1));
         options.import.dtype = (dtype != DType::F32).then_some(dtype);
         options.kernel_cache = Some(KernelCache::at(&scratch().join("ranks-kernels")));
         let training = options.training.as_mut().unwrap();
         training.zero = Zero { stage, ranks: u32::try_from(ranks).unwrap() };
-        let name = format!("ranks-{case}-{dtype}-{ranks}-{stage}");
-        let (path, _) = compile_to(&name, &data(&format!("families/{case}")), &options);
+        training.tensor = u32::try_from(tensor).unwrap();
+        let name = format!("ranks-{case}-{dtype}-{ranks}-{tensor}-{stage}");
+        let (path, _) = compile_to(&name, &folder(case), &options);
         Arc::new(Artifact::open(&path).unwrap())
     }
 
     /// A trainer of one rank, its parameters those of the checkpoint.
-    fn trainer(self, artifact: &Arc<Artifact>, world: &World) -> Result<Trainer, TrainError> {
-        let mesh = MeshConfig { data: self.ranks, zero: self.stage, ..MeshConfig::default() };
+    pub(super) fn trainer(
+        self,
+        artifact: &Arc<Artifact>,
+        world: &World,
+    ) -> Result<Trainer, TrainError> {
+        let Job { ranks: data, tensor, stage: zero, .. } = self;
+        let mesh = MeshConfig { data, tensor, zero, ..MeshConfig::default() };
         let rank = Rank::new(world, &mesh)?;
         let device = Device::cpu(std::num::NonZeroUsize::new(1)).unwrap();
         let mut step = TrainStep::load(&Model::load(artifact.clone(), device).unwrap(), &rank)?;
-        load_pretrained(&mut step, &data(&format!("families/{}", self.case)))?;
+        begin(&mut step, self.case)?;
         Ok(Trainer::new(step, rule(), 0))
     }
 
-    fn run<R: Send>(
+    pub(super) fn run<R: Send>(
         self,
         body: impl Fn(&World, Trainer) -> Result<R, TrainError> + Sync,
     ) -> Vec<Result<R, TrainError>> {
@@ -64,16 +73,17 @@ impl Job {
         let mut options = Options::default();
         options.report = Arc::new(|_| ());
         let body = |world: &World| body(world, self.trainer(&artifact, world)?);
-        run_threads(self.ranks, &options, body)
+        run_threads(self.ranks * self.tensor, &options, body)
     }
 
     /// Takes steps on every rank, which end with the same.
-    fn steps(self, numbers: std::ops::RangeInclusive<usize>) -> Outcome {
+    pub(super) fn steps(self, numbers: std::ops::RangeInclusive<usize>) -> Outcome {
         let documents = Documents::read();
-        let outcomes = self.run(|world, mut trainer| {
+        let outcomes = self.run(|_, mut trainer| {
             let (mut losses, mut norms) = (Vec::new(), Vec::new());
+            let rank = trainer.step().rank().data_rank();
             for number in numbers.clone() {
-                let metrics = trainer.advance(&self.batches(&documents, number, world.rank()))?;
+                let metrics = trainer.advance(&self.batches(&documents, number, rank))?;
                 losses.push(metrics.loss.to_bits());
                 norms.push(metrics.grad_norm.to_bits());
             }
@@ -82,13 +92,19 @@ impl Job {
         let mut outcomes: Vec<Outcome> = outcomes.into_iter().map(|o| o.unwrap()).collect();
         for other in &outcomes[1..] {
             assert_eq!(outcomes[0].losses, other.losses);
+            assert_eq!(outcomes[0].norms, other.norms);
             assert!(outcomes[0].states == other.states, "ranks hold different parameters");
         }
         outcomes.swap_remove(0)
     }
 
     /// A rank's part of the documents of a step.
-    fn batches(self, documents: &Documents, number: usize, rank: usize) -> Vec<MicroBatch> {
+    pub(super) fn batches(
+        self,
+        documents: &Documents,
+        number: usize,
+        rank: usize,
+    ) -> Vec<MicroBatch> {
         let first = (number - 1) * GRAD_ACCUM * MICRO_BATCH;
         let all = GRAD_ACCUM * MICRO_BATCH;
         let own = first + all * rank / self.ranks..first + all * (rank + 1) / self.ranks;
@@ -97,7 +113,7 @@ impl Job {
     }
 }
 
-fn outcome(trainer: &Trainer, losses: Vec<u64>, norms: Vec<u64>) -> Outcome {
+pub(super) fn outcome(trainer: &Trainer, losses: Vec<u64>, norms: Vec<u64>) -> Outcome {
     let step = trainer.step();
     let names = step.states().map(|port| port.name.to_string());
     let names: Vec<String> = names.filter(|name| !name.starts_with("grad.")).collect();
@@ -124,7 +140,7 @@ fn stages_of_zero_have_the_same_bits() {
         ("qwen3-mqa-tied", DType::Bf16, 2),
     ];
     for (case, dtype, ranks) in jobs {
-        let job = |stage| Job { case, dtype, ranks, stage };
+        let job = |stage| Job { dtype, ..Job::of(case, ranks, stage) };
         let want = job(0).steps(1..=4);
         for stage in 1..=3 {
             let got = job(stage).steps(1..=4);
@@ -159,7 +175,7 @@ fn a_rank_holds_what_the_formulas_say() {
     for (dtype, weight, optimizer) in [(DType::F32, 4, 8), (DType::Bf16, 2, 12)] {
         for (ranks, stages) in [(2, 1..=3), (4, 2..=3)] {
             for stage in stages {
-                let job = Job { case: "llama-gqa3", dtype, ranks, stage };
+                let job = Job { dtype, ..Job::of("llama-gqa3", ranks, stage) };
                 let outcomes = job.run(|_, trainer| {
                     let sizes = trainer.step().parameters().iter().map(|p| {
                         let elements: usize = p.shape.iter().product();

@@ -12,7 +12,7 @@ const HIDDEN: i64 = 8;
 const HEADS: i64 = 4;
 const KV_HEADS: i64 = 2;
 const HEAD: i64 = 4;
-const INNER: i64 = 10;
+const INNER: i64 = 12;
 const VOCABULARY: i64 = 11;
 
 pub(crate) type Built<T> = Result<T, OpError>;

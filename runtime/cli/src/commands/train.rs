@@ -366,14 +366,18 @@ fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
     let has_samples = config.eval.as_ref().is_some_and(|eval| eval.sequences() > 0);
     let asked = [
-        ("mesh.tensor", mesh.tensor > 1, "products in parts"),
         ("mesh.pipeline", mesh.pipeline > 1, "layers in parts"),
         ("mesh.sequence", mesh.sequence > 1, "rows in parts"),
         ("mesh.expert", mesh.expert > 1, "experts in parts"),
         (
             "eval.prompts",
-            has_samples && mesh.zero == 3 && mesh.data > 1,
+            has_samples && (mesh.zero == 3 && mesh.data > 1 || mesh.tensor > 1),
             "texts of weights in parts",
+        ),
+        (
+            "lora",
+            config.lora.is_some() && mesh.tensor > 1,
+            "adapters of products in parts (mesh.tensor)",
         ),
         ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
@@ -383,12 +387,17 @@ fn check(config: &TrainConfig) -> Result<()> {
         Optimizer::Muon { .. } => Some("muon"),
         _ => None,
     };
-    let whole = needs_all.filter(|_| mesh.zero > 0 && mesh.data > 1).map(|name| {
-        format!(
-            "`mesh.zero` is {}, and {name} updates no part of a parameter without the rest: take \
-             zero = 0, or adamw, lion or sgd",
-            mesh.zero
-        )
+    let parts = [
+        ("zero", usize::from(mesh.zero), mesh.zero > 0 && mesh.data > 1, 0),
+        ("tensor", mesh.tensor, mesh.tensor > 1, 1),
+    ];
+    let parts = parts.into_iter().filter(|(.., is_asked, _)| *is_asked);
+    let whole = parts.filter_map(|(key, value, _, other)| {
+        let name = needs_all?;
+        Some(format!(
+            "`mesh.{key}` is {value}, and {name} updates no part of a parameter without the rest: \
+             take {key} = {other}, or adamw, lion or sgd",
+        ))
     });
     let asked = asked.iter().filter(|(_, is_asked, _)| *is_asked);
     let tell = |(key, _, what): &(&str, bool, &str)| {
@@ -482,11 +491,10 @@ fn tell_plan(
         dataset.seq_len(),
         plan.table(),
     ));
-    let ranks = step.rank().data_ranks();
-    if ranks > 1 {
+    if !step.rank().is_alone() {
         output::tell(&format!(
-            "{ranks} ranks, ZeRO stage {}: this is one's, which sends {} in a step\n",
-            config.mesh.zero,
+            "{}: this is one's, which sends {} in a step\n",
+            config.mesh,
             table::bytes(sent::bytes(step, config.train.grad_accum as u64)),
         ));
     }

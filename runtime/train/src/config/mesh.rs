@@ -1,5 +1,7 @@
 //! `[mesh]`: how ranks share the work.
 
+use std::fmt;
+
 use serde::Serialize;
 
 use super::section::Section;
@@ -27,6 +29,21 @@ pub struct MeshConfig {
 impl Default for MeshConfig {
     fn default() -> MeshConfig {
         MeshConfig { data: 1, tensor: 1, pipeline: 1, expert: 1, sequence: 1, zero: 0 }
+    }
+}
+
+/// As in `4 ranks (data 2 x tensor 2), ZeRO stage 1`.
+impl fmt::Display for MeshConfig {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let axes = [
+            ("pipeline", self.pipeline),
+            ("data", self.data),
+            ("sequence", self.sequence),
+            ("tensor", self.tensor),
+        ];
+        let axes = axes.iter().filter(|(_, size)| *size > 1);
+        let axes: Vec<String> = axes.map(|(name, size)| format!("{name} {size}")).collect();
+        write!(f, "{} ranks ({}), ZeRO stage {}", self.ranks(), axes.join(" x "), self.zero)
     }
 }
 

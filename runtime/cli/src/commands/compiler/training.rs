@@ -114,11 +114,12 @@ fn training(config: &TrainConfig) -> Result<Training> {
     });
     let ranks = u32::try_from(config.mesh.data).unwrap_or(u32::MAX);
     let zero = Zero { stage: config.mesh.zero, ranks };
+    let tensor = u32::try_from(config.mesh.tensor).unwrap_or(u32::MAX);
     let keep = match config.memory.recompute {
         Recompute::None => Some(Keep::All),
         Recompute::Auto => None,
         Recompute::Full => Some(Keep::Input),
     };
     let memory = config.memory.device.map(|size| size.0);
-    Ok(Training { update, others, groups, lora, zero, keep, memory })
+    Ok(Training { update, others, groups, lora, zero, tensor, keep, memory })
 }

@@ -96,6 +96,49 @@ fn threads_and_processes_train_the_same_model_at_every_stage() {
     }
 }
 
+/// A run of a model whose heads two ranks share.
+fn run_shared(name: &str, mesh: &str) -> (String, PathBuf) {
+    let (config, dir) = run_on(name, 4, 4, mesh);
+    let text = fs::read_to_string(&config).unwrap().replace("llama-gqa3", "gpt2-gelu-new");
+    (file(&format!("{name}.toml"), text.as_bytes()), dir)
+}
+
+#[test]
+fn threads_and_processes_share_products_and_the_model_is_whole() {
+    let mut all = Vec::new();
+    for (name, mesh, ranks) in [
+        ("shared-1", "data = 2", "2"),
+        ("shared-2", "data = 2\ntensor = 2", "4"),
+        ("shared-zero", "data = 2\ntensor = 2\nzero = 2", "4"),
+    ] {
+        let (config, dir) = run_shared(name, mesh);
+        let said = brolly(&["train", &config, "--ranks", ranks]).output().unwrap();
+        let said = String::from_utf8(said.stderr).unwrap();
+        assert!(!mesh.contains("tensor") || said.contains("data 2 x tensor 2"), "{said}");
+        all.push((losses(&dir), model(&dir)));
+    }
+    let (config, dir) = run_shared("shared-processes", "data = 2\ntensor = 2\nzero = 1");
+    for (code, said) in ends(launch(4, &["train", &config])) {
+        assert_eq!(code, Some(0), "{said}");
+    }
+    all.push((losses(&dir), model(&dir)));
+    let (config, dir) = run_shared("shared-mpi", "data = 2\ntensor = 2\nzero = 3");
+    if let Some(mut mpirun) = mpirun(4, &["train", &config]) {
+        let output = mpirun.output().unwrap();
+        assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+        all.push((losses(&dir), model(&dir)));
+    }
+    let number = |text: &String| text.parse::<f64>().unwrap();
+    for (want, got) in all[0].0.iter().zip(&all[1].0) {
+        let (want, got) = (number(want), number(got));
+        assert!((want - got).abs() < 1e-6 * want, "{got}, not {want}");
+    }
+    assert_eq!(all[0].1.len(), all[1].1.len(), "the model is whole");
+    for other in &all[2..] {
+        assert!(*other == all[1], "another model");
+    }
+}
+
 #[test]
 fn a_rank_that_is_killed_ends_the_others_with_its_name() {
     let (config, dir) = run_on("ranks-killed", 100_000, 50_000, "data = 2\nzero = 2");
@@ -158,6 +201,13 @@ fn what_a_mesh_cannot_be_is_told_before_anything_is_compiled() {
     let text = text.replace("schedule = \"cosine\"", "name = \"muon\"");
     let said = refused(&["train", &file("muon.toml", text.as_bytes()), "--ranks", "2"], 2);
     assert!(said.contains("mesh.zero") && said.contains("muon"), "{said}");
+    let (config, _) = run_on("ranks-odd", 2, 2, "tensor = 2");
+    let said = refused(&["train", &config, "--ranks", "2"], 1);
+    assert!(said.contains("`tensor = 2` does not divide") && said.contains("83"), "{said}");
+    let text = fs::read_to_string(&config).unwrap();
+    let text = text.replace("schedule = \"cosine\"", "name = \"muon\"");
+    let said = refused(&["train", &file("muon-2.toml", text.as_bytes()), "--ranks", "2"], 2);
+    assert!(said.contains("mesh.tensor") && said.contains("muon"), "{said}");
     let mut mixed = brolly(&["train", &config, "--ranks", "2"]);
     mixed.env("RANK", "0").env("WORLD_SIZE", "2").env("MASTER_ADDR", "x").env("MASTER_PORT", "1");
     let output = mixed.output().unwrap();
