@@ -201,6 +201,29 @@ impl<'m> Builder<'m> {
         self.op1("broadcast_to", Attrs::none().with("shape", shape.to_vec()), &[scalar])
     }
 
+    /// A function written anew under its name, with the same parameters and outputs; `write` as in
+    /// [`inline_with`](Self::inline_with).
+    ///
+    /// # Errors
+    /// As there.
+    pub fn rewrite(
+        module: &'m Module,
+        graph: &Graph,
+        write: impl FnMut(&mut Self, NodeId, &[Option<Value>]) -> Result<Option<Vec<Value>>, OpError>,
+    ) -> Result<Graph, OpError> {
+        let mut b = Builder::new(module, &graph.name);
+        let mut params = Vec::with_capacity(graph.params().len());
+        for p in graph.param_values() {
+            b.at(&graph.node(p.node).loc);
+            params.push(b.param(graph.param_name(p.node), graph.ty(p).clone())?);
+        }
+        let outputs = b.inline_with(graph, &params, write)?;
+        for ((name, _), v) in graph.outputs.iter().zip(outputs) {
+            b.output(name, v);
+        }
+        Ok(b.finish())
+    }
+
     /// Copies a graph's body in, its parameters bound to `args`, and returns its outputs.
     ///
     /// # Errors

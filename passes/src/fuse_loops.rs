@@ -226,33 +226,18 @@ fn expand_once(
     graph: &Graph,
     has_kernel: &dyn Fn(&Graph, NodeId) -> bool,
 ) -> Result<(Graph, bool), OpError> {
-    let mut b = Builder::new(module, &graph.name);
-    let mut map = BTreeMap::new();
     let mut changed = false;
-    for p in graph.param_values() {
-        map.insert(p, b.param(graph.param_name(p.node), graph.ty(p).clone())?);
-    }
-    for id in graph.topo() {
+    let graph = Builder::rewrite(module, graph, |b, id, inputs| {
         let node = graph.node(id);
-        b.at(&node.loc);
-        let inputs: Vec<_> = node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
-        let results = match (node.op.body(), node.op.name()) {
-            (_, "param") => continue,
-            (_, "weight") => vec![b.weight(node.attrs.str("name"))?],
-            (Body::Composite(expand), _) if !node.op.is_elementwise() && !has_kernel(graph, id) => {
+        match node.op.body() {
+            Body::Composite(expand) if !node.op.is_elementwise() && !has_kernel(graph, id) => {
                 changed = true;
-                expand(&mut b, &node.attrs, &inputs)?
+                expand(b, &node.attrs, inputs).map(Some)
             }
-            (_, op) => b.op(op, node.attrs.clone(), &inputs)?,
-        };
-        for (port, v) in results.into_iter().enumerate() {
-            map.insert(Value { node: id, port }, v);
+            _ => Ok(None),
         }
-    }
-    for (name, v) in &graph.outputs {
-        b.output(name, map[v]);
-    }
-    Ok((b.finish(), changed))
+    })?;
+    Ok((graph, changed))
 }
 
 #[cfg(test)]

@@ -11,7 +11,7 @@
 
 use std::{collections::BTreeMap, sync::Arc};
 
-use ir::{Attr, Attrs, Builder, Dim, OpError, Shard, ShardOf, Split, TensorType, Value};
+use ir::{Attr, Attrs, Builder, Dim, Module, OpError, Shard, ShardOf, Split, TensorType, Value};
 
 use crate::{Parameter, PassError};
 
@@ -107,16 +107,17 @@ impl Sharding {
         }
     }
 
-    /// The axis of the mesh.
-    #[must_use]
-    pub fn axis(&self) -> &str {
-        &self.axis
-    }
-
     /// Ranks along it.
     #[must_use]
     pub fn ranks(&self) -> u32 {
         self.ranks
+    }
+
+    /// Declares the symbol for a rank's place along the axis.
+    pub(crate) fn declare(&self, module: &mut Module) {
+        if self.ranks > 1 {
+            module.symbol(&Shard::symbol(&self.axis), 0, i64::from(self.ranks) - 1);
+        }
     }
 
     /// What a rank holds of a parameter.

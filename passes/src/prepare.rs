@@ -225,35 +225,21 @@ fn apply_splits(
     graph: &Graph,
     split: &BTreeMap<Arc<str>, Split>,
 ) -> Result<Graph, PassError> {
-    let wrap = |e: OpError| PassError::new(&graph.name, e);
-    let mut b = Builder::new(module, &graph.name);
-    let mut map = BTreeMap::new();
-    for p in graph.param_values() {
-        let v = b.param(graph.param_name(p.node), graph.ty(p).clone()).map_err(wrap)?;
-        map.insert(p, v);
-    }
-    for id in graph.topo() {
+    let written = Builder::rewrite(module, graph, |b, id, inputs| {
         let node = graph.node(id);
         if node.op.name() != "call" {
-            copy_nodes(&mut b, graph, &mut map, |n| n == id).map_err(wrap)?;
-            continue;
+            return Ok(None);
         }
         let parts = &split[node.attrs.str("callee")];
         let (mut args, mut weights) = (Vec::new(), Vec::new());
-        for (v, kept) in node.inputs().iter().flatten().zip(&parts.kept) {
-            if *kept { args.push(map[v]) } else { weights.push(map[v]) }
+        for (v, kept) in inputs.iter().flatten().zip(&parts.kept) {
+            if *kept { args.push(*v) } else { weights.push(*v) }
         }
-        args.extend(b.inline(&parts.prepare, &weights).map_err(wrap)?);
+        args.extend(b.inline(&parts.prepare, &weights)?);
         b.at(&node.loc);
-        let results = b.call(&parts.rest.name, &args).map_err(wrap)?;
-        for (port, v) in results.into_iter().enumerate() {
-            map.insert(Value { node: id, port }, v);
-        }
-    }
-    for (name, v) in &graph.outputs {
-        b.output(name, map[v]);
-    }
-    Ok(b.finish())
+        b.call(&parts.rest.name, &args).map(Some)
+    });
+    written.map_err(|e: OpError| PassError::new(&graph.name, e))
 }
 
 type Hoisted = (Graph, Vec<Recipe>, BTreeMap<Arc<str>, TensorType>);

@@ -15,7 +15,8 @@ use std::{
 };
 
 use ir::{
-    Attr, Attrs, Builder, DType, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Target, Value,
+    Attr, Attrs, Builder, DType, Dim, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Target,
+    Value,
 };
 
 use crate::{PassError, weight_only::weight_only, weight_params};
@@ -58,71 +59,48 @@ fn quantize_function(
     weights: &BTreeSet<NodeId>,
     How { bits, rows_too }: How,
 ) -> Result<Graph, OpError> {
-    let mut b = Builder::new(module, &graph.name);
-    let mut map: BTreeMap<Value, Value> = BTreeMap::new();
-    for p in graph.param_values() {
-        b.at(&graph.node(p.node).loc);
-        map.insert(p, b.param(graph.param_name(p.node), graph.ty(p).clone())?);
-    }
     let mut rows: BTreeMap<Value, Value> = BTreeMap::new();
-    for id in graph.topo() {
+    Builder::rewrite(module, graph, |b, id, inputs| {
         let node = graph.node(id);
-        if node.op.name() == "param" {
-            continue;
-        }
-        b.at(&node.loc);
-        let inputs: Vec<_> = node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
-        let results = match product(graph, node, weights, rows_too) {
-            Some([x, w]) => {
-                let x = match rows.get(&x) {
-                    Some(x) => *x,
-                    None if !rows_too => map[&x],
-                    None => {
-                        let attrs = Attrs::none().with("weight_bits", bits);
-                        b.op1("quantize_rows", attrs, &[map[&x]])?
-                    }
-                };
-                rows.insert(node.inputs()[0].expect("a product has x"), x);
-                let layout = if rows_too { "steps" } else { "lanes" };
-                let attrs = Attrs::none().with("bits", bits).with("layout", layout);
-                let w = b.op1("quantize_weight", attrs, &[map[&w]])?;
-                let attrs = Attrs::none()
-                    .with("n", node.attrs.int("n"))
-                    .with("act", node.attrs.str("act"))
-                    .with("gated", Attr::Bool(node.op.name() == "gated_linear"));
-                let inputs = [&[Some(x), Some(w)], &inputs[2..]].concat();
-                b.op("quantized_linear", attrs, &inputs)?
-            }
-            None if node.op.name() == "weight" => vec![b.weight(node.attrs.str("name"))?],
-            None => b.op(node.op.name(), node.attrs.clone(), &inputs)?,
+        let (true, [Some(x), Some(w), rest @ ..]) =
+            (is_quantized(graph, node, weights, rows_too), inputs)
+        else {
+            return Ok(None);
         };
-        for (port, v) in results.into_iter().enumerate() {
-            map.insert(Value { node: id, port }, v);
-        }
-    }
-    for (name, v) in &graph.outputs {
-        b.output(name, map[v]);
-    }
-    Ok(b.finish())
+        let quantized = match rows.get(x) {
+            Some(quantized) => *quantized,
+            None if !rows_too => *x,
+            None => {
+                let attrs = Attrs::none().with("weight_bits", bits);
+                b.op1("quantize_rows", attrs, &[*x])?
+            }
+        };
+        rows.insert(*x, quantized);
+        let layout = if rows_too { "steps" } else { "lanes" };
+        let attrs = Attrs::none().with("bits", bits).with("layout", layout);
+        let w = b.op1("quantize_weight", attrs, &[*w])?;
+        let attrs = Attrs::none()
+            .with("n", node.attrs.int("n"))
+            .with("act", node.attrs.str("act"))
+            .with("gated", Attr::Bool(node.op.name() == "gated_linear"));
+        let inputs = [&[Some(quantized), Some(w)], rest].concat();
+        b.op("quantized_linear", attrs, &inputs).map(Some)
+    })
 }
 
-/// Operands of a product that can be quantised: rows, in f32 where they are quantised too, and a
-/// weight of a block at least.
-fn product(
-    graph: &Graph,
-    node: &Node,
-    weights: &BTreeSet<NodeId>,
-    rows_too: bool,
-) -> Option<[Value; 2]> {
-    if !matches!(node.op.name(), "linear" | "gated_linear") {
-        return None;
-    }
-    let [Some(x), Some(w), ..] = node.inputs() else { return None };
-    let k = graph.ty(*x).shape.last()?.as_const()?;
+/// Whether a node is a product that can be quantised: of rows, in f32 where they are quantised too,
+/// with a weight of a block at least.
+fn is_quantized(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>, rows_too: bool) -> bool {
+    let (true, [Some(x), Some(w), ..]) =
+        (matches!(node.op.name(), "linear" | "gated_linear"), node.inputs())
+    else {
+        return false;
+    };
+    let k = graph.ty(*x).shape.last().and_then(Dim::as_const);
     let float = |v: Value| matches!(graph.ty(v).dtype, DType::F32 | DType::Bf16 | DType::F16);
     let rows = if rows_too { graph.ty(*x).dtype == DType::F32 } else { float(*x) };
-    let fits = rows && float(*w) && k >= QUANT_BLOCK as i64;
-    (fits && weights.contains(&w.node)).then_some([*x, *w])
+    let is_block = k.is_some_and(|k| k >= QUANT_BLOCK as i64);
+    rows && float(*w) && is_block && weights.contains(&w.node)
 }
 
 #[cfg(test)]

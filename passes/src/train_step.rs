@@ -35,7 +35,7 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, OpError, Shard, TensorType, Value};
+use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, OpError, TensorType, Value};
 
 use self::{
     loss::{LOSS, PROBE, TOTAL},
@@ -95,9 +95,7 @@ pub fn train_step(
     let weights = parameters.iter().map(|p| p.weight.clone()).collect();
     let wrt = Wrt { weights, params: BTreeSet::new() };
     *module = differentiate(module, LOSS, &wrt, LOSS, recompute)?;
-    if sharding.ranks() > 1 {
-        module.symbol(&Shard::symbol(sharding.axis()), 0, i64::from(sharding.ranks()) - 1);
-    }
+    sharding.declare(module);
     let forward = evaluated(module);
     let training = Training::new(module, parameters, sharding);
     let entries = [

@@ -24,6 +24,9 @@ impl OpDef for AllReduce {
     fn signature(&self) -> &'static Signature {
         &SIGNATURE
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         collective::ranks(cx)?;
         collective::check_sum(cx.ty(0).dtype)?;

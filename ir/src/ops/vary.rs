@@ -27,6 +27,9 @@ impl OpDef for Vary {
     fn is_view(&self) -> bool {
         true
     }
+    fn is_rowwise(&self) -> bool {
+        true
+    }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         collective::ranks(cx)?;
         collective::check_sum(cx.ty(0).dtype)?;

@@ -1,8 +1,8 @@
 //! The serving form over weights that are being trained.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::sync::Arc;
 
-use ir::{Builder, Graph, Module, NodeId, OpError, Value, Vjp};
+use ir::{Builder, Graph, Module, NodeId, OpError, Vjp};
 
 use super::{EntryBuilder, Parameter, Training};
 use crate::{PassError, Sharding, page_kv::State};
@@ -24,6 +24,7 @@ pub fn live_weights(
 ) -> Result<Vec<State>, PassError> {
     let wrap = |e: OpError| PassError::new(entry, e);
     separate_weights(module)?;
+    sharding.declare(module);
     let source = module.function(entry).ok_or_else(|| PassError::new(entry, "no such function"))?;
     let source = source.clone();
     let mut live = EntryBuilder::new(module, entry);
@@ -65,29 +66,9 @@ fn parts(graph: &Graph, id: NodeId) -> Option<ir::Expand> {
 
 /// The function with each such product in parts.
 fn in_parts(module: &Module, graph: &Graph) -> Result<Graph, OpError> {
-    let mut b = Builder::new(module, &graph.name);
-    let mut map: BTreeMap<Value, Value> = BTreeMap::new();
-    for p in graph.param_values() {
-        map.insert(p, b.param(graph.param_name(p.node), graph.ty(p).clone())?);
-    }
-    for id in graph.topo() {
-        let node = graph.node(id);
-        b.at(&node.loc);
-        let inputs: Vec<_> = node.inputs().iter().map(|v| v.map(|v| map[&v])).collect();
-        let results = match (parts(graph, id), node.op.name()) {
-            (_, "param") => continue,
-            (_, "weight") => vec![b.weight(node.attrs.str("name"))?],
-            (Some(parts), _) => parts(&mut b, &node.attrs, &inputs)?,
-            (None, op) => b.op(op, node.attrs.clone(), &inputs)?,
-        };
-        for (port, v) in results.into_iter().enumerate() {
-            map.insert(Value { node: id, port }, v);
-        }
-    }
-    for (name, v) in &graph.outputs {
-        b.output(name, map[v]);
-    }
-    let mut graph = b.finish();
+    let mut graph = Builder::rewrite(module, graph, |b, id, inputs| {
+        parts(graph, id).map(|parts| parts(b, &graph.node(id).attrs, inputs)).transpose()
+    })?;
     graph.remove_dead();
     Ok(graph)
 }

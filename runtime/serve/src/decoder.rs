@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exec::{Executable, Memory, Model, States, memory_limit_bytes};
+use exec::{Executable, Groups, Memory, Model, States, memory_limit_bytes};
 use ir::{Bounds, Dim, Port, Program};
 
 use crate::{
@@ -16,6 +16,8 @@ pub(crate) const ENTRY: &str = "step";
 #[derive(Debug)]
 pub(crate) struct Decoder {
     exe: Executable,
+    /// Symbols whose values do not change.
+    bound: Vec<(String, i64)>,
     states: States,
     limits: Limits,
     axes: Axes,
@@ -52,13 +54,22 @@ fn is_memory(state: &str) -> bool {
     MEMORIES.iter().any(|kind| state.starts_with(kind))
 }
 
+/// Ranks that hold parts of a model in training, and compute in step.
+#[derive(Clone, Debug, Default)]
+pub struct Among {
+    /// Whom this rank meets.
+    pub groups: Groups,
+    /// Values of the symbols that say where it is.
+    pub place: Vec<(String, i64)>,
+}
+
 /// Where a program's weights are that no artifact holds.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Weights {
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Weights<'a> {
     /// There are no such weights.
     Own,
-    /// Lent by a training run for each use.
-    Lent,
+    /// Lent by a training run for each use, one of these ranks.
+    Lent(&'a Among),
 }
 
 impl Decoder {
@@ -68,7 +79,7 @@ impl Decoder {
         max_seq_len: usize,
         blocks: usize,
         verdict: Verdict,
-        weights: Weights,
+        weights: Weights<'_>,
     ) -> Result<Decoder, ServeError> {
         let manifest = model.artifact().manifest();
         let program = model.artifact().program(ENTRY)?;
@@ -82,7 +93,7 @@ impl Decoder {
             port(&program.outputs, name)?;
         }
         let is_trained = program.states.iter().any(|state| !is_memory(&state.name));
-        if is_trained && weights == Weights::Own {
+        if is_trained && matches!(weights, Weights::Own) {
             return Err(ServeError::Kind {
                 architecture: manifest.model.architecture.clone(),
                 reason:
@@ -94,10 +105,17 @@ impl Decoder {
         let keys = keys(program)?;
         let block_size = constant(keys, 3)?;
         let table_len = constant(input("block_tables")?, 1)?;
-        let bound = match dim(keys, 0)?.as_symbol() {
+        let own = match dim(keys, 0)?.as_symbol() {
             Some(symbol) => vec![(symbol, i64::try_from(blocks).unwrap_or(i64::MAX))],
             None => vec![],
         };
+        let place = match weights {
+            Weights::Own => &[][..],
+            Weights::Lent(among) => &among.place,
+        };
+        let place = place.iter().map(|(symbol, n)| (symbol.as_str(), *n));
+        let bound: Vec<_> =
+            place.filter(|(symbol, _)| program.symbols.contains_key(*symbol)).chain(own).collect();
         // Slots are 32-bit numbers.
         let slots = blocks.saturating_mul(block_size);
         if max_seq_len.div_ceil(block_size) > table_len || i32::try_from(slots).is_err() {
@@ -121,9 +139,13 @@ impl Decoder {
         Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit()?;
         let mut states = States::none();
         states.add_some(program, &bound, is_memory)?;
-        let exe = Executable::load(model, ENTRY, &bound)?;
+        let mut exe = Executable::load(model, ENTRY, &bound)?;
+        if let Weights::Lent(among) = weights {
+            exe.join(&among.groups)?;
+        }
+        let bound = bound.iter().map(|(symbol, n)| ((*symbol).to_owned(), *n)).collect();
         let reads = INPUTS.map(|name| program.inputs.iter().any(|port| *port.name == *name));
-        Ok(Decoder { exe, states, limits, axes, reads, rows: Vec::new(), verdict })
+        Ok(Decoder { exe, bound, states, limits, axes, reads, rows: Vec::new(), verdict })
     }
 
     pub(crate) fn executable(&mut self) -> &mut Executable {
@@ -143,10 +165,7 @@ impl Decoder {
     /// Memory: reserved, and in use.
     pub(crate) fn memory(&self) -> Result<(Memory, Memory), ServeError> {
         let model = self.exe.model();
-        let keys = self.exe.program().states.iter().find(|s| s.name.starts_with("k_cache"));
-        let symbol = keys.and_then(|k| k.ty.shape.first()).and_then(Dim::as_symbol);
-        let bound: Vec<_> =
-            symbol.map(|s| (s, i64::from(self.limits.blocks))).into_iter().collect();
+        let bound: Vec<_> = self.bound.iter().map(|(s, n)| (s.as_str(), *n)).collect();
         let threads = model.device().pool().threads();
         let predicted = Memory::predict(model.artifact().manifest(), &[ENTRY], threads, &bound)?;
         Ok((predicted, Memory::measure(&[&self.exe], &self.states)))

@@ -61,7 +61,7 @@ mod verdict;
 
 pub use batch::{Batch, Limits, Logits, StepModel};
 pub use block_manager::{BlockCopy, BlockManager, BlockTable, Found, Opened, OutOfBlocks};
-pub use decoder::blocks_of;
+pub use decoder::{Among, blocks_of};
 pub use engine::{
     BlockUse, Engine, EngineOptions, Event, EventStream, GenerateParams, Histogram, NewToken,
     PromptDone, Reply, Request, Stats, SubmitError, TokenLogprob,

@@ -14,7 +14,7 @@ use text::{ChatRequest, EmbeddingConfig, TextBundle, TextError, Tokenizer};
 
 use crate::{
     GenerateParams, Limits, Request, ServeError, StepModel,
-    decoder::{Decoder, ENTRY, Weights, blocks_of},
+    decoder::{Among, Decoder, ENTRY, Weights, blocks_of},
     embedder::Embedder,
     engine::{
         Event, NewToken,
@@ -194,7 +194,8 @@ impl Session {
     }
 
     /// A session over a model in training, whose weights are states that [`lend`](Self::lend) takes
-    /// for each use. It runs on the model's device; `bundle` is the model's tokenizer.
+    /// for each use. It runs on the model's device; `bundle` is the model's tokenizer. All ranks
+    /// that hold parts of the weights have to do the same with theirs, and get the same.
     ///
     /// # Errors
     /// As [`open`](Self::open); [`ServeError::Artifact`] if there is no entry `step`.
@@ -202,10 +203,11 @@ impl Session {
         model: &Arc<Model>,
         bundle: TextBundle,
         options: &SessionOptions,
+        among: &Among,
     ) -> Result<Session, ServeError> {
         let verdict = Verdict::begin(model.artifact(), model.device().pool().threads());
         let max_seq_len = max_seq_len(&model.artifact().manifest().model, options.max_seq_len)?;
-        let mut engine = decoder(model, max_seq_len, options, verdict, Weights::Lent)?;
+        let mut engine = decoder(model, max_seq_len, options, verdict, Weights::Lent(among))?;
         engine.executable().set_trace(options.trace.clone());
         Ok(Session { model: model.clone(), bundle, tokenizer: OnceLock::new(), engine })
     }
@@ -509,7 +511,7 @@ fn decoder(
     max_seq_len: usize,
     options: &SessionOptions,
     verdict: Verdict,
-    weights: Weights,
+    weights: Weights<'_>,
 ) -> Result<Engine, ServeError> {
     let sequences = options.sequences.map_or(1, NonZeroUsize::get);
     let blocks = blocks_of(model.artifact().program(ENTRY)?, max_seq_len, sequences)?;

@@ -122,7 +122,8 @@ impl Rank {
     }
 
     /// Values of the symbols that say where it is.
-    pub(crate) fn symbols(&self) -> Vec<(String, i64)> {
+    #[must_use]
+    pub fn symbols(&self) -> Vec<(String, i64)> {
         [PIPELINE, DATA, SEQUENCE, TENSOR].map(|axis| symbol(axis, self.place(axis))).into()
     }
 

@@ -118,8 +118,8 @@ fn train_as(
     if args.dry_run {
         return Ok(None);
     }
-    let samples = match rank.is_first() {
-        true => Samples::open(config, &bundle, &model, cx)?,
+    let samples = match rank.is_first() || samples::are_shared(config) {
+        true => Samples::open(config, &bundle, &model, rank, cx)?,
         false => None,
     };
     let log = match rank.is_first() {
@@ -315,7 +315,7 @@ impl Run<'_> {
         Ok(line)
     }
 
-    /// Generates texts, if they are due. The first rank does, for it has all weights.
+    /// Generates texts, if they are due. The first rank does where it has all weights.
     fn sample(&mut self, bar: &Bar) -> Result<()> {
         let (step, steps) = (self.trainer.done(), self.config.train.steps);
         let eval = self.config.eval.as_ref().filter(|eval| eval.sequences() > 0);
@@ -325,13 +325,20 @@ impl Run<'_> {
         let (samples, trainer, log) = (&mut self.samples, &mut self.trainer, &mut self.log);
         // Whatever is to be gathered is gathered together.
         trainer.lend(|_| ()).map_err(failure)?;
-        let generate = || {
+        let is_first = self.rank.is_first();
+        let mut generate = || {
             let Some(samples) = samples else { return Ok(()) };
             let texts = samples.generate(trainer)?;
+            if !is_first {
+                return Ok(());
+            }
             bar.above(&samples::shown(step, &texts));
             log.write_samples(step, &texts).map_err(failure)
         };
-        self.rank.first(generate)?.unwrap_or(Ok(()))
+        match samples::are_shared(self.config) {
+            true => generate(),
+            false => self.rank.first(generate)?.unwrap_or(Ok(())),
+        }
     }
 
     fn evaluate(&mut self, data: &Dataset) -> Result<Option<f64>, TrainError> {
@@ -369,11 +376,7 @@ fn check(config: &TrainConfig) -> Result<()> {
         ("mesh.pipeline", mesh.pipeline > 1, "layers in parts"),
         ("mesh.sequence", mesh.sequence > 1, "rows in parts"),
         ("mesh.expert", mesh.expert > 1, "experts in parts"),
-        (
-            "eval.prompts",
-            has_samples && (mesh.zero == 3 && mesh.data > 1 || mesh.tensor > 1),
-            "texts of weights in parts",
-        ),
+        ("eval.prompts", has_samples && mesh.pipeline > 1, "texts of layers in parts"),
         (
             "lora",
             config.lora.is_some() && mesh.tensor > 1,

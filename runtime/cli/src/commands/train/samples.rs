@@ -4,9 +4,9 @@ use std::{num::NonZeroUsize, ops::ControlFlow, sync::Arc};
 
 use exec::Model;
 use ir::artifact::Manifest;
-use serve::{GenerateParams, SamplingParams, Session, SessionOptions, blocks_of};
+use serve::{Among, GenerateParams, SamplingParams, Session, SessionOptions, blocks_of};
 use text::TextBundle;
-use train::{EvalConfig, SampleLine, TrainConfig, Trainer};
+use train::{EvalConfig, Rank, SampleLine, TrainConfig, Trainer};
 
 use super::failure;
 use crate::{
@@ -68,12 +68,19 @@ pub(super) fn blocks(
     Ok(Some((symbol.to_owned(), i64::try_from(blocks).unwrap_or(i64::MAX))))
 }
 
+/// Whether all ranks generate, in step: each has parts of the weights alone.
+pub(super) fn are_shared(config: &TrainConfig) -> bool {
+    let mesh = &config.mesh;
+    mesh.tensor > 1 || mesh.zero == 3 && mesh.data > 1
+}
+
 impl Samples {
     /// `None` where no prompts are given.
     pub(super) fn open(
         config: &TrainConfig,
         bundle: &TextBundle,
         model: &Arc<Model>,
+        rank: &Rank,
         cx: &Context,
     ) -> Result<Option<Samples>> {
         let Some(eval) = config.eval.as_ref().filter(|eval| eval.sequences() > 0) else {
@@ -86,8 +93,9 @@ impl Samples {
             trace: cx.trace().cloned(),
             ..SessionOptions::default()
         };
-        let session =
-            Session::of_training(model, bundle.clone(), &options).map_err(session::failure)?;
+        let among = Among { groups: rank.groups().clone(), place: rank.symbols() };
+        let session = Session::of_training(model, bundle.clone(), &options, &among);
+        let session = session.map_err(session::failure)?;
         let sampling =
             SamplingParams { temperature: eval.temperature, ..SamplingParams::default() };
         Ok(Some(Samples {

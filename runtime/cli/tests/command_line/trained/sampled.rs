@@ -80,6 +80,28 @@ fn samples_are_what_the_trained_model_generates() {
     }
 }
 
+/// Ranks that hold weights in parts generate in step.
+#[test]
+fn samples_of_weights_in_parts_are_what_the_trained_model_generates() {
+    let eval = format!("prompts = {PROMPTS:?}\nmax_tokens = 14\ntemperature = 0");
+    for (name, mesh) in [("zero", "data = 2\nzero = 3"), ("tensor", "tensor = 2")] {
+        let (config, dir) = tales_run(&format!("train-samples-{name}"), "f32", &eval);
+        let text = format!("{}\n[mesh]\n{mesh}\n", fs::read_to_string(&config).unwrap());
+        let config = file(&format!("train-samples-{name}.toml"), text.as_bytes());
+        accepted(&["train", &config, "--ranks", "2"]);
+        let samples = samples(&dir);
+        assert_eq!(samples.len(), 2);
+        let folder = dir.join("ckpt/final");
+        for (prompt, sample) in PROMPTS.iter().zip(samples[1]["samples"].as_array().unwrap()) {
+            let flags = ["--prompt", prompt, "--max-tokens", "14", "--temperature", "0", "--json"];
+            let folder = folder.to_str().unwrap();
+            let generated = accepted(&[&["generate", folder][..], &flags].concat());
+            let generated: Value = serde_json::from_str(&generated).unwrap();
+            assert_eq!(sample["text"], generated["text"], "{name}: {prompt}");
+        }
+    }
+}
+
 #[test]
 fn samples_differ_and_follow_from_the_seed() {
     let eval = format!("prompts = {:?}\nsamples = 3\nmax_tokens = 12", PROMPTS[0]);
