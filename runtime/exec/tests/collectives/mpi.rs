@@ -37,8 +37,14 @@ fn build() -> Option<PathBuf> {
     let target = manifest.with_file_name("target");
     let mut cargo = Command::new(env::var_os("CARGO").unwrap_or("cargo".into()));
     cargo.args(["build", "--quiet", "--locked", "--manifest-path"]).arg(&manifest);
-    let status = cargo.arg("--target-dir").arg(&target).status().unwrap();
-    assert!(status.success(), "brolly-mpi does not build; it needs libclang");
+    let output = cargo.arg("--target-dir").arg(&target).output().unwrap();
+    let said = String::from_utf8_lossy(&output.stderr);
+    // What bindgen says where it is missing, which MPI's packages do not bring.
+    if !output.status.success() && said.contains("Unable to find libclang") {
+        eprintln!("skipped: no libclang, which bindings to MPI are made with");
+        return None;
+    }
+    assert!(output.status.success(), "brolly-mpi does not build: {said}");
     Some(target.join("debug/libbrolly_mpi.so"))
 }
 
