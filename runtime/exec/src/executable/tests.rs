@@ -2,7 +2,10 @@
 
 use ir::DType;
 
-use super::*;
+use super::{
+    ports::{SEGMENTS, check_segments},
+    *,
+};
 use crate::{Memory, testing};
 
 fn bytes(values: &[f32]) -> &[u8] {
