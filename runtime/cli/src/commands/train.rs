@@ -129,7 +129,9 @@ fn train_as(
     let run = Run {
         config,
         rank,
-        trainer: Trainer::new(step, Rule::of(config), done).with_loss_scale(loss_scale),
+        trainer: Trainer::new(step, Rule::of(config), done)
+            .with_loss_scale(loss_scale)
+            .with_seed(config.train.seed),
         dataset: &dataset,
         eval: eval.as_ref(),
         samples,
@@ -374,7 +376,6 @@ fn check(config: &TrainConfig) -> Result<()> {
             has_samples && mesh.zero == 3 && mesh.data > 1,
             "texts of weights in parts",
         ),
-        ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
     let needs_all = match config.optimizer.rule {
