@@ -5,12 +5,14 @@
 //! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
 //! products of integers, [`prepare`] separates what is
 //! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
-//! a place. [`vjp::differentiate`] adds gradients, and [`add_lora`] adapters of frozen weights.
+//! a place. [`vjp::differentiate`] adds gradients, [`add_lora`] adapters of frozen weights, and
+//! [`add_dropout`] what is dropped in training alone.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].
 
 mod canonicalize;
+mod dropout;
 pub mod egraph;
 mod extract;
 mod fuse_loops;
@@ -34,6 +36,7 @@ pub mod vjp;
 mod weight_only;
 
 pub use canonicalize::{FoldLimits, canonicalize};
+pub use dropout::add_dropout;
 pub use fuse_loops::{expand_composites, fuse_loops};
 pub use lora::{Lora, LowRank, ProductWeight, add_lora, add_merges, merge_entry, product_weights};
 pub use optimize::{WeightParams, optimize, weight_params};

@@ -43,6 +43,7 @@ use self::{
 };
 use crate::{
     Holding, PassError, Sharding,
+    dropout::without_dropout,
     page_kv::State,
     vjp::{Recompute, Wrt, differentiate},
 };
@@ -96,7 +97,7 @@ pub fn train_step(
     let wrt = Wrt { weights, params: BTreeSet::new() };
     *module = differentiate(module, LOSS, &wrt, LOSS, recompute)?;
     sharding.declare(module);
-    let forward = evaluated(module);
+    let forward = evaluated(module).map_err(|e| one(PassError::new(EVALUATE, e)))?;
     let training = Training::new(module, parameters, sharding);
     let entries = [
         Some(training.accumulate().map_err(one)?),
@@ -461,27 +462,29 @@ impl<'a> Training<'a> {
     }
 }
 
-/// The forward of training itself, so that both have the same bits, with functions of its own.
-fn evaluated(module: &mut Module) -> Graph {
+/// The forward of training itself, so that both have the same bits, with functions of its own, and
+/// nothing dropped.
+fn evaluated(module: &mut Module) -> Result<Graph, OpError> {
     let mut source = module.functions[gradients().as_str()].clone();
     source.outputs.retain(|(name, _)| &**name == TOTAL);
     source.remove_dead();
-    own_callees(module, &mut source);
-    source
+    own_callees(module, &mut source)?;
+    without_dropout(module, &source)
 }
 
 /// Gives a graph copies of the functions that it calls: what is prepared for one entry is not for
 /// another.
-fn own_callees(module: &mut Module, graph: &mut Graph) {
+fn own_callees(module: &mut Module, graph: &mut Graph) -> Result<(), OpError> {
     for id in graph.topo() {
         let Some(Attr::Str(callee)) = graph.node(id).attrs.get("callee") else { continue };
         let name: Arc<str> = format!("{EVALUATE}.{callee}").into();
         if !module.functions.contains_key(&name) {
-            let mut copy = module.functions[callee].clone();
+            let mut copy = without_dropout(module, &module.functions[callee])?;
             copy.name = name.clone();
             module.add(copy);
         }
         let attrs = graph.attrs_mut(id);
         *attrs = attrs.clone().with("callee", &*name);
     }
+    Ok(())
 }

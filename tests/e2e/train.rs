@@ -1,5 +1,6 @@
 //! Training against a plain PyTorch loop, and against itself.
 
+mod dropout;
 mod lora;
 mod memory;
 mod precision;
@@ -63,7 +64,8 @@ impl Documents {
 
 fn training_of(update: Update, groups: Vec<Group>) -> Training {
     let zero = Zero::default();
-    Training { update, others: None, groups, lora: None, zero, tensor: 1, keep: None, memory: None }
+    let (others, lora, dropout, keep, memory) = (None, None, None, None, None);
+    Training { update, others, groups, lora, dropout, zero, tensor: 1, keep, memory }
 }
 
 fn options_of(update: Update) -> CompileOptions {

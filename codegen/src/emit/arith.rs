@@ -103,6 +103,12 @@ impl Emitter {
         self.binary("", "shrui", a, self.int(a.ty(), bits.into()))
     }
 
+    /// Shift right by as many bits as `b` says, fewer than there are, filling with zeros.
+    #[must_use]
+    pub fn shr_by(&self, a: Val, b: Val) -> Val {
+        self.binary("", "shrui", a, b)
+    }
+
     /// Shift right by a constant, filling with the sign.
     #[must_use]
     pub fn shr_signed(&self, a: Val, bits: u32) -> Val {

@@ -43,6 +43,9 @@ pub(super) const OPS: &[&str] = &[
     "and",
     "or",
     "xor",
+    "bit_and",
+    "bit_xor",
+    "bit_shift_right",
     "select",
     "cast",
     "relu",
@@ -139,9 +142,10 @@ impl Apply<'_> {
             "less_equal" => e.cmp(Cmp::Le, a, b),
             "greater" => e.cmp(Cmp::Gt, a, b),
             "greater_equal" => e.cmp(Cmp::Ge, a, b),
-            "and" => e.and(a, b),
+            "and" | "bit_and" => e.and(a, b),
             "or" => e.or(a, b),
-            "xor" => e.xor(a, b),
+            "xor" | "bit_xor" => e.xor(a, b),
+            "bit_shift_right" => shift_right(e, a, b),
             other => unreachable!("`{other}` passed the check"),
         }
     }
@@ -181,6 +185,14 @@ pub(super) fn divide(e: &Emitter, a: Val, b: Val) -> Val {
     let safe = e.select(e.or(zero, minus), int(1), b);
     let quotient = e.select(minus, e.neg(a), e.div(a, safe));
     e.select(zero, int(0), quotient)
+}
+
+/// Zeros come in from the left; zero where `b` is negative or at least the width.
+fn shift_right(e: &Emitter, a: Val, b: Val) -> Val {
+    let int = |v| e.int(a.ty(), v);
+    let bits = i64::from(a.elem().bits());
+    let fits = e.and(e.cmp(Cmp::Ge, b, int(0)), e.cmp(Cmp::Lt, b, int(bits)));
+    e.select(fits, e.shr_by(a, e.select(fits, b, int(0))), int(0))
 }
 
 /// Remainder with the divisor's sign; by zero it gives zero.

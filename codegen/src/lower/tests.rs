@@ -3,6 +3,7 @@
 
 mod attention;
 mod bitwise;
+mod dropout;
 mod layouts;
 mod moe;
 mod numbers;

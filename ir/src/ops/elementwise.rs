@@ -19,6 +19,7 @@ pub(super) static BINARY: Signature = Signature {
 pub(super) enum Domain {
     Float,
     Number,
+    Int,
     Bool,
     Any,
 }
@@ -28,6 +29,7 @@ impl Domain {
         let (ok, what) = match self {
             Domain::Float => (dtype.is_float(), "floats"),
             Domain::Number => (dtype != DType::Bool, "numbers"),
+            Domain::Int => (dtype.is_int(), "integers"),
             Domain::Bool => (dtype == DType::Bool, "booleans"),
             Domain::Any => (true, ""),
         };
@@ -124,6 +126,17 @@ pub(super) fn spread(dtype: DType, shape: &[usize], lo: f64, hi: f64) -> Tensor 
     Tensor::from_f64s(dtype, shape, (0..n).map(at))
 }
 
+/// Integers of all sizes and both signs, whose bits look random.
+pub(super) fn patterns(dtype: DType, shape: &[usize], salt: i64) -> Tensor {
+    let n = shape.iter().product::<usize>();
+    let at = |i: usize| {
+        let i = i64::try_from(2 * i + 1).unwrap_or(1).wrapping_add(salt);
+        let x = i.wrapping_mul(0x5851_f42d_4c95_7f2d);
+        x ^ (x >> 29)
+    };
+    Tensor::from_i64s(dtype, shape, (0..n).map(at))
+}
+
 pub(super) fn unary_samples(domain: Domain, lo: f64, hi: f64) -> Vec<Sample> {
     let dtypes: &[DType] = match domain {
         Domain::Bool => &[DType::Bool],
@@ -140,13 +153,18 @@ pub(super) fn binary_samples(domain: Domain, lo: f64, hi: f64) -> Vec<Sample> {
     let dtypes: &[DType] = match domain {
         Domain::Bool => &[DType::Bool],
         Domain::Float => &[DType::F32],
+        Domain::Int => &[DType::I64, DType::I32],
         _ => &[DType::F32, DType::I64],
     };
     let shapes: &[[&[usize]; 2]] = &[[&[3, 37], &[3, 37]], [&[2, 1, 5], &[3, 1]], [&[4], &[]]];
     let mut out = Vec::new();
     for d in dtypes {
         for [a, b] in shapes {
-            let args = vec![Some(spread(*d, a, lo, hi)), Some(spread(*d, b, hi, lo))];
+            let args = match domain {
+                Domain::Int => [patterns(*d, a, 0), patterns(*d, b, 1)],
+                _ => [spread(*d, a, lo, hi), spread(*d, b, hi, lo)],
+            };
+            let args = args.map(Some).to_vec();
             out.push(Sample { attrs: Attrs::none(), args });
         }
     }

@@ -68,6 +68,9 @@ ops! {
     and: And,
     or: Or,
     xor: Xor,
+    bit_and: BitAnd,
+    bit_xor: BitXor,
+    bit_shift_right: BitShiftRight,
     select: Select,
     cast: Cast,
     // Activations.
@@ -107,6 +110,9 @@ ops! {
     layer_norm: LayerNorm,
     group_norm: GroupNorm,
     l2_normalize: L2Normalize,
+    // Random numbers.
+    splitmix64: Splitmix64,
+    dropout: Dropout,
     // Windows over space.
     conv: Conv,
     conv_transpose: ConvTranspose,

@@ -26,6 +26,8 @@ pub(crate) struct Context<'a> {
     pub(crate) splits: BTreeMap<Arc<str>, Split>,
     /// What of a layer's forward is there for its backward.
     pub(crate) keep: Keep,
+    /// Share of hidden states that are dropped in training.
+    pub(crate) dropout: Option<f64>,
     /// Low-rank adapters, where those are what is trained.
     pub(crate) adapters: Option<Adapters>,
     /// Of each entry.
@@ -44,6 +46,7 @@ pub(crate) struct Pass {
 pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "optimize", run: optimize },
     Pass { name: "page-kv", run: page_kv },
+    Pass { name: "dropout", run: dropout },
     Pass { name: "train-step", run: train_step },
     Pass { name: "expand", run: expand },
     Pass { name: "quantize", run: quantize },
@@ -111,6 +114,10 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
     module.entries = vec!["step".into()];
     keep_reachable(module);
     Ok(())
+}
+
+fn dropout(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    cx.dropout.map_or(Ok(()), |p| passes::add_dropout(module, "forward", p))
 }
 
 fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
@@ -249,6 +256,7 @@ impl<'a> Context<'a> {
             zero: Zero::default(),
             splits: BTreeMap::new(),
             keep: Keep::All,
+            dropout: None,
             adapters: None,
             states: BTreeMap::new(),
             recipes: Vec::new(),

@@ -23,6 +23,9 @@ pub struct Training {
     pub groups: Vec<Group>,
     /// Adapters, which are all that is trained then.
     pub lora: Option<Lora>,
+    /// Share of hidden states that are dropped, below 1: of what the first layer reads, and of what
+    /// attention and the MLP of each layer add. Only gradients are computed so.
+    pub dropout: Option<f64>,
     /// How ranks along the data axis share it.
     pub zero: Zero,
     /// Ranks that share every product.
@@ -157,6 +160,7 @@ impl Context<'_> {
         }
         self.parameters = Some(parameters);
         self.zero = training.zero;
+        self.dropout = training.dropout;
         Ok(())
     }
 

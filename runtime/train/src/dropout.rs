@@ -1,10 +1,25 @@
-//! Dropout that a model was made with.
+//! Dropout: that which a model was made with, and the keys of what is dropped.
 
 use std::{fs, path::Path};
 
 use serde_json::{Map, Value};
 
-use crate::TrainError;
+use crate::{TrainConfig, TrainError, init::splitmix64};
+
+impl TrainConfig {
+    /// The share that is dropped, if any is.
+    #[must_use]
+    pub fn applied_dropout(&self) -> Option<f64> {
+        self.dropout.filter(|share| *share > 0.0)
+    }
+}
+
+/// What is dropped of a micro-batch follows from this: a function of the seed, the number of the
+/// step and that of the micro-batch among all of the step, rank by rank. So a run that goes on
+/// drops what one would that did not stop.
+pub(crate) fn dropout_key(seed: u64, step: u64, micro_batch: u64) -> i64 {
+    splitmix64(splitmix64(seed, step), micro_batch).cast_signed()
+}
 
 /// Names that `config.json` has for shares of activations that are dropped.
 const KEYS: [&str; 5] =
@@ -26,6 +41,19 @@ pub fn stated_dropout(model: &Path) -> Result<Vec<(&'static str, f64)>, TrainErr
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn keys_differ_by_all_that_they_follow_from() {
+        let numbers = || (0..3u64).flat_map(|a| (0..3).map(move |b| (a, b)));
+        let keys =
+            numbers().flat_map(|(seed, step)| (0..3).map(move |i| dropout_key(seed, step, i)));
+        let mut keys: Vec<i64> = keys.collect();
+        // Number 0 of SplitMix64 from 0 on is a seed itself.
+        assert_eq!(keys[0], splitmix64(0xe220_a839_7b1d_cdaf, 0).cast_signed());
+        keys.sort_unstable();
+        keys.dedup();
+        assert_eq!(keys.len(), 27);
+    }
 
     #[test]
     fn shares_above_zero_are_told() {

@@ -71,7 +71,7 @@ impl Numbers {
     /// Uniform in -1..1.
     pub(crate) fn uniform(&mut self) -> f64 {
         self.counter = self.counter.wrapping_add(1);
-        let bits = mix(self.key.wrapping_add(self.counter.wrapping_mul(0x9e37_79b9_7f4a_7c15)));
+        let bits = splitmix64(self.key, self.counter.wrapping_sub(1));
         (bits >> 11) as f64 / (1u64 << 52) as f64 - 1.0
     }
 
@@ -90,6 +90,11 @@ impl Numbers {
             }
         }
     }
+}
+
+/// Number `n`, from 0 on, of SplitMix64 from `seed` on: Steele et al. 2014.
+pub(crate) fn splitmix64(seed: u64, n: u64) -> u64 {
+    mix(seed.wrapping_add(n.wrapping_add(1).wrapping_mul(0x9e37_79b9_7f4a_7c15)))
 }
 
 fn mix(x: u64) -> u64 {

@@ -15,12 +15,14 @@ pub struct MicroBatch {
     pub rows: Vec<i32>,
     /// The target of each row.
     pub targets: Vec<i32>,
+    /// What is dropped follows from this, in a program that drops.
+    pub dropout_key: i64,
 }
 
 impl MicroBatch {
-    /// Removes everything.
+    /// Removes all documents.
     pub fn clear(&mut self) {
-        let MicroBatch { tokens, positions, cu_seqlens, rows, targets } = self;
+        let MicroBatch { tokens, positions, cu_seqlens, rows, targets, .. } = self;
         [tokens, positions, cu_seqlens, rows, targets].into_iter().for_each(Vec::clear);
     }
 
@@ -29,7 +31,8 @@ impl MicroBatch {
     #[must_use]
     pub fn nothing() -> MicroBatch {
         let [tokens, positions, rows] = [(); 3].map(|()| vec![0]);
-        MicroBatch { tokens, positions, cu_seqlens: vec![0, 1], rows, targets: vec![IGNORED] }
+        let (cu_seqlens, targets) = (vec![0, 1], vec![IGNORED]);
+        MicroBatch { tokens, positions, cu_seqlens, rows, targets, dropout_key: 0 }
     }
 
     /// Adds a document. `targets` has one entry for each of its tokens, negative where there is
@@ -63,6 +66,7 @@ impl From<&Batch> for MicroBatch {
             cu_seqlens: batch.cu_seqlens.clone(),
             rows,
             targets,
+            dropout_key: 0,
         }
     }
 }

@@ -41,7 +41,7 @@ impl StepSettings {
             ("groups", groups.to_string()),
             ("mesh", json(&path, &config.mesh)?.to_string()),
             ("memory.recompute", json(&path, &config.memory.recompute)?.to_string()),
-            ("dropout", json(&path, &config.dropout)?.to_string()),
+            ("dropout", json(&path, &config.applied_dropout())?.to_string()),
             ("lora", json(&path, &config.lora)?.to_string()),
             ("eval.prompts", if samples { "there" } else { "not there" }.to_owned()),
         ]

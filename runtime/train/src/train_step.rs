@@ -46,6 +46,9 @@ struct Entry {
     bound: Vec<(String, i64)>,
 }
 
+/// Name of the input that what is dropped follows from.
+const DROPOUT_KEY: &str = "dropout_key";
+
 /// Name of the entry that makes weights of parameters.
 const REFRESH: &str = "refresh";
 
@@ -405,7 +408,8 @@ impl Entry {
         scalars: &[(&str, f32)],
     ) -> Result<(), TrainError> {
         let none = MicroBatch::default();
-        let MicroBatch { tokens, positions, cu_seqlens, rows, targets } = batch.unwrap_or(&none);
+        let MicroBatch { tokens, positions, cu_seqlens, rows, targets, dropout_key } =
+            batch.unwrap_or(&none);
         let lists = [
             ("tokens", tokens),
             ("positions", positions),
@@ -421,7 +425,8 @@ impl Entry {
         let lists = lists.map(|(name, list)| (name, bytemuck::cast_slice::<i32, u8>(list)));
         let scalars = scalars.iter().filter(|(name, _)| is_read(name));
         let scalars = scalars.map(|(name, x)| (*name, bytemuck::bytes_of(x)));
-        let inputs: Vec<(&str, &[u8])> = lists.chain(scalars).collect();
+        let key = is_read(DROPOUT_KEY).then(|| (DROPOUT_KEY, bytemuck::bytes_of(dropout_key)));
+        let inputs: Vec<(&str, &[u8])> = lists.chain(scalars).chain(key).collect();
         let given = |symbol: &str| {
             let (_, n) = sizes.iter().find(|(name, _)| *name == symbol && batch.is_some())?;
             i64::try_from(*n).ok()

@@ -2,7 +2,7 @@
 
 use exec::States;
 
-use crate::{LossScale, MicroBatch, Rank, Rule, TrainError, TrainStep};
+use crate::{LossScale, MicroBatch, Rank, Rule, TrainError, TrainStep, dropout::dropout_key};
 
 /// What came of a step.
 #[derive(Clone, Debug, Default, PartialEq, serde::Serialize)]
@@ -30,13 +30,14 @@ pub struct Trainer {
     rule: Rule,
     done: u64,
     loss_scale: Option<LossScale>,
+    seed: u64,
 }
 
 impl Trainer {
     /// Goes on after `done` steps.
     #[must_use]
     pub fn new(step: TrainStep, rule: Rule, done: u64) -> Trainer {
-        Trainer { step, rule, done, loss_scale: None }
+        Trainer { step, rule, done, loss_scale: None, seed: 0 }
     }
 
     /// With a factor of the loss, for gradients of f16: a step whose gradients are not finite is
@@ -44,6 +45,12 @@ impl Trainer {
     #[must_use]
     pub fn with_loss_scale(self, loss_scale: Option<LossScale>) -> Trainer {
         Trainer { loss_scale, ..self }
+    }
+
+    /// With a seed of what is dropped, where something is; 0 otherwise.
+    #[must_use]
+    pub fn with_seed(self, seed: u64) -> Trainer {
+        Trainer { seed, ..self }
     }
 
     /// The factor of the loss.
@@ -103,7 +110,14 @@ impl Trainer {
         let scale = f64::from(self.loss_scale.map_or(1.0, |s| s.scale));
         let mut own = Own::default();
         let mut keep = 0.0;
-        for batch in with_targets(batches.iter().cloned(), &rank) {
+        // A micro-batch drops the same on any mesh.
+        let first = rank.data_rank() * batches.len();
+        let seed = self.seed;
+        let keyed = batches.iter().enumerate().map(|(i, batch)| {
+            let dropout_key = dropout_key(seed, number, (first + i) as u64);
+            MicroBatch { dropout_key, ..batch.clone() }
+        });
+        for batch in with_targets(keyed, &rank) {
             let sum = self.step.accumulate(&batch, keep, narrow(scale / targets))?;
             if rank.leads_tensor() {
                 own.loss += f64::from(sum) / targets;

@@ -129,7 +129,9 @@ fn train_as(
     let run = Run {
         config,
         rank,
-        trainer: Trainer::new(step, Rule::of(config), done).with_loss_scale(loss_scale),
+        trainer: Trainer::new(step, Rule::of(config), done)
+            .with_loss_scale(loss_scale)
+            .with_seed(config.train.seed),
         dataset: &dataset,
         eval: eval.as_ref(),
         samples,
@@ -382,7 +384,6 @@ fn check(config: &TrainConfig) -> Result<()> {
             config.lora.is_some() && mesh.tensor > 1,
             "adapters of products in parts (mesh.tensor)",
         ),
-        ("dropout", config.dropout.is_some_and(|p| p > 0.0), "dropout"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
     let needs_all = match config.optimizer.rule {
