@@ -258,3 +258,21 @@ fn constants_fold_as_integers_of_64_bits() {
     assert_eq!(fold("Div"), [1, -3, 1 << 60]);
     assert_eq!(fold("Sub"), [0, -9, (1 << 62) - 4]);
 }
+
+#[test]
+fn bits_of_integers() {
+    let apply = |opset: i64, op: &str, dtype: DType, operands: [&[i64]; 2], attrs: &[(&str, A)]| {
+        let [x, b] = operands.map(|v| Tensor::from_i64s(dtype, &[v.len()], v.iter().copied()));
+        let shape = x.shape()[0].to_string();
+        let n = node(op, &["x", "b"], &["y"], attrs);
+        let m = model(opset, &[value("x", dtype, &[&shape])], &[("b", b)], &[n], &["y"]);
+        run(&m, &[x])[0].to_i64s()
+    };
+    let pair: [&[i64]; 2] = [&[-1, 12, 1 << 62], &[10, 10, -1]];
+    assert_eq!(apply(18, "BitwiseAnd", DType::I64, pair, &[]), [10, 8, 1 << 62]);
+    assert_eq!(apply(18, "BitwiseXor", DType::I64, pair, &[]), [-11, 6, -1 ^ (1 << 62)]);
+    let shifts: [&[i64]; 2] = [&[16, 255, 200, 1], &[1, 4, 8, 7]];
+    let by = |direction| [("direction", A::Text(direction))];
+    assert_eq!(apply(11, "BitShift", DType::U8, shifts, &by("RIGHT")), [8, 15, 0, 0]);
+    assert_eq!(apply(11, "BitShift", DType::U8, shifts, &by("LEFT")), [32, 240, 0, 128]);
+}

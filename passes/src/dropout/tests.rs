@@ -36,13 +36,14 @@ fn splitmix64(seed: u64, n: u64) -> u64 {
 
 /// What each element of each place is multiplied with: `[places, T, H]`.
 fn masks(places: usize, [rows, width]: [usize; 2]) -> Tensor {
-    let quantile = (P * 2f64.powi(64)) as i128 + i128::from(i64::MIN);
+    // A quarter of all integers is below.
+    let quantile = i64::MIN + (1 << 62);
     let mut values = Vec::new();
     for place in 0..places {
         let seed = splitmix64(KEY.cast_unsigned(), place as u64);
         for element in 0..rows * width {
             let bits = splitmix64(seed, element as u64).cast_signed();
-            values.push(if i128::from(bits) < quantile { 0.0 } else { 1.0 / (1.0 - P) });
+            values.push(if bits < quantile { 0.0 } else { 1.0 / (1.0 - P) });
         }
     }
     Tensor::from_f64s(DType::F64, &[places, rows, width], values)

@@ -49,8 +49,8 @@ pub struct TrainConfig {
     pub model: PathBuf,
     /// Where the weights come from.
     pub init: Init,
-    /// Share of hidden states that are dropped while gradients are computed, at least 0 and below 1:
-    /// of what the first layer reads, and of what attention and the MLP of each layer add, as
+    /// Share of hidden states that are dropped while gradients are computed, at least 0 and below
+    /// 1: of what the first layer reads, and of what attention and the MLP of each layer add, as
     /// GPT-2's `embd_pdrop` and `resid_pdrop`. Probabilities of attention are not dropped, nor is
     /// anything in evaluation and samples. `None` is no dropout, whatever the checkpoint says.
     #[serde(skip_serializing_if = "Option::is_none")]

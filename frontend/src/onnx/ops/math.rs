@@ -63,6 +63,28 @@ pub(super) fn pow(cx: &mut Cx<'_, '_>) -> Results {
     Ok(vec![cx.cast(v, base)?])
 }
 
+/// Bits of unsigned integers, of which there are none wider than eight bits; to the left they are
+/// multiplied by a power of two.
+pub(super) fn bit_shift(cx: &mut Cx<'_, '_>) -> Results {
+    let (a, b) = (cx.arg(0)?, cx.arg(1)?);
+    let dtype = cx.dtype(a);
+    if dtype != DType::U8 {
+        return Err(OpError::new(format!("shifts u8 alone, got {dtype}")));
+    }
+    match cx.attrs.text("direction")? {
+        Some("RIGHT") => Ok(vec![cx.plain("bit_shift_right", &[a, b])?]),
+        Some("LEFT") => {
+            let two = cx.scalar(dtype, 2.0)?;
+            let factor = cx.plain("pow", &[two, b])?;
+            Ok(vec![cx.plain("mul", &[a, factor])?])
+        }
+        Some(other) => {
+            Err(OpError::attr("direction", format_args!("is `{other}`, not LEFT or RIGHT")))
+        }
+        None => Err(OpError::attr("direction", "is required")),
+    }
+}
+
 /// The remainder has the divisor's sign, or with `fmod` the dividend's.
 pub(super) fn modulo(cx: &mut Cx<'_, '_>) -> Results {
     let (a, b) = (cx.arg(0)?, cx.arg(1)?);

@@ -67,6 +67,7 @@ pub(super) static HANDLERS: &[Entry] = &[
     from(1, "Mean", math::mean),
     from(1, "Pow", math::pow),
     from(10, "Mod", math::modulo),
+    from(11, "BitShift", math::bit_shift),
     from(1, "Clip", math::clip),
     from(20, "Gelu", math::gelu),
     from(24, "Swish", math::swish),

@@ -1,5 +1,6 @@
 //! Training runs: what they write, and that ends of every kind lose nothing.
 
+mod dropped;
 mod killed;
 mod planned;
 mod ranks;

@@ -102,6 +102,23 @@ fn samples_of_weights_in_parts_are_what_the_trained_model_generates() {
     }
 }
 
+/// What is dropped in training is not in what is sampled.
+#[test]
+fn samples_have_no_dropout() {
+    let eval = format!("prompts = {:?}\nmax_tokens = 14\ntemperature = 0", PROMPTS[0]);
+    let (config, dir) = tales_run("train-samples-dropout", "f32", &eval);
+    let text = fs::read_to_string(&config).unwrap();
+    accepted(&[
+        "train",
+        &file("samples-dropout.toml", format!("dropout = 0.4\n{text}").as_bytes()),
+    ]);
+    let folder = dir.join("ckpt/final");
+    let flags = ["--prompt", PROMPTS[0], "--max-tokens", "14", "--temperature", "0", "--json"];
+    let generate = [&["generate", folder.to_str().unwrap()][..], &flags].concat();
+    let generated: Value = serde_json::from_str(&accepted(&generate)).unwrap();
+    assert_eq!(samples(&dir)[1]["samples"][0]["text"], generated["text"]);
+}
+
 #[test]
 fn samples_differ_and_follow_from_the_seed() {
     let eval = format!("prompts = {:?}\nsamples = 3\nmax_tokens = 12", PROMPTS[0]);
