@@ -2,6 +2,7 @@
 
 mod lora;
 mod memory;
+mod pipeline;
 mod precision;
 mod ranks;
 mod tensor;
@@ -63,7 +64,8 @@ impl Documents {
 
 fn training_of(update: Update, groups: Vec<Group>) -> Training {
     let zero = Zero::default();
-    Training { update, others: None, groups, lora: None, zero, tensor: 1, keep: None, memory: None }
+    let (others, lora, keep, memory) = (None, None, None, None);
+    Training { update, others, groups, lora, zero, tensor: 1, stages: 1, keep, memory }
 }
 
 fn options_of(update: Update) -> CompileOptions {

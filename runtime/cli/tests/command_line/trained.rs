@@ -4,6 +4,7 @@ mod killed;
 mod planned;
 mod ranks;
 mod sampled;
+mod stages;
 
 use std::{
     fs,

@@ -121,5 +121,6 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Recompute::Full => Some(Keep::Input),
     };
     let memory = config.memory.device.map(|size| size.0);
-    Ok(Training { update, others, groups, lora, zero, tensor, keep, memory })
+    let stages = config.mesh.pipeline;
+    Ok(Training { update, others, groups, lora, zero, tensor, stages, keep, memory })
 }
