@@ -297,6 +297,18 @@ impl Program {
     pub fn scratch_bytes(&self) -> u64 {
         self.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0)
     }
+
+    /// The stage of a training step in stages that it is of, which its name ends with:
+    /// `backward.1`. `None` of what all stages have.
+    pub fn stage(&self) -> Option<usize> {
+        self.name.rsplit_once('.')?.1.parse().ok()
+    }
+
+    /// Whether a state of it is made by the forward of a stage, or handed to it, for its backward:
+    /// there is one for each micro-batch in flight.
+    pub fn is_in_flight(state: &str) -> bool {
+        ["hidden.", "kept."].iter().any(|kind| state.starts_with(kind))
+    }
 }
 
 /// What a compiler knows of kernels, for passes that choose between forms.

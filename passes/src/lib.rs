@@ -48,4 +48,4 @@ pub use prepare::{Recipe, prepare};
 pub use quantize::quantize;
 pub use report::{Fusion, FusionCount, Report};
 pub use tensor_parallel::tensor_parallel;
-pub use train_step::{Parameter, Update, live_weights, train_step};
+pub use train_step::{Parameter, Update, live_weights, train_step, train_step_in_stages};

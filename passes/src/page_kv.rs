@@ -39,7 +39,7 @@ pub struct PageOptions {
 /// A parameter whose memory outlives a run, which may update it in place.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct State {
-    /// Name of the parameter.
+    /// Name of the parameter; the entry need not have one if it makes all of the state.
     pub param: Arc<str>,
     /// Name of the output that is its new value; `None` where a run leaves it as it is.
     pub output: Option<Arc<str>>,

@@ -56,6 +56,7 @@ pub fn plan_memory(
     let graph = flatten(module, entry).map_err(|e| vec![e])?;
     let mut planner = Planner::new(module, &graph, states, kernels);
     planner.place_inputs();
+    planner.place_made(states);
     for id in graph.topo() {
         planner.visit(id);
     }
@@ -96,6 +97,8 @@ struct Planner<'a> {
     state_params: Vec<Arc<str>>,
     /// The state that an output is the new value of.
     state_outputs: HashMap<Arc<str>, Arc<str>>,
+    /// Outputs that are made in states which no parameter reads, with the states' numbers.
+    made: Vec<(Arc<str>, Value, u32)>,
     storage: BTreeMap<Value, Storage>,
     buffers: Vec<Buffer>,
     weights: Vec<Arc<str>>,
@@ -147,6 +150,7 @@ impl<'a> Planner<'a> {
             symbols: Arc::new(module.symbols.clone()),
             state_params: states.iter().map(|s| s.param.clone()).collect(),
             state_outputs: outputs.collect(),
+            made: Vec::new(),
             storage: BTreeMap::new(),
             buffers: Vec::new(),
             weights: Vec::new(),
@@ -181,6 +185,28 @@ impl<'a> Planner<'a> {
             let layout = Layout::contiguous(&ty);
             self.storage.insert(v, Storage { memory, offset: Dim::from(0), layout });
         }
+    }
+
+    /// Gives a place to states that the entry makes and does not take: their outputs are computed
+    /// there.
+    fn place_made(&mut self, states: &[State]) {
+        for state in states.iter().filter(|state| self.graph.param(&state.param).is_none()) {
+            let of = |(name, _): &&(Arc<str>, Value)| Some(name) == state.output.as_ref();
+            let Some((name, v)) = self.graph.outputs.iter().find(of) else { continue };
+            let number = u32::try_from(self.states.len()).expect("few states");
+            let place = Place { region: Region::State(number), offset: Dim::from(0) };
+            let ty = self.graph.ty(*v).clone();
+            self.states.push(Port { name: state.param.clone(), ty, place });
+            self.state_outputs.remove(name);
+            self.made.push((name.clone(), *v, number));
+        }
+    }
+
+    /// The state in which a value is to be made, if there is one.
+    fn made_in(&self, v: Value) -> Option<Storage> {
+        let (_, _, number) = self.made.iter().find(|(_, made, _)| *made == v)?;
+        let layout = Layout::contiguous(self.graph.ty(v));
+        Some(Storage { memory: Memory::State(*number), offset: Dim::from(0), layout })
     }
 
     /// A buffer of the arena, written by the next launch.
@@ -271,7 +297,8 @@ impl<'a> Planner<'a> {
     /// Copies each operand into its part of the result.
     fn concat(&mut self, id: NodeId, inputs: &[Option<Storage>]) {
         let node = self.graph.node(id);
-        let whole = self.fresh(&self.label(id), &node.results()[0].ty);
+        let made = self.made_in(Value { node: id, port: 0 });
+        let whole = made.unwrap_or_else(|| self.fresh(&self.label(id), &node.results()[0].ty));
         let rank = node.results()[0].ty.rank();
         let axis = ir::normalize_axis(node.attrs.int("axis"), rank).expect("inferred");
         let mut at = Dim::from(0);
@@ -497,13 +524,13 @@ impl<'a> Planner<'a> {
         for (port, layout) in spec.results.clone().iter().enumerate() {
             let storage = match in_place.iter().find(|(r, _)| *r == port) {
                 Some((_, operand)) => inputs[*operand].clone().expect("operand"),
-                None => {
+                None => self.made_in(Value { node: id, port }).unwrap_or_else(|| {
                     let name = match spec.results.len() {
                         1 => self.label(id),
                         _ => format!("{}.{port}", self.label(id)),
                     };
                     self.fresh(&name, &layout.ty)
-                }
+                }),
             };
             self.storage.insert(Value { node: id, port }, storage.clone());
             args.push(Some(storage));
@@ -594,6 +621,15 @@ impl<'a> Planner<'a> {
                 if number.is_none_or(|n| x.memory != Memory::State(n)) {
                     let why = format!("output `{name}` is not its state updated in place");
                     self.errors.push(PassError::new(entry, why));
+                }
+                continue;
+            }
+            if let Some((_, _, number)) = self.made.iter().find(|(made, ..)| made == name) {
+                let memory = Memory::State(*number);
+                if x.memory != memory {
+                    let layout = Layout::contiguous(&x.layout.ty);
+                    let state = Storage { memory, offset: Dim::from(0), layout };
+                    self.copy(v.node, &x, Some(state));
                 }
                 continue;
             }

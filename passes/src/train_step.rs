@@ -28,6 +28,7 @@
 mod head;
 mod live;
 mod loss;
+mod stages;
 mod update;
 
 use std::{
@@ -49,10 +50,21 @@ use crate::{
 };
 
 pub use live::live_weights;
+pub use stages::train_step_in_stages;
 pub use update::{Parameter, Update};
 
+const ACCUMULATE: &str = "accumulate";
+const NORM: &str = "norm";
+const UPDATE: &str = "update";
 const EVALUATE: &str = "evaluate";
 const REFRESH: &str = "refresh";
+
+/// What names of values begin with that a stage gets from the one before, as its own states.
+const HIDDEN: &str = "hidden.";
+/// What names of states begin with in which a stage's forward keeps things for its backward.
+const KEPT: &str = "kept.";
+/// What names of cotangents begin with that a stage gets from the one behind.
+const COTANGENT: &str = "cotangent.";
 
 /// Elements of a gradient whose squares are added up one after the other.
 const NORM_CHUNK: i64 = 1024;
@@ -82,22 +94,12 @@ pub fn train_step(
     recompute: Recompute<'_>,
 ) -> Result<BTreeMap<Arc<str>, Vec<State>>, Vec<PassError>> {
     let one = |e: PassError| vec![e];
-    let unknown = parameters.iter().filter(|p| !module.weights.contains_key(&p.weight));
-    let why = |p: &Parameter| PassError::new(source, format!("has no weight `{}`", p.weight));
-    let errors: Vec<PassError> = unknown.map(why).collect();
-    if !errors.is_empty() {
-        return Err(errors);
-    }
-    live::separate_weights(module).map_err(one)?;
-    let graph =
-        module.function(source).ok_or_else(|| vec![PassError::new(source, "no such function")])?;
-    let with_loss = loss::with_loss(module, &graph.clone()).map_err(one)?;
-    module.add(with_loss);
+    add_loss(module, source, parameters)?;
     let weights = parameters.iter().map(|p| p.weight.clone()).collect();
     let wrt = Wrt { weights, params: BTreeSet::new() };
     *module = differentiate(module, LOSS, &wrt, LOSS, recompute)?;
     sharding.declare(module);
-    let forward = evaluated(module).map_err(|e| one(PassError::new(EVALUATE, e)))?;
+    let forward = evaluated(module, EVALUATE).map_err(|e| one(PassError::new(EVALUATE, e)))?;
     let training = Training::new(module, parameters, sharding);
     let entries = [
         Some(training.accumulate().map_err(one)?),
@@ -114,6 +116,27 @@ pub fn train_step(
         module.add(graph);
     }
     Ok(states)
+}
+
+/// Adds the function with the loss.
+fn add_loss(
+    module: &mut Module,
+    source: &str,
+    parameters: &[Parameter],
+) -> Result<(), Vec<PassError>> {
+    let one = |e: PassError| vec![e];
+    let unknown = parameters.iter().filter(|p| !module.weights.contains_key(&p.weight));
+    let why = |p: &Parameter| PassError::new(source, format!("has no weight `{}`", p.weight));
+    let errors: Vec<PassError> = unknown.map(why).collect();
+    if !errors.is_empty() {
+        return Err(errors);
+    }
+    live::separate_weights(module).map_err(one)?;
+    let graph =
+        module.function(source).ok_or_else(|| vec![PassError::new(source, "no such function")])?;
+    let with_loss = loss::with_loss(module, &graph.clone()).map_err(one)?;
+    module.add(with_loss);
+    Ok(())
 }
 
 /// An entry and its states.
@@ -147,6 +170,14 @@ impl<'m> EntryBuilder<'m> {
         let state = self.states.iter_mut().find(|s| &*s.param == name);
         state.expect("declared").output = Some(output.as_str().into());
         self.outputs.push((output, value));
+    }
+
+    /// A state that this entry makes and does not read.
+    fn keep(&mut self, name: &str, value: Value) {
+        let state =
+            State { param: name.into(), output: Some(name.into()), part_of: None, shard_of: None };
+        self.states.push(state);
+        self.outputs.push((name.to_owned(), value));
     }
 
     fn scalar(&mut self, name: &str) -> Result<Value, OpError> {
@@ -200,12 +231,19 @@ struct Training<'a> {
     parameters: &'a [Parameter],
     trained: BTreeSet<&'a str>,
     sharding: &'a Sharding,
+    /// Which stage of several it is.
+    stage: Option<usize>,
 }
 
 impl<'a> Training<'a> {
     fn new(module: &'a Module, parameters: &'a [Parameter], sharding: &'a Sharding) -> Self {
         let trained = parameters.iter().map(|p| &*p.weight).collect();
-        Training { module, parameters, trained, sharding }
+        Training { module, parameters, trained, sharding, stage: None }
+    }
+
+    /// The name of an entry.
+    fn name(&self, entry: &str) -> String {
+        self.stage.map_or_else(|| entry.to_owned(), |stage| format!("{entry}.{stage}"))
     }
 
     fn weight_type(&self, name: &str) -> TensorType {
@@ -264,8 +302,8 @@ impl<'a> Training<'a> {
     }
 
     fn norm(&self) -> Result<Entry, PassError> {
-        let wrap = |e: OpError| PassError::new("norm", e);
-        let mut entry = EntryBuilder::new(self.module, "norm");
+        let wrap = |e: OpError| PassError::new(NORM, e);
+        let mut entry = EntryBuilder::new(self.module, &self.name(NORM));
         let mut squares = Vec::new();
         for p in self.parameters {
             let holding = self.sharding.held(&p.weight).grad;
@@ -289,8 +327,8 @@ impl<'a> Training<'a> {
     }
 
     fn update(&self) -> Result<Entry, PassError> {
-        let wrap = |e: OpError| PassError::new("update", e);
-        let mut entry = EntryBuilder::new(self.module, "update");
+        let wrap = |e: OpError| PassError::new(UPDATE, e);
+        let mut entry = EntryBuilder::new(self.module, &self.name(UPDATE));
         let scale = entry.scalar("grad_scale").map_err(wrap)?;
         let groups: BTreeSet<usize> = self.parameters.iter().map(|p| p.group).collect();
         let mut inputs: BTreeMap<String, Value> = BTreeMap::new();
@@ -341,7 +379,7 @@ impl<'a> Training<'a> {
         if refreshed.is_empty() {
             return Ok(None);
         }
-        let mut entry = EntryBuilder::new(self.module, REFRESH);
+        let mut entry = EntryBuilder::new(self.module, &self.name(REFRESH));
         let nothing = entry.b.scalar(DType::F32, 0.0).map_err(wrap)?;
         for name in refreshed {
             let held = self.sharding.held(name);
@@ -361,16 +399,20 @@ impl<'a> Training<'a> {
         Ok(Some(entry.finish()))
     }
 
-    /// Copies the body of `source` in, the parameters that it reads those of the entry and the
-    /// trained weights states; returns its outputs.
+    /// Copies the body of `source` in, the parameters that it reads those of the entry, and the
+    /// trained weights and what stages hand over and keep states; returns its outputs.
     fn on_states(
         &self,
         entry: &mut EntryBuilder<'_>,
         source: &Graph,
     ) -> Result<BTreeMap<Arc<str>, Value>, OpError> {
         let mut map: BTreeMap<Value, Value> = BTreeMap::new();
-        for p in source.param_values().filter(|p| !source.users(p.node).is_empty()) {
-            let v = entry.b.param(source.param_name(p.node), source.ty(p).clone())?;
+        let is_output = |p: &Value| source.outputs.iter().any(|(_, v)| v == p);
+        let is_read = |p: &Value| !source.users(p.node).is_empty() || is_output(p);
+        for p in source.param_values().filter(is_read) {
+            let (name, ty) = (source.param_name(p.node), source.ty(p).clone());
+            let is_state = [HIDDEN, KEPT, COTANGENT].iter().any(|kind| name.starts_with(kind));
+            let v = if is_state { entry.state(name, ty)? } else { entry.b.param(name, ty)? };
             map.insert(p, v);
         }
         let mut weights: BTreeMap<Arc<str>, Value> = BTreeMap::new();
@@ -421,16 +463,36 @@ impl<'a> Training<'a> {
     }
 
     fn accumulate(&self) -> Result<Entry, PassError> {
-        let wrap = |e: OpError| PassError::new("accumulate", e);
-        let mut entry = EntryBuilder::new(self.module, "accumulate");
+        let wrap = |e: OpError| PassError::new(ACCUMULATE, e);
+        let mut entry = EntryBuilder::new(self.module, &self.name(ACCUMULATE));
         let source = &self.module.functions[gradients().as_str()];
         let source = head::fuse_head(self.module, source).map_err(wrap)?;
         let outputs = self.on_states(&mut entry, &source).map_err(wrap)?;
-        let keep = entry.scalar("keep").map_err(wrap)?;
+        self.add_up(&mut entry, |_, p| Ok(outputs[state_name("grad", &p.weight).as_str()]))
+            .map_err(wrap)?;
+        entry.outputs.push(("loss".into(), outputs[TOTAL]));
+        for (name, _) in source.outputs.iter().filter(|(name, _)| name.starts_with(PROBE)) {
+            entry.outputs.push((name.to_string(), outputs[name]));
+        }
+        for (name, _) in &source.outputs {
+            if let Some(hidden) = name.strip_prefix("grad.").filter(|of| of.starts_with(HIDDEN)) {
+                entry.outputs.push((stages::returned(hidden), outputs[name]));
+            }
+        }
+        Ok(entry.finish())
+    }
+
+    /// Adds a micro-batch's gradients to those before.
+    fn add_up(
+        &self,
+        entry: &mut EntryBuilder<'_>,
+        mut grad: impl FnMut(&mut EntryBuilder<'_>, &Parameter) -> Result<Value, OpError>,
+    ) -> Result<(), OpError> {
+        let keep = entry.scalar("keep")?;
         let mut sums = Vec::new();
         for p in self.parameters {
-            let sum = self.grad(&mut entry, &p.weight).map_err(wrap)?;
-            sums.push((outputs[state_name("grad", &p.weight).as_str()], p, sum));
+            let sum = self.grad(entry, &p.weight)?;
+            sums.push((grad(entry, p)?, p, sum));
         }
         // Gradients are added up as soon as they are there, the last layer's first: entries are
         // computed in the order of their outputs.
@@ -439,23 +501,19 @@ impl<'a> Training<'a> {
             let holding = self.sharding.held(&p.weight).grad;
             entry.b.at(&p.weight);
             if self.sharding.ranks() > 1 {
-                let squares = sum_of_squares(&mut entry.b, grad).map_err(wrap)?;
+                let squares = sum_of_squares(&mut entry.b, grad)?;
                 entry.outputs.push((state_name("local", &p.weight), squares));
             }
-            let grad = self.sharding.reduce(&mut entry.b, grad, holding).map_err(wrap)?;
-            let new = entry.b.op1("accumulate", Attrs::none(), &[sum, grad, keep]);
-            entry.set(&state_name("grad", &p.weight), new.map_err(wrap)?);
+            let grad = self.sharding.reduce(&mut entry.b, grad, holding)?;
+            let new = entry.b.op1("accumulate", Attrs::none(), &[sum, grad, keep])?;
+            entry.set(&state_name("grad", &p.weight), new);
         }
-        entry.outputs.push(("loss".into(), outputs[TOTAL]));
-        for (name, _) in source.outputs.iter().filter(|(name, _)| name.starts_with(PROBE)) {
-            entry.outputs.push((name.to_string(), outputs[name]));
-        }
-        Ok(entry.finish())
+        Ok(())
     }
 
     fn evaluate(&self, forward: &Graph) -> Result<Entry, PassError> {
         let wrap = |e: OpError| PassError::new(EVALUATE, e);
-        let mut entry = EntryBuilder::new(self.module, EVALUATE);
+        let mut entry = EntryBuilder::new(self.module, &self.name(EVALUATE));
         let outputs = self.on_states(&mut entry, forward).map_err(wrap)?;
         entry.outputs.push(("loss".into(), outputs[TOTAL]));
         Ok(entry.finish())
@@ -464,22 +522,29 @@ impl<'a> Training<'a> {
 
 /// The forward of training itself, so that both have the same bits, with functions of its own, and
 /// nothing dropped.
-fn evaluated(module: &mut Module) -> Result<Graph, OpError> {
+fn evaluated(module: &mut Module, entry: &str) -> Result<Graph, OpError> {
     let mut source = module.functions[gradients().as_str()].clone();
     source.outputs.retain(|(name, _)| &**name == TOTAL);
     source.remove_dead();
-    own_callees(module, &mut source)?;
+    own_callees(module, entry, &mut source, without_dropout)?;
     without_dropout(module, &source)
 }
 
 /// Gives a graph copies of the functions that it calls: what is prepared for one entry is not for
 /// another.
-fn own_callees(module: &mut Module, graph: &mut Graph) -> Result<(), OpError> {
+fn own_callees(
+    module: &mut Module,
+    entry: &str,
+    graph: &mut Graph,
+    write: fn(&Module, &Graph) -> Result<Graph, OpError>,
+) -> Result<(), OpError> {
     for id in graph.topo() {
-        let Some(Attr::Str(callee)) = graph.node(id).attrs.get("callee") else { continue };
-        let name: Arc<str> = format!("{EVALUATE}.{callee}").into();
+        let Some(Attr::Str(callee)) = graph.node(id).attrs.get("callee").cloned() else { continue };
+        let name: Arc<str> = format!("{entry}.{callee}").into();
         if !module.functions.contains_key(&name) {
-            let mut copy = without_dropout(module, &module.functions[callee])?;
+            let mut copy = module.functions[&callee].clone();
+            own_callees(module, entry, &mut copy, write)?;
+            copy = write(module, &copy)?;
             copy.name = name.clone();
             module.add(copy);
         }

@@ -22,6 +22,7 @@ mod activity;
 mod backward;
 mod cut;
 mod forms;
+mod halves;
 mod joint;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -34,6 +35,8 @@ use std::{
 use ir::{Builder, Graph, Module, NodeId, OpError, TensorType, Value};
 
 use crate::PassError;
+
+pub(crate) use halves::{Halves, halves};
 
 /// What to differentiate by, all of them floats.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -115,6 +118,16 @@ pub fn differentiate(
         verify(&module)?;
     }
     Ok(module)
+}
+
+/// Values of a function that depend on weights by way of derivatives, its parameters being given.
+pub(crate) fn active(
+    module: &Module,
+    graph: &Graph,
+    weights: &BTreeSet<Arc<str>>,
+) -> BTreeSet<Value> {
+    let given = vec![false; graph.params().len()];
+    activity::Activity::new(module, weights).active(graph, &given)
 }
 
 /// Calls that go in circles, above all, can not be followed.

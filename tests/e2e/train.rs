@@ -3,6 +3,7 @@
 mod dropout;
 mod lora;
 mod memory;
+mod pipeline;
 mod precision;
 mod ranks;
 mod tensor;
@@ -65,7 +66,8 @@ impl Documents {
 fn training_of(update: Update, groups: Vec<Group>) -> Training {
     let zero = Zero::default();
     let (others, lora, dropout, keep, memory) = (None, None, None, None, None);
-    Training { update, others, groups, lora, dropout, zero, tensor: 1, keep, memory }
+    let (tensor, stages) = (1, 1);
+    Training { update, others, groups, lora, dropout, zero, tensor, stages, keep, memory }
 }
 
 fn options_of(update: Update) -> CompileOptions {

@@ -522,3 +522,58 @@ fn memory_beyond_an_artifact_is_refused_by_name() {
     let why = plan(1 << 26, 3).unwrap_err();
     assert!(why.contains("the largest value is `"), "{why}");
 }
+
+/// What an entry makes for another: kernels write it where it stays, the rest is copied there.
+#[test]
+fn states_that_an_entry_makes_are_computed_in_place() {
+    let mut m = Module::new("m");
+    m.symbol("T", 1, 8);
+    let mut b = m.builder("forward");
+    let ty = TensorType::new(DType::F32, [Dim::symbol("T"), 4.into()]);
+    let x = b.param("x", ty).unwrap();
+    let y = b.unary("exp", x).unwrap();
+    let turned = b.transpose(y, &[1, 0]).unwrap();
+    let z = b.unary("neg", y).unwrap();
+    let names = [("kept.0", y), ("kept.1", turned), ("kept.2", x), ("kept.3", z), ("kept.4", z)];
+    names.into_iter().chain([("z", z)]).for_each(|(name, v)| b.output(name, v));
+    let graph = b.finish();
+    m.add(graph);
+    let state = |(name, _): &(&str, Value)| State {
+        param: (*name).into(),
+        output: Some((*name).into()),
+        part_of: None,
+        shard_of: None,
+    };
+    let states: Vec<State> = names.iter().map(state).collect();
+    let plan = plan_memory(&m, "forward", &states, &AllKernels { strict: false }).unwrap();
+    let program = &plan.program;
+    let known: Vec<&str> = program.states.iter().map(|port| &*port.name).collect();
+    assert_eq!(known, names.map(|(name, _)| name));
+    assert_eq!(program.outputs.len(), 1);
+    // Two operators; a view, an input, one value a second time, and the output are copies.
+    let ops: Vec<&str> = program.kernels.iter().map(|kernel| kernel.op.as_str()).collect();
+    let launched = |op: &str| {
+        let of = |launch: &&ir::Launch| ops[launch.kernel as usize] == op;
+        program.launches.iter().filter(of).count()
+    };
+    assert_eq!(["exp", "neg", "copy"].map(launched), [1, 1, 4]);
+    let made: Vec<&str> = program.intervals.iter().map(|i| i.name.as_str()).collect();
+    assert_eq!(made, ["x", "neg.copy"], "nothing else takes memory of the arena");
+
+    let env: Env = [("T".into(), 3)].into();
+    let t = noise(DType::F32, &[3, 4], 5);
+    let mut memory = Memory {
+        arena: vec![0xff; usize::try_from(program.arena_bytes).unwrap()],
+        weights: Vec::new(),
+        states: vec![vec![0xff; 8 * 4 * 4]; names.len()],
+        env: env.clone(),
+    };
+    memory.write(&Layout::contiguous(&program.inputs[0].ty), &program.inputs[0].place, &t);
+    run(program, &plan.specs, &mut memory);
+    let none: IndexMap<Arc<str>, Tensor> = IndexMap::new();
+    let want = Interpreter::new(&m, &none, Precision::F32).run("forward", &[t], &env).unwrap();
+    for (port, want) in program.states.iter().chain(&program.outputs).zip(want) {
+        let got = memory.read(&Layout::contiguous(&port.ty), &port.place);
+        assert_eq!(got.to_bytes(), want.to_bytes(), "{}", port.name);
+    }
+}

@@ -198,7 +198,7 @@ impl<'a> Forms<'a> {
 }
 
 /// The value that has to be kept so that `v` is there without arithmetic, if there is one.
-fn stored(graph: &Graph, weight_only: &BTreeSet<NodeId>, v: Value) -> Option<Value> {
+pub(super) fn stored(graph: &Graph, weight_only: &BTreeSet<NodeId>, v: Value) -> Option<Value> {
     let node = graph.node(v.node);
     match node.inputs().first() {
         None => None,

@@ -14,9 +14,10 @@ const TOLD: usize = 8;
 
 /// Kinds of training states by what their names begin with: what people call them, prefix. All
 /// other states belong to the optimizer.
-const KINDS: [(&str, &[&str]); 4] = [
+const KINDS: [(&str, &[&str]); 5] = [
     ("parameters", &["param."]),
     ("gradients", &["grad."]),
+    ("kept of micro-batches", &["hidden.", "kept.", "cotangent."]),
     ("weights as computed with", &["weight."]),
     (KEYS_VALUES, &["k_cache", "v_cache", "k_scales", "v_scales"]),
 ];
@@ -61,11 +62,42 @@ impl Plan {
     /// # Errors
     /// [`Failure::Input`] for symbols without a value.
     pub(crate) fn of(manifest: &Manifest, threads: usize, symbols: &[(&str, i64)]) -> Result<Plan> {
+        Plan::with_sets(manifest, threads, symbols, 1)
+    }
+
+    /// As [`of`](Self::of), for a stage of a pipeline that keeps things of so many micro-batches at
+    /// once; symbols without a value have the largest.
+    ///
+    /// # Errors
+    /// As [`of`](Self::of).
+    pub(crate) fn of_stage(
+        manifest: &Manifest,
+        threads: usize,
+        symbols: &[(&str, i64)],
+        sets: usize,
+    ) -> Result<Plan> {
+        let known = |name: &str| symbols.iter().any(|(symbol, _)| *symbol == name);
+        let all = manifest.programs.iter().flat_map(|program| &program.symbols);
+        let mut symbols = symbols.to_vec();
+        for (name, bounds) in all.filter(|(name, _)| !known(name)) {
+            if !symbols.iter().any(|(symbol, _)| *symbol == &**name) {
+                symbols.push((name, bounds.hi));
+            }
+        }
+        Plan::with_sets(manifest, threads, &symbols, sets as u64)
+    }
+
+    fn with_sets(
+        manifest: &Manifest,
+        threads: usize,
+        symbols: &[(&str, i64)],
+        sets: u64,
+    ) -> Result<Plan> {
         let entries: Vec<&str> = manifest.programs.iter().map(|p| p.name.as_str()).collect();
         let predict = |manifest: &Manifest, entries: &[&str]| {
             Memory::predict(manifest, entries, threads, symbols).map_err(Failure::input)
         };
-        let memory = predict(manifest, &entries)?;
+        let mut memory = predict(manifest, &entries)?;
         // Of each state alone, by a program that has no other.
         let mut states: Vec<(String, u64)> = Vec::new();
         for program in &manifest.programs {
@@ -77,7 +109,9 @@ impl Plan {
                 let alone = Program { states: vec![port.clone()], ..bare(program) };
                 let alone = Manifest { programs: vec![alone], ..manifest.clone() };
                 let bytes = predict(&alone, &[&program.name])?.state_bytes;
-                states.push((port.name.to_string(), bytes));
+                let copies = if Program::is_in_flight(&port.name) { sets } else { 1 };
+                memory.state_bytes += bytes * (copies - 1);
+                states.push((port.name.to_string(), bytes * copies));
             }
         }
         let of_kind = |name: &str| {

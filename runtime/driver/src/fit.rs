@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use ir::{Module, Port, Region};
+use ir::{Module, Port, Program, Region};
 use passes::{Plan, Recipe};
 
 use crate::{
@@ -47,7 +47,7 @@ pub(crate) fn lower(
         for pass in rest {
             run(pass, module, cx)?;
         }
-        let bytes = Bytes::of(&cx.plans, &cx.recipes);
+        let bytes = Bytes::of_stages(&cx.plans, &cx.recipes, cx.stages);
         if bytes.total() <= cap {
             break;
         }
@@ -66,10 +66,25 @@ struct Bytes {
     weights: u64,
     /// The largest tensors.
     largest: Vec<(u64, String)>,
+    /// The stage that it is, of several.
+    stage: Option<usize>,
 }
 
 impl Bytes {
-    fn of(plans: &[Plan], recipes: &[Recipe]) -> Bytes {
+    /// Those of the stage that needs most, with as many micro-batches in flight as it may have.
+    fn of_stages(plans: &[Plan], recipes: &[Recipe], stages: usize) -> Bytes {
+        let of = |stage: usize| {
+            let is_own = |plan: &&Plan| plan.program.stage().is_none_or(|of| of == stage);
+            let own = plans.iter().filter(is_own);
+            Bytes { stage: Some(stage), ..Bytes::of(own, recipes, (stages - stage) as u64) }
+        };
+        match stages {
+            0 | 1 => Bytes::of(plans.iter(), recipes, 1),
+            _ => (0..stages).map(of).max_by_key(Bytes::total).unwrap_or_default(),
+        }
+    }
+
+    fn of<'a>(plans: impl Iterator<Item = &'a Plan>, recipes: &[Recipe], in_flight: u64) -> Bytes {
         let mut bytes = Bytes::default();
         let mut states: BTreeMap<&str, u64> = BTreeMap::new();
         for plan in plans {
@@ -79,7 +94,9 @@ impl Bytes {
             for port in program.states.iter().filter(|port| !is_part(port)) {
                 debug_assert!(matches!(port.place.region, Region::State(_)));
                 let most = port.ty.bytes().bounds(&program.symbols).hi;
-                states.insert(&port.name, u64::try_from(most).unwrap_or(0));
+                let sets = if Program::is_in_flight(&port.name) { in_flight } else { 1 };
+                let most = u64::try_from(most).unwrap_or(0);
+                states.insert(&port.name, most.saturating_mul(sets));
             }
             let intervals = program.intervals.iter();
             bytes.largest.extend(intervals.map(|i| (i.bytes, format!("`{}`", i.name))));
@@ -102,12 +119,16 @@ impl Bytes {
     }
 
     fn too_many(&self, cap: u64, keep: Keep) -> CompileError {
-        let Bytes { states, arenas, weights, largest } = self;
+        let Bytes { states, arenas, weights, largest, stage } = self;
         let largest: Vec<String> =
             largest.iter().map(|(bytes, name)| format!("{name} {bytes}")).collect();
+        let of = match stage {
+            Some(stage) => format!("in stage {stage}, with what is kept of micro-batches, "),
+            None => String::new(),
+        };
         let parts = format!(
-            "parameters, gradients and optimizer {states}, activations {arenas}, frozen weights \
-             {weights}, the host {}; the largest tensors are {}",
+            "{of}parameters, gradients and optimizer {states}, activations {arenas}, frozen \
+             weights {weights}, the host {}; the largest tensors are {}",
             exec::HOST_OVERHEAD_BYTES,
             largest.join(", ")
         );

@@ -22,6 +22,8 @@ pub(crate) struct Context<'a> {
     pub(crate) parameters: Option<Vec<Parameter>>,
     /// How the ranks along the data axis share what is trained.
     pub(crate) zero: Zero,
+    /// Stages that layers are shared among.
+    pub(crate) stages: usize,
     /// How the ranks along the tensor axis have cut weights.
     pub(crate) splits: BTreeMap<Arc<str>, Split>,
     /// What of a layer's forward is there for its backward.
@@ -123,7 +125,14 @@ fn dropout(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
 fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     if let Some(parameters) = &cx.parameters {
         let sharding = cx.sharding()?;
-        cx.states = passes::train_step(module, "forward", parameters, &sharding, cx.keep.passes())?;
+        let keep = cx.keep.passes();
+        cx.states = match cx.stages {
+            0 | 1 => passes::train_step(module, "forward", parameters, &sharding, keep)?,
+            stages => {
+                let how = (stages, keep);
+                passes::train_step_in_stages(module, "forward", parameters, &sharding, how)?
+            }
+        };
         if let Some(adapters) = &cx.adapters {
             adapters.add_merges(module).map_err(|e| vec![e])?;
         }
@@ -254,6 +263,7 @@ impl<'a> Context<'a> {
             report: Report::default(),
             parameters: None,
             zero: Zero::default(),
+            stages: 1,
             splits: BTreeMap::new(),
             keep: Keep::All,
             dropout: None,

@@ -30,6 +30,8 @@ pub struct Training {
     pub zero: Zero,
     /// Ranks that share every product.
     pub tensor: u32,
+    /// Stages that layers are shared among, on ranks of their own: Narayanan et al. 2021.
+    pub stages: usize,
     /// What of a layer's forward is there for its backward; `None` keeps as much as there is
     /// memory for.
     pub keep: Option<Keep>,
@@ -161,6 +163,7 @@ impl Context<'_> {
         self.parameters = Some(parameters);
         self.zero = training.zero;
         self.dropout = training.dropout;
+        self.stages = training.stages;
         Ok(())
     }
 

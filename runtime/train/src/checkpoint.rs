@@ -127,7 +127,8 @@ impl Checkpoints {
     {
         self.finish()?;
         let mut states = Vec::new();
-        for port in step.states().filter(|port| !port.name.starts_with("grad.")) {
+        let all = step.states_of_stages().into_iter();
+        for port in all.filter(|port| !port.name.starts_with("grad.")) {
             let bytes = step.whole_state(&port.name)?.unwrap_or_default();
             states.extend(step.rank().is_first().then(|| Copied {
                 name: port.name.to_string(),

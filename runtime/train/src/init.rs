@@ -30,7 +30,8 @@ pub fn initialize(step: &mut TrainStep, folder: &Path, seed: u64) -> Result<(), 
         serde_json::from_slice(&text).map_err(|e| TrainError::file(&path, e))?;
     let std = config.initializer_range.unwrap_or(0.02);
     let is_gpt2 = config.model_type.as_deref() == Some("gpt2");
-    for parameter in step.parameters().to_vec() {
+    let own = step.own_parameters().iter().map(|number| step.parameters()[*number].clone());
+    for parameter in own.collect::<Vec<_>>() {
         let is_residual = is_gpt2 && parameter.name.ends_with("c_proj.weight");
         let layers = f64::from(config.n_layer.unwrap_or(1));
         let std = if is_residual { std / (2.0 * layers).sqrt() } else { std };

@@ -20,6 +20,13 @@ pub struct MicroBatch {
 }
 
 impl MicroBatch {
+    /// The numbers of tokens, documents and rows, by the symbols that stand for them.
+    #[must_use]
+    pub fn sizes(&self) -> [(&'static str, usize); 3] {
+        let documents = self.cu_seqlens.len().saturating_sub(1);
+        [("T", self.tokens.len()), ("S", documents), ("R", self.rows.len())]
+    }
+
     /// Removes all documents.
     pub fn clear(&mut self) {
         let MicroBatch { tokens, positions, cu_seqlens, rows, targets, .. } = self;

@@ -43,6 +43,8 @@ pub struct Rank {
     all: Option<Group>,
     /// Of all ranks, those of this one's place along the data axis.
     replica: Vec<usize>,
+    /// The first and the last stage of its pipeline, in these.
+    ends: Option<Group>,
     index: usize,
 }
 
@@ -62,7 +64,41 @@ impl Rank {
         let all = world.group(&mesh, &[PIPELINE, DATA, SEQUENCE, TENSOR])?;
         let replica = mesh.members(world.rank(), &[PIPELINE, SEQUENCE, TENSOR])?;
         let groups = Groups::new(world, &mesh)?;
-        Ok(Rank { groups, all: Some(all), replica, index: world.rank() })
+        let stages = mesh.members(world.rank(), &[PIPELINE])?;
+        let ends = match &stages[..] {
+            [first, .., last] if [first, last].contains(&&world.rank()) => {
+                Some(world.group_of_ranks("pipeline ends", &[*first, *last])?)
+            }
+            _ => None,
+        };
+        Ok(Rank { groups, all: Some(all), replica, ends, index: world.rank() })
+    }
+
+    /// The stage of layers that it computes.
+    #[must_use]
+    pub fn stage(&self) -> usize {
+        self.place(PIPELINE)
+    }
+
+    /// Stages that layers are shared among.
+    #[must_use]
+    pub fn stages(&self) -> usize {
+        self.groups.along(PIPELINE).map_or(1, Group::size)
+    }
+
+    /// The ranks that compute the other layers for its rows, by their stages.
+    pub(crate) fn pipeline(&self) -> Option<&Group> {
+        self.groups.along(PIPELINE).filter(|group| group.size() > 1)
+    }
+
+    /// The first and the last stage, in these.
+    pub(crate) fn ends(&self) -> Option<&Group> {
+        self.ends.as_ref()
+    }
+
+    /// Whether it is in the pipeline of the first rank.
+    pub(crate) fn leads_pipeline(&self) -> bool {
+        [DATA, SEQUENCE, TENSOR].iter().all(|axis| self.place(axis) == 0)
     }
 
     fn place(&self, axis: &str) -> usize {
@@ -119,6 +155,16 @@ impl Rank {
         let places = Mesh::new(&axes(mesh))?.coords(index)?;
         let symbol = |((axis, _), place)| symbol(axis, place);
         Ok(axes(mesh).into_iter().zip(places).map(symbol).collect())
+    }
+
+    /// The stage of layers that a rank of a mesh computes.
+    ///
+    /// # Errors
+    /// As [`symbols_of`](Self::symbols_of).
+    pub fn stage_of(mesh: &MeshConfig, index: usize) -> Result<usize, CollectiveError> {
+        let places = Mesh::new(&axes(mesh))?.coords(index)?;
+        let stage = axes(mesh).into_iter().zip(places).find(|((axis, _), _)| *axis == PIPELINE);
+        Ok(stage.map_or(0, |(_, place)| place))
     }
 
     /// Values of the symbols that say where it is.

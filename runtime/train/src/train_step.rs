@@ -1,11 +1,17 @@
 //! The generated step: entries of a training artifact and the states that they share.
 
+mod pipeline;
+
 use std::{borrow::Cow, sync::Arc};
 
 use exec::{ExecError, Executable, Memory, Model, States, Trace};
-use ir::{DType, Dim, Port, Program, ShardOf};
+use ir::{DType, Dim, Port, Program, ShardOf, artifact::Manifest};
 
 use crate::{MicroBatch, Rank, TrainError, lora, parts};
+
+pub use pipeline::{set_bytes, sets, stage_manifest};
+
+use pipeline::{Place, at_most};
 
 /// A parameter of the model.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,7 +27,7 @@ pub struct ParameterInfo {
 /// A loaded training artifact with memory for parameters, gradients and the optimiser's states.
 #[derive(Debug)]
 pub struct TrainStep {
-    accumulate: Entry,
+    work: Work,
     norm: Entry,
     update: Entry,
     evaluate: Entry,
@@ -31,8 +37,53 @@ pub struct TrainStep {
     is_stale: bool,
     rank: Rank,
     states: States,
+    place: Place,
+    /// Of all stages.
     parameters: Vec<ParameterInfo>,
+    /// The numbers of those that this stage has, in the order of its entries.
+    own: Vec<usize>,
+    /// Names of those that both the first and the last stage have.
+    shared: Vec<Arc<str>>,
     frozen: Vec<Arc<str>>,
+}
+
+/// Forward and backward.
+#[derive(Debug)]
+enum Work {
+    /// At once.
+    Whole(Entry),
+    /// In two, for there are stages behind this one.
+    Halves { forward: Entry, backward: Entry },
+}
+
+impl Work {
+    fn entries(&self) -> impl Iterator<Item = &Entry> {
+        let (first, second) = match self {
+            Work::Whole(accumulate) => (accumulate, None),
+            Work::Halves { forward, backward } => (forward, Some(backward)),
+        };
+        [first].into_iter().chain(second)
+    }
+
+    /// The one that computes the forward.
+    fn first(&self) -> &Entry {
+        match self {
+            Work::Whole(entry) | Work::Halves { forward: entry, .. } => entry,
+        }
+    }
+
+    fn first_mut(&mut self) -> &mut Entry {
+        match self {
+            Work::Whole(entry) | Work::Halves { forward: entry, .. } => entry,
+        }
+    }
+
+    /// The one that computes gradients.
+    fn last(&self) -> &Entry {
+        match self {
+            Work::Whole(entry) | Work::Halves { backward: entry, .. } => entry,
+        }
+    }
 }
 
 /// An entry, and what of a step it takes.
@@ -49,7 +100,10 @@ struct Entry {
 /// Name of the input that what is dropped follows from.
 const DROPOUT_KEY: &str = "dropout_key";
 
-/// Name of the entry that makes weights of parameters.
+/// Names of entries; the last makes weights of parameters.
+const ACCUMULATE: &str = "accumulate";
+const UPDATE: &str = "update";
+const EVALUATE: &str = "evaluate";
 const REFRESH: &str = "refresh";
 
 /// A name of a state without what kind it is.
@@ -64,9 +118,12 @@ impl TrainStep {
     /// [`TrainError::Exec`] if the artifact was not compiled for training or for so many ranks, or
     /// there is no memory.
     pub fn load(model: &Arc<Model>, rank: &Rank) -> Result<TrainStep, TrainError> {
-        let load = |entry: &str| Entry::load(model, entry, rank);
-        let update = load("update")?;
-        let has_refresh = model.artifact().manifest().program(REFRESH).is_some();
+        let place = Place::new(rank);
+        let manifest = model.artifact().manifest();
+        place.check(manifest)?;
+        let load = |entry: &str| Entry::load(model, &place.entry(entry), rank);
+        let update = load(UPDATE)?;
+        let has_refresh = manifest.program(&place.entry(REFRESH)).is_some();
         let refresh = if has_refresh { Some(load(REFRESH)?) } else { None };
         let mut states = States::none();
         // Parameters may be parts of the weights.
@@ -74,25 +131,29 @@ impl TrainStep {
             let bound: Vec<_> = entry.bound.iter().map(|(name, n)| (name.as_str(), *n)).collect();
             states.add(entry.exe.program(), &bound)?;
         }
-        let program = update.exe.program();
-        let named =
-            program.states.iter().filter_map(|port| Some((of_kind("param", &port.name)?, port)));
-        let parameters = named.map(|(name, port)| ParameterInfo {
-            name: name.into(),
-            dtype: port.ty.dtype,
-            shape: extents(program, port),
-        });
-        let parameters: Vec<ParameterInfo> = parameters.collect();
+        let mut parameters: Vec<ParameterInfo> = Vec::new();
+        let mut shared = Vec::new();
+        for p in updates(manifest).flat_map(parameters_of) {
+            match parameters.iter().any(|known| known.name == p.name) {
+                true => shared.push(p.name),
+                false => parameters.push(p),
+            }
+        }
+        let number = |p: ParameterInfo| parameters.iter().position(|known| known.name == p.name);
+        let own = parameters_of(update.exe.program()).filter_map(number).collect();
         let weights = &model.artifact().manifest().weights;
         let mut frozen: Vec<Arc<str>> =
             weights.iter().flat_map(|w| &w.sources).map(|name| name.as_str().into()).collect();
         frozen.sort_unstable();
         frozen.dedup();
-        let (accumulate, norm) = (load("accumulate")?, load("norm")?);
-        let evaluate = load("evaluate")?;
+        let work = match place.is_last() {
+            true => Work::Whole(load(ACCUMULATE)?),
+            false => Work::Halves { forward: load("forward")?, backward: load("backward")? },
+        };
+        let (norm, evaluate) = (load("norm")?, load(EVALUATE)?);
         let is_stale = refresh.is_some();
-        Ok(TrainStep {
-            accumulate,
+        let mut step = TrainStep {
+            work,
             norm,
             update,
             evaluate,
@@ -100,9 +161,14 @@ impl TrainStep {
             is_stale,
             rank: rank.clone(),
             states,
+            place,
             parameters,
+            own,
+            shared,
             frozen,
-        })
+        };
+        step.add_cotangents()?;
+        Ok(step)
     }
 
     /// Which rank of a job it is of.
@@ -111,10 +177,24 @@ impl TrainStep {
         &self.rank
     }
 
-    /// The trained parameters, in the order of [`gradient_squares`](Self::gradient_squares).
+    /// The trained parameters, of all stages where there are several: the first stage's first, each
+    /// once.
     #[must_use]
     pub fn parameters(&self) -> &[ParameterInfo] {
         &self.parameters
+    }
+
+    /// The numbers of the parameters that this rank's stage has, in the order of
+    /// [`gradient_squares`](Self::gradient_squares).
+    #[must_use]
+    pub fn own_parameters(&self) -> &[usize] {
+        &self.own
+    }
+
+    /// Whether this stage speaks for a parameter, by its number, which others may have too.
+    pub(crate) fn leads(&self, number: usize) -> bool {
+        let name = self.parameters.get(number).map(|p| format!("param.{}", p.name));
+        name.and_then(|name| self.find(&name)).is_some_and(|(of, ..)| of == self.place.stage)
     }
 
     /// The artifact, on its device.
@@ -134,13 +214,33 @@ impl TrainStep {
     }
 
     fn executables(&self) -> Vec<&Executable> {
-        let entries = [&self.accumulate, &self.norm, &self.update, &self.evaluate];
-        entries.into_iter().chain(&self.refresh).map(|entry| &entry.exe).collect()
+        let entries = self.work.entries().chain([&self.norm, &self.update, &self.evaluate]);
+        entries.chain(&self.refresh).map(|entry| &entry.exe).collect()
     }
 
     /// Names of the states that are not computed from others, with their types.
     pub fn states(&self) -> impl Iterator<Item = &Port> {
         self.update.exe.program().states.iter()
+    }
+
+    /// The same of all stages together, each once.
+    pub(crate) fn states_of_stages(&self) -> Vec<&Port> {
+        let mut all: Vec<&Port> = Vec::new();
+        for port in updates(self.model().artifact().manifest()).flat_map(|program| &program.states)
+        {
+            if !all.iter().any(|known| known.name == port.name) {
+                all.push(port);
+            }
+        }
+        all
+    }
+
+    /// The first stage that has a state, with its program.
+    fn find(&self, name: &str) -> Option<(usize, &Program, &Port)> {
+        updates(self.model().artifact().manifest()).enumerate().find_map(|(stage, program)| {
+            let port = program.states.iter().find(|port| *port.name == *name)?;
+            Some((stage, program, port))
+        })
     }
 
     /// The bytes of a state that this rank holds, such as of `param.lm_head.weight`; `None` if
@@ -151,16 +251,20 @@ impl TrainStep {
     }
 
     /// The bytes of a state on all ranks together, which all have to ask for; `None` if there is
-    /// none.
+    /// none, and on ranks of stages that do not have it, but the first rank of all.
     ///
     /// # Errors
     /// [`TrainError::Ranks`] if the job has failed.
     pub fn whole_state(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, TrainError> {
-        let Some(own) = self.state(name) else { return Ok(None) };
-        let (Some(of), Some(port)) = (self.shard_of(name), self.port(name)) else {
-            return Ok(Some(own.into()));
+        let Some((owner, program, port)) = self.find(name) else { return Ok(None) };
+        let own = match (self.state(name), self.shard_of(name)) {
+            (Some(own), Some(of)) => {
+                Some(parts::whole(of, port.ty.dtype, self.rank.groups(), own)?)
+            }
+            (own, _) => own.map(Cow::from),
         };
-        Ok(Some(parts::whole(of, port.ty.dtype, self.rank.groups(), own)?))
+        let elements: usize = extents(program, port).into_iter().product();
+        self.on_first(owner, own, elements * port.ty.dtype.size())
     }
 
     /// Sets what this rank holds of a state whose bytes on all ranks together are these; `false` if
@@ -199,7 +303,7 @@ impl TrainStep {
     /// Extents of a state on all ranks together.
     #[must_use]
     pub fn state_shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.port(name).map(|port| extents(self.update.exe.program(), port))
+        self.find(name).map(|(_, program, port)| extents(program, port))
     }
 
     /// Names of all states that have memory of their own, and how much.
@@ -220,20 +324,27 @@ impl TrainStep {
         let merges = merges.filter(|name| name.starts_with(lora::MERGE));
         let entries: Vec<&str> = entries.chain(merges).collect();
         let threads = model.device().pool().threads();
-        let symbols = self.rank.symbols();
+        let symbols = at_most(self.update.exe.program(), &self.rank.symbols());
         let symbols: Vec<_> = symbols.iter().map(|(name, n)| (name.as_str(), *n)).collect();
-        Ok(Memory::predict(model.artifact().manifest(), &entries, threads, &symbols)?)
+        let mut memory = Memory::predict(model.artifact().manifest(), &entries, threads, &symbols)?;
+        memory.state_bytes += self.further_sets_bytes();
+        Ok(memory)
     }
 
     /// Bytes that have been touched: states, arenas and scratch memory.
     #[must_use]
     pub fn resident_bytes(&self) -> u64 {
-        Memory::measure(&self.executables(), &self.states).total()
+        Memory::measure(&self.executables(), &self.states).total() + self.place.resident_bytes()
     }
 
     /// Records every run and launch from now on; `None` ends that.
     pub fn set_trace(&mut self, trace: Option<&Trace>) {
-        for entry in [&mut self.accumulate, &mut self.norm, &mut self.update, &mut self.evaluate] {
+        let work: &mut [&mut Entry] = match &mut self.work {
+            Work::Whole(accumulate) => &mut [accumulate],
+            Work::Halves { forward, backward } => &mut [forward, backward],
+        };
+        let others = [&mut self.norm, &mut self.update, &mut self.evaluate];
+        for entry in work.iter_mut().map(|entry| &mut **entry).chain(others) {
             entry.exe.set_trace(trace.cloned());
         }
         if let Some(refresh) = &mut self.refresh {
@@ -254,16 +365,24 @@ impl TrainStep {
     ) -> Result<f32, TrainError> {
         self.refresh()?;
         let scalars = [("keep", keep), ("scale", scale)];
-        self.accumulate.run(&mut self.states, Some(batch), &scalars)?;
-        Ok(self.accumulate.exe.output::<f32>("loss")?[0])
+        let Work::Whole(accumulate) = &mut self.work else {
+            let reason = "computes some of the layers: micro-batches go through all stages";
+            return Err(self.place.error(reason.to_owned()));
+        };
+        accumulate.run(&mut self.states, Some(batch), &scalars)?;
+        Ok(accumulate.exe.output::<f32>("loss")?[0])
     }
 
-    /// The sum of the losses of a micro-batch, nothing updated.
+    /// The sum of the losses of a micro-batch, nothing updated. All stages have to be asked, and
+    /// the last one knows.
     ///
     /// # Errors
     /// As [`accumulate`](Self::accumulate).
     pub fn evaluate(&mut self, batch: &MicroBatch) -> Result<f32, TrainError> {
         self.refresh()?;
+        if self.place.stages > 1 {
+            return self.evaluate_stage(batch);
+        }
         self.evaluate.run(&mut self.states, Some(batch), &[])?;
         Ok(self.evaluate.exe.output::<f32>("loss")?[0])
     }
@@ -278,7 +397,7 @@ impl TrainStep {
         Ok(work(&mut self.states))
     }
 
-    /// The sum of squares of each parameter's gradient; with several ranks a row for the part of
+    /// The sum of squares of the gradient of each of [`own_parameters`](Self::own_parameters); with several ranks a row for the part of
     /// each, the first rank's first.
     ///
     /// # Errors
@@ -314,26 +433,26 @@ impl TrainStep {
     /// # Errors
     /// None in practice.
     pub fn first_bad_place(&self) -> Result<Option<usize>, TrainError> {
-        let exe = &self.accumulate.exe;
-        let mut number = 0;
+        let exe = &self.work.first().exe;
+        let mut next = 0;
         for port in &exe.program().outputs {
-            if of_kind("probe", &port.name).is_some() {
-                if !exe.output::<f32>(&port.name)?[0].is_finite() {
-                    return Ok(Some(number));
-                }
-                number += 1;
+            let Some((number, _)) = probe(&port.name) else { continue };
+            if !exe.output::<f32>(&port.name)?[0].is_finite() {
+                return Ok(Some(number));
             }
+            next = number + 1;
         }
-        let is_bad = !exe.output::<f32>("loss")?[0].is_finite();
-        Ok(is_bad.then_some(number))
+        let is_bad = self.place.is_last() && !exe.output::<f32>("loss")?[0].is_finite();
+        Ok(is_bad.then_some(next))
     }
 
     /// The name of a place by its number.
     #[must_use]
     pub fn place(&self, number: usize) -> String {
-        let outputs = self.accumulate.exe.program().outputs.iter();
-        let mut probes = outputs.filter_map(|port| of_kind("probe", &port.name)?.split_once('.'));
-        match probes.nth(number) {
+        let programs = &self.model().artifact().manifest().programs;
+        let outputs = programs.iter().flat_map(|program| &program.outputs);
+        let mut probes = outputs.filter_map(|port| probe(&port.name));
+        match probes.find(|(known, _)| *known == number) {
             Some((_, place)) => format!("what comes out of `{place}`"),
             None => "the loss".to_owned(),
         }
@@ -345,9 +464,9 @@ impl TrainStep {
     /// # Errors
     /// None in practice.
     pub fn last_bad_gradient(&self) -> Result<Option<usize>, TrainError> {
-        let exe = &self.accumulate.exe;
-        for (number, p) in self.parameters.iter().enumerate().rev() {
-            let name = format!("local.{}", p.name);
+        let exe = &self.work.last().exe;
+        for number in self.own.iter().rev().copied() {
+            let name = format!("local.{}", self.parameters[number].name);
             let is_there = exe.program().outputs.iter().any(|port| *port.name == *name);
             if is_there && !exe.output::<f32>(&name)?[0].is_finite() {
                 return Ok(Some(number));
@@ -359,11 +478,11 @@ impl TrainStep {
     /// The first parameter, by its number, with an element of this rank that is not finite.
     #[must_use]
     pub fn first_bad_parameter(&self) -> Option<usize> {
-        let is_bad = |p: &&ParameterInfo| {
+        let is_bad = |p: &ParameterInfo| {
             let bytes = self.state(&format!("param.{}", p.name)).unwrap_or_default();
             !is_finite(p.dtype, bytes)
         };
-        self.parameters.iter().position(|p| is_bad(&p))
+        self.own.iter().copied().find(|number| is_bad(&self.parameters[*number]))
     }
 }
 
@@ -417,8 +536,7 @@ impl Entry {
             ("logit_rows", rows),
             ("targets", targets),
         ];
-        let documents = cu_seqlens.len().saturating_sub(1);
-        let sizes = [("T", tokens.len()), ("S", documents), ("R", rows.len())];
+        let sizes = batch.unwrap_or(&none).sizes();
         let Entry { exe, inputs, symbols, .. } = self;
         let is_read = |name: &str| inputs.iter().any(|input| **input == *name);
         let lists = lists.into_iter().filter(|(name, _)| batch.is_some() && is_read(name));
@@ -436,6 +554,29 @@ impl Entry {
         let symbols: Vec<(&str, i64)> = symbols.collect();
         Ok(exe.run(states, &symbols, &inputs)?)
     }
+}
+
+/// The programs that update, one stage's after the other's.
+fn updates(manifest: &Manifest) -> impl Iterator<Item = &Program> {
+    let whole = manifest.program(UPDATE);
+    let stages = (0..).map_while(|stage| manifest.program(&format!("{UPDATE}.{stage}")));
+    whole.into_iter().chain(stages)
+}
+
+/// The parameters that a program updates.
+fn parameters_of(program: &Program) -> impl Iterator<Item = ParameterInfo> {
+    let named = program.states.iter().filter_map(|p| Some((of_kind("param", &p.name)?, p)));
+    named.map(|(name, port)| ParameterInfo {
+        name: name.into(),
+        dtype: port.ty.dtype,
+        shape: extents(program, port),
+    })
+}
+
+/// Number and name of a place on the way from the embeddings to the loss, from an output's name.
+fn probe(output: &str) -> Option<(usize, &str)> {
+    let (number, place) = of_kind("probe", output)?.split_once('.')?;
+    Some((number.parse().ok()?, place))
 }
 
 /// Extents of a state on all ranks together.

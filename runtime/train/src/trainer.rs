@@ -117,7 +117,17 @@ impl Trainer {
             let dropout_key = dropout_key(seed, number, (first + i) as u64);
             MicroBatch { dropout_key, ..batch.clone() }
         });
-        for batch in with_targets(keyed, &rank) {
+        let mut batches: Vec<MicroBatch> = with_targets(keyed, &rank).collect();
+        if rank.stages() > 1 {
+            let found = self.step.pipelined(&batches, narrow(scale / targets))?;
+            if rank.leads_tensor() {
+                found.sums.iter().for_each(|sum| own.loss += f64::from(*sum) / targets);
+            }
+            (own.place, own.gradient) = (found.place, found.gradient);
+            own.parameter = found.place.and_then(|_| self.step.first_bad_parameter());
+            batches.clear();
+        }
+        for batch in batches {
             let sum = self.step.accumulate(&batch, keep, narrow(scale / targets))?;
             if rank.leads_tensor() {
                 own.loss += f64::from(sum) / targets;
@@ -176,14 +186,18 @@ impl Trainer {
     /// The gradients that were added up, as all ranks together hold them.
     fn norm(&mut self, rank: &Rank) -> Result<Norm, TrainError> {
         let squares = self.step.gradient_squares()?;
-        let parameters = self.step.parameters().len();
+        let own = self.step.own_parameters();
+        let parameters = own.len();
         // The way back begins at the last parameter.
         let is_bad = |number: &usize| {
             squares.iter().skip(*number).step_by(parameters).any(|square| !square.is_finite())
         };
-        let bad = (0..parameters).rev().find(is_bad);
-        let counts = |number: usize| rank.leads_tensor() || self.step.is_split(number);
-        let counted = squares.iter().enumerate().filter(|(i, _)| counts(i % parameters));
+        let bad = (0..parameters).rev().find(is_bad).map(|number| own[number]);
+        let counts = |number: usize| {
+            self.step.leads(number) && (rank.leads_tensor() || self.step.is_split(number))
+        };
+        let counts: Vec<bool> = own.iter().map(|number| counts(*number)).collect();
+        let counted = squares.iter().enumerate().filter(|(i, _)| counts[i % parameters]);
         let sum = counted.map(|(_, square)| f64::from(*square)).sum::<f64>();
         let all = rank.all_of_replica([sum, number(bad)])?;
         let squares = all.iter().map(|[sum, _]| sum).sum();
@@ -205,7 +219,8 @@ impl Trainer {
             total += f64::from(self.step.evaluate(&batch)?);
             targets += batch.targets.iter().filter(|target| **target >= 0).count();
         }
-        let own = if rank.leads_tensor() { [total, targets as f64] } else { [0.0; 2] };
+        let speaks = rank.leads_tensor() && rank.stage() + 1 == rank.stages();
+        let own = if speaks { [total, targets as f64] } else { [0.0; 2] };
         let all = rank.all(own)?;
         let sum = |i: usize| all.iter().map(|numbers| numbers[i]).sum::<f64>();
         Ok((sum(1) > 0.0).then(|| sum(0) / sum(1)))

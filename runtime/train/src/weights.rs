@@ -106,6 +106,11 @@ fn set(
     if view.shape() != parameter.shape {
         return Err(format!("has shape {:?}, not {:?}", view.shape(), parameter.shape));
     }
+    let name = format!("param.{}", parameter.name);
+    if step.state(&name).is_none() {
+        // It is another stage's.
+        return Ok(());
+    }
     let dtype = dtype_of(view.dtype()).ok_or_else(|| {
         format!("has elements of type {:?}, which are no numbers to train", view.dtype())
     })?;
@@ -115,7 +120,7 @@ fn set(
     if !is_finite(parameter.dtype, &bytes) {
         return Err("has values that are not finite".to_owned());
     }
-    let is_set = step.set_state(&format!("param.{}", parameter.name), &bytes);
+    let is_set = step.set_state(&name, &bytes);
     is_set.then_some(()).ok_or_else(|| "is no parameter".to_owned())
 }
 

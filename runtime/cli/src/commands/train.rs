@@ -72,6 +72,7 @@ fn train_as(
     let device = Device::cpu(Some(share.of(cx.threads()))).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model, rank).map_err(failure)?;
+    step.reserve(config.train.grad_accum).map_err(failure)?;
     if rank.is_first() {
         step.set_trace(cx.trace());
     }
@@ -111,7 +112,8 @@ fn train_as(
     agree(rank, done)?;
     if rank.is_first() {
         let manifest = model.artifact().manifest();
-        let plan = plan_of(config, &bundle, manifest, model.device().pool().threads(), 0)?;
+        let threads = model.device().pool().threads();
+        let plan = plan_of(config, &bundle, manifest, threads, rank.index())?;
         tell_dropout(config)?;
         tell_plan(config, &step, &dataset, done, &plan)?;
     }
@@ -172,12 +174,19 @@ fn plan_of(
     bundle: &TextBundle,
     manifest: &Manifest,
     threads: usize,
-    rank: usize,
+    index: usize,
 ) -> Result<Plan> {
     let blocks = samples::blocks(config, bundle, manifest)?;
-    let places = Rank::symbols_of(&config.mesh, rank).map_err(Failure::from)?;
+    let places = Rank::symbols_of(&config.mesh, index).map_err(Failure::from)?;
     let symbols = blocks.iter().chain(&places).map(|(symbol, n)| (symbol.as_str(), *n));
-    Plan::of(manifest, threads, &symbols.collect::<Vec<_>>())
+    let symbols: Vec<(&str, i64)> = symbols.collect();
+    let stages = config.mesh.pipeline;
+    if stages == 1 {
+        return Plan::of(manifest, threads, &symbols);
+    }
+    let stage = Rank::stage_of(&config.mesh, index).map_err(Failure::from)?;
+    let sets = train::sets(stage, stages, config.train.grad_accum);
+    Plan::of_stage(&train::stage_manifest(manifest, stage), threads, &symbols, sets)
 }
 
 /// Whether all ranks go on from the same step: they may see different files.
@@ -375,7 +384,6 @@ fn check(config: &TrainConfig) -> Result<()> {
     let mesh = &config.mesh;
     let has_samples = config.eval.as_ref().is_some_and(|eval| eval.sequences() > 0);
     let asked = [
-        ("mesh.pipeline", mesh.pipeline > 1, "layers in parts"),
         ("mesh.sequence", mesh.sequence > 1, "rows in parts"),
         ("mesh.expert", mesh.expert > 1, "experts in parts"),
         ("eval.prompts", has_samples && mesh.pipeline > 1, "texts of layers in parts"),
@@ -384,6 +392,7 @@ fn check(config: &TrainConfig) -> Result<()> {
             config.lora.is_some() && mesh.tensor > 1,
             "adapters of products in parts (mesh.tensor)",
         ),
+        ("lora", config.lora.is_some() && mesh.pipeline > 1, "adapters of layers in stages"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
     let needs_all = match config.optimizer.rule {

@@ -5,6 +5,7 @@ mod killed;
 mod planned;
 mod ranks;
 mod sampled;
+mod stages;
 
 use std::{
     fs,

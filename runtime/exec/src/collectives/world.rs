@@ -136,6 +136,21 @@ impl World {
         Ok(self.group_of(&axes.join("+"), members))
     }
 
+    /// These ranks, this one among them, in ascending order; who is in it calls it by the same name.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Usage`] if the ranks are not in order, not all there, or without this one.
+    pub fn group_of_ranks(&self, name: &str, ranks: &[usize]) -> Result<Group, CollectiveError> {
+        let is_there = ranks.last().is_some_and(|last| *last < self.ranks());
+        let is_in_order = ranks.is_sorted_by(|a, b| a < b);
+        if !is_there || !is_in_order || !ranks.contains(&self.rank()) {
+            let (rank, size) = (self.rank(), self.ranks());
+            let reason = format!("{ranks:?} is no group of rank {rank} of {size}");
+            return Err(CollectiveError::Usage { op: "group", reason });
+        }
+        Ok(self.group_of(name, ranks.to_vec()))
+    }
+
     /// Compares what all ranks have to hold alike, such as the digest of the schedule, at most 64
     /// bytes of it.
     ///

@@ -121,6 +121,7 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Recompute::Full => Some(Keep::Input),
     };
     let memory = config.memory.device.map(|size| size.0);
+    let stages = config.mesh.pipeline;
     let dropout = config.applied_dropout();
-    Ok(Training { update, others, groups, lora, dropout, zero, tensor, keep, memory })
+    Ok(Training { update, others, groups, lora, dropout, zero, tensor, stages, keep, memory })
 }

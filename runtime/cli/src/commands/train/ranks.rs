@@ -1,6 +1,6 @@
 //! The ranks of a run: threads of this process, or processes that a launcher has started.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
 use exec::collectives::{Cause, CollectiveError, Launch, Options, World, run_threads};
 use train::{MeshConfig, Rank};
@@ -10,6 +10,18 @@ use crate::failure::{Failure, Result};
 /// How one rank of a run ends: with a failure at which all ranks have arrived together, or of its
 /// own.
 pub(super) type End = Result<Option<Failure>>;
+
+/// How long the stages of a pipeline wait for each other: as long as one may compute a micro-batch,
+/// which is no failure. That a process is gone is noticed sooner.
+const STAGE_DEADLINE: Duration = Duration::from_secs(900);
+
+fn options(mesh: &MeshConfig) -> Options {
+    let mut options = Options::default();
+    if mesh.pipeline > 1 {
+        options.deadline = STAGE_DEADLINE;
+    }
+    options
+}
 
 /// Runs `body` as every rank of the mesh that this process is to be; `ranks` are threads.
 pub(super) fn run(
@@ -63,7 +75,7 @@ fn threads(
     body: impl Fn(&Rank, Share) -> End + Sync,
 ) -> Result<()> {
     // What a rank fails by is told below.
-    let mut options = Options::default();
+    let mut options = options(mesh);
     options.report = Arc::new(|_| ());
     let body = |world: &World| body(&Rank::new(world, mesh)?, Share(ranks));
     let ends = run_threads(ranks, &options, body);
@@ -79,7 +91,7 @@ fn threads(
 }
 
 fn process(launch: &Launch, mesh: &MeshConfig, body: impl Fn(&Rank, Share) -> End) -> Result<()> {
-    let world = launch.join(&Options::default())?;
+    let world = launch.join(&options(mesh))?;
     // A launcher that says nothing of machines is taken to have one of them.
     let on_machine = std::env::var("OMPI_COMM_WORLD_LOCAL_SIZE")
         .or_else(|_| std::env::var("LOCAL_WORLD_SIZE"))

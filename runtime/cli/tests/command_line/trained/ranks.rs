@@ -11,14 +11,14 @@ use super::*;
 use crate::brolly;
 
 /// A run on a mesh, as [`run`] makes one.
-fn run_on(name: &str, steps: u64, every: u64, mesh: &str) -> (String, PathBuf) {
+pub(super) fn run_on(name: &str, steps: u64, every: u64, mesh: &str) -> (String, PathBuf) {
     let (config, dir) = run(name, steps, every);
     let text = fs::read_to_string(&config).unwrap().replace("micro_batch = 4", "micro_batch = 2");
     (file(&format!("{name}.toml"), format!("{text}\n[mesh]\n{mesh}\n").as_bytes()), dir)
 }
 
 /// The processes of a job, with the variables of `torchrun`.
-fn launch(ranks: usize, args: &[&str]) -> Vec<Child> {
+pub(super) fn launch(ranks: usize, args: &[&str]) -> Vec<Child> {
     let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
     let start = |rank: usize| {
         let mut command = brolly(args);
@@ -31,7 +31,7 @@ fn launch(ranks: usize, args: &[&str]) -> Vec<Child> {
 }
 
 /// The same under `mpirun`, where the library that speaks MPI is named.
-fn mpirun(ranks: usize, args: &[&str]) -> Option<Command> {
+pub(super) fn mpirun(ranks: usize, args: &[&str]) -> Option<Command> {
     std::env::var_os("BROLLY_MPI").filter(|path| !path.is_empty())?;
     let program = brolly(args);
     let mut mpirun = Command::new("mpirun");
@@ -43,7 +43,7 @@ fn mpirun(ranks: usize, args: &[&str]) -> Option<Command> {
 }
 
 /// Exit codes, and what was said.
-fn ends(children: Vec<Child>) -> Vec<(Option<i32>, String)> {
+pub(super) fn ends(children: Vec<Child>) -> Vec<(Option<i32>, String)> {
     let end = |child: Child| {
         let output = child.wait_with_output().unwrap();
         (output.status.code(), String::from_utf8(output.stderr).unwrap())
@@ -52,13 +52,13 @@ fn ends(children: Vec<Child>) -> Vec<(Option<i32>, String)> {
 }
 
 /// Sends a signal by what every shell has built in.
-fn signal(process: &str, signal: &str) {
+pub(super) fn signal(process: &str, signal: &str) {
     let kill = format!("kill -{signal} {process}");
     assert!(Command::new("sh").args(["-c", &kill]).status().unwrap().success());
 }
 
 /// Waits until a run has written so many lines.
-fn await_lines(dir: &Path, lines: usize) {
+pub(super) fn await_lines(dir: &Path, lines: usize) {
     let begun = Instant::now();
     let written = || fs::read_to_string(dir.join("metrics.jsonl")).unwrap_or_default();
     while written().lines().count() < lines {
