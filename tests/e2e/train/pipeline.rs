@@ -13,7 +13,7 @@ use super::*;
 fn deep(family: &str, layers: usize) -> PathBuf {
     let folder = scratch().join(format!("pipeline-{family}-{layers}"));
     std::fs::create_dir_all(&folder).unwrap();
-    let text = std::fs::read(data(&format!("families/{family}/config.json"))).unwrap();
+    let text = std::fs::read(super::folder(family).join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
     config["num_hidden_layers"] = layers.into();
     if let Some(types) = config.get_mut("layer_types").and_then(|types| types.as_array_mut()) {
@@ -32,8 +32,10 @@ struct Job {
     dtype: DType,
     pipeline: usize,
     data: usize,
+    tensor: usize,
     zero: u8,
     micro_batches: usize,
+    dropout: Option<f64>,
     keep: Option<Keep>,
 }
 
@@ -44,8 +46,10 @@ const ALONE: Job = Job {
     dtype: DType::F32,
     pipeline: 1,
     data: 1,
+    tensor: 1,
     zero: 0,
     micro_batches: 1,
+    dropout: None,
     keep: None,
 };
 
@@ -70,25 +74,26 @@ fn unclipped() -> Rule {
 
 impl Job {
     fn ranks(self) -> usize {
-        self.pipeline * self.data
+        self.pipeline * self.data * self.tensor
     }
 
     fn artifact(self) -> Arc<Artifact> {
-        let Job { family, layers, dtype, pipeline, data, zero, keep, .. } = self;
+        let Job { family, layers, dtype, pipeline, data, tensor, zero, .. } = self;
         let mut options = options_of(adamw(0.1));
         options.import.dtype = (dtype != DType::F32).then_some(dtype);
         options.kernel_cache = Some(KernelCache::at(&scratch().join("pipeline-kernels")));
         let training = options.training.as_mut().unwrap();
         training.zero = Zero { stage: zero, ranks: u32::try_from(data).unwrap() };
-        (training.stages, training.keep) = (pipeline, keep);
-        let name = format!("pipeline-{family}-{dtype}-{pipeline}-{data}-{zero}");
+        (training.stages, training.keep) = (pipeline, self.keep);
+        (training.tensor, training.dropout) = (u32::try_from(tensor).unwrap(), self.dropout);
+        let name = format!("pipeline-{family}-{dtype}-{pipeline}-{data}-{tensor}-{zero}");
         let (path, _) = compile_to(&name, &deep(family, layers), &options);
         Arc::new(Artifact::open(&path).unwrap())
     }
 
     fn trainer(self, artifact: &Arc<Artifact>, world: &World) -> Result<Trainer, TrainError> {
-        let Job { pipeline, data, zero, .. } = self;
-        let mesh = MeshConfig { pipeline, data, zero, ..MeshConfig::default() };
+        let Job { pipeline, data, tensor, zero, .. } = self;
+        let mesh = MeshConfig { pipeline, data, tensor, zero, ..MeshConfig::default() };
         let rank = match self.ranks() {
             1 => Rank::alone(),
             _ => Rank::new(world, &mesh)?,
@@ -215,6 +220,26 @@ fn stages_and_copies_take_the_steps_of_one_rank() {
             check_near(&what, &got.norms, &want.norms, 1e-4);
             assert_eq!(got.losses, alone.losses, "{what}");
             assert!(got.states == alone.states, "{what}: states differ");
+        }
+    }
+}
+
+/// Four and eight ranks, all axes at once, with and without dropout, whose masks are of
+/// micro-batches and not of ranks.
+#[test]
+fn every_mesh_takes_the_steps_of_one_rank() {
+    for (family, dropout) in [("llama-even", None), ("gpt2-gelu-new", Some(0.1))] {
+        let alone = Job { family, layers: 2, dropout, micro_batches: 4, ..ALONE };
+        let want = alone.steps(20);
+        for (pipeline, data, tensor, zero) in
+            [(2, 1, 2, 0), (1, 2, 2, 1), (2, 2, 1, 3), (2, 2, 2, 2), (2, 1, 4, 0), (2, 4, 1, 1)]
+        {
+            let micro_batches = 4 / data;
+            let job = Job { pipeline, data, tensor, zero, micro_batches, ..alone };
+            let got = job.steps(20);
+            let what = format!("{family}, {pipeline} x {data} x {tensor}, ZeRO stage {zero}");
+            check_near(&what, &got.losses, &want.losses, 1e-6);
+            check_near(&what, &got.norms, &want.norms, 1e-4);
         }
     }
 }
