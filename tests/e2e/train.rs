@@ -66,8 +66,20 @@ impl Documents {
 fn training_of(update: Update, groups: Vec<Group>) -> Training {
     let zero = Zero::default();
     let (others, lora, dropout, keep, memory) = (None, None, None, None, None);
-    let (tensor, stages) = (1, 1);
-    Training { update, others, groups, lora, dropout, zero, tensor, stages, keep, memory }
+    let (tensor, stages, evaluates) = (1, 1, true);
+    Training {
+        update,
+        others,
+        groups,
+        lora,
+        dropout,
+        zero,
+        tensor,
+        stages,
+        keep,
+        memory,
+        evaluates,
+    }
 }
 
 fn options_of(update: Update) -> CompileOptions {
@@ -105,6 +117,16 @@ fn folder(case: &str) -> PathBuf {
         Some((name, of, changes)) => tensor::configured(name, of, changes),
         None => data(&format!("families/{case}")),
     }
+}
+
+/// A folder with that configuration alone. Ranks read it while others write it anew.
+fn configuration(name: &str, config: &serde_json::Value) -> PathBuf {
+    let folder = scratch().join(name);
+    std::fs::create_dir_all(&folder).unwrap();
+    let new = folder.join(format!("{:?}", std::thread::current().id()));
+    std::fs::write(&new, config.to_string()).unwrap();
+    std::fs::rename(&new, folder.join("config.json")).unwrap();
+    folder
 }
 
 /// Sets parameters to those that a case begins with.

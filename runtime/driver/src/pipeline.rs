@@ -28,6 +28,8 @@ pub(crate) struct Context<'a> {
     pub(crate) splits: BTreeMap<Arc<str>, Split>,
     /// What of a layer's forward is there for its backward.
     pub(crate) keep: Keep,
+    /// Whether losses are computed that nothing is learned from.
+    pub(crate) evaluates: bool,
     /// Share of hidden states that are dropped in training.
     pub(crate) dropout: Option<f64>,
     /// Low-rank adapters, where those are what is trained.
@@ -136,10 +138,19 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
         if let Some(adapters) = &cx.adapters {
             adapters.add_merges(module).map_err(|e| vec![e])?;
         }
+        if !cx.evaluates {
+            module.entries.retain(|entry| !is_evaluation(entry));
+            cx.states.retain(|entry, _| !is_evaluation(entry));
+        }
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
     }
     Ok(())
+}
+
+/// Whether an entry of a training step computes a loss alone.
+fn is_evaluation(entry: &str) -> bool {
+    entry.split('.').next() == Some("evaluate")
 }
 
 fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
@@ -266,6 +277,7 @@ impl<'a> Context<'a> {
             stages: 1,
             splits: BTreeMap::new(),
             keep: Keep::All,
+            evaluates: true,
             dropout: None,
             adapters: None,
             states: BTreeMap::new(),

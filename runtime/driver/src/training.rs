@@ -37,6 +37,8 @@ pub struct Training {
     pub keep: Option<Keep>,
     /// Bytes that a rank may use; `None` where that is no matter.
     pub memory: Option<u64>,
+    /// Whether losses are computed that nothing is learned from.
+    pub evaluates: bool,
 }
 
 /// What of a layer's forward is kept for its backward. What is not is computed again, and no bit of
@@ -162,6 +164,7 @@ impl Context<'_> {
         }
         self.parameters = Some(parameters);
         self.zero = training.zero;
+        self.evaluates = training.evaluates;
         self.dropout = training.dropout;
         self.stages = training.stages;
         Ok(())

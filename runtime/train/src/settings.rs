@@ -30,6 +30,7 @@ impl StepSettings {
         let groups = config.groups.iter().map(|g| (&g.regex, g.decay, g.freeze));
         let groups = json(&path, &groups.collect::<Vec<_>>())?;
         let is_frozen = config.lora.is_some() || config.groups.iter().any(|group| group.freeze);
+        let evaluates = config.eval.as_ref().is_some_and(|eval| eval.data.is_some());
         let samples = config.eval.as_ref().is_some_and(|eval| eval.sequences() > 0);
         let mut settings: BTreeMap<String, String> = [
             ("model", format!("one with the config.json {}", short(&architecture))),
@@ -43,7 +44,8 @@ impl StepSettings {
             ("memory.recompute", json(&path, &config.memory.recompute)?.to_string()),
             ("dropout", json(&path, &config.applied_dropout())?.to_string()),
             ("lora", json(&path, &config.lora)?.to_string()),
-            ("eval.prompts", if samples { "there" } else { "not there" }.to_owned()),
+            ("eval.data", there(evaluates)),
+            ("eval.prompts", there(samples)),
         ]
         .map(|(key, value)| (key.to_owned(), value))
         .into();
@@ -62,12 +64,19 @@ impl StepSettings {
             of.0.get(key).map_or_else(|| "nothing".to_owned(), String::clone)
         };
         let pairs = keys.map(|key| (key, value(self, key), value(compiled, key)));
-        let differing = pairs.filter(|(_, asked, compiled)| asked != compiled);
+        // What is not asked for may be there.
+        let is_idle = |key: &str, asked: &str| key.starts_with("eval.") && asked == there(false);
+        let differing =
+            pairs.filter(|(key, asked, compiled)| asked != compiled && !is_idle(key, asked));
         let told = |(key, asked, compiled): (&String, String, String)| {
             format!("`{key}` is {asked}, and the artifact was compiled for {compiled}")
         };
         differing.map(told).collect()
     }
+}
+
+fn there(is_there: bool) -> String {
+    if is_there { "there" } else { "not there" }.to_owned()
 }
 
 fn json(path: &Path, value: &impl Serialize) -> Result<serde_json::Value, TrainError> {
@@ -106,10 +115,13 @@ mod tests {
         let muon = of("name = \"muon\"", "", "").unwrap();
         for same in [
             (of("lr = 1e-5\nschedule = \"cosine\"", "seed = 3\ngrad_accum = 2", ""), &plain),
-            (of("name = \"muon\"\nadamw_lr = 1e-5", "", "[eval]\ndata = \"b.jsonl\""), &muon),
+            (of("name = \"muon\"\nadamw_lr = 1e-5", "", ""), &muon),
+            (of("", "", ""), &of("", "", "[eval]\ndata = \"b.jsonl\"").unwrap()),
         ] {
             assert_eq!(same.0.unwrap().differences(same.1), Vec::<String>::new());
         }
+        let told = of("", "", "[eval]\ndata = \"b.jsonl\"").unwrap().differences(&plain);
+        assert_eq!(told, ["`eval.data` is there, and the artifact was compiled for not there"]);
         let other = of("betas = [0.9, 0.99]", "dtype = \"bf16\"", "[eval]\nprompts = \"a\"");
         let told = other.unwrap().differences(&plain);
         assert_eq!(told.len(), 3, "{told:#?}");

@@ -30,7 +30,8 @@ pub struct TrainStep {
     work: Work,
     norm: Entry,
     update: Entry,
-    evaluate: Entry,
+    /// `None` in a run without evaluation.
+    evaluate: Option<Entry>,
     /// Where weights are something else than parameters.
     refresh: Option<Entry>,
     /// Whether parameters were written since weights were made of them.
@@ -150,7 +151,9 @@ impl TrainStep {
             true => Work::Whole(load(ACCUMULATE)?),
             false => Work::Halves { forward: load("forward")?, backward: load("backward")? },
         };
-        let (norm, evaluate) = (load("norm")?, load(EVALUATE)?);
+        let norm = load("norm")?;
+        let evaluates = manifest.program(&place.entry(EVALUATE)).is_some();
+        let evaluate = if evaluates { Some(load(EVALUATE)?) } else { None };
         let is_stale = refresh.is_some();
         let mut step = TrainStep {
             work,
@@ -214,7 +217,7 @@ impl TrainStep {
     }
 
     fn executables(&self) -> Vec<&Executable> {
-        let entries = self.work.entries().chain([&self.norm, &self.update, &self.evaluate]);
+        let entries = self.work.entries().chain([&self.norm, &self.update]).chain(&self.evaluate);
         entries.chain(&self.refresh).map(|entry| &entry.exe).collect()
     }
 
@@ -343,12 +346,10 @@ impl TrainStep {
             Work::Whole(accumulate) => &mut [accumulate],
             Work::Halves { forward, backward } => &mut [forward, backward],
         };
-        let others = [&mut self.norm, &mut self.update, &mut self.evaluate];
-        for entry in work.iter_mut().map(|entry| &mut **entry).chain(others) {
+        let others = [&mut self.norm, &mut self.update];
+        let optional = [&mut self.evaluate, &mut self.refresh].into_iter().flatten();
+        for entry in work.iter_mut().map(|entry| &mut **entry).chain(others).chain(optional) {
             entry.exe.set_trace(trace.cloned());
-        }
-        if let Some(refresh) = &mut self.refresh {
-            refresh.exe.set_trace(trace.cloned());
         }
     }
 
@@ -367,7 +368,7 @@ impl TrainStep {
         let scalars = [("keep", keep), ("scale", scale)];
         let Work::Whole(accumulate) = &mut self.work else {
             let reason = "computes some of the layers: micro-batches go through all stages";
-            return Err(self.place.error(reason.to_owned()));
+            return Err(self.place.error(ACCUMULATE, reason.to_owned()));
         };
         accumulate.run(&mut self.states, Some(batch), &scalars)?;
         Ok(accumulate.exe.output::<f32>("loss")?[0])
@@ -377,14 +378,21 @@ impl TrainStep {
     /// the last one knows.
     ///
     /// # Errors
-    /// As [`accumulate`](Self::accumulate).
+    /// As [`accumulate`](Self::accumulate), and if the artifact was compiled for a run without
+    /// evaluation.
     pub fn evaluate(&mut self, batch: &MicroBatch) -> Result<f32, TrainError> {
         self.refresh()?;
-        if self.place.stages > 1 {
-            return self.evaluate_stage(batch);
-        }
-        self.evaluate.run(&mut self.states, Some(batch), &[])?;
-        Ok(self.evaluate.exe.output::<f32>("loss")?[0])
+        let set = (self.place.stages > 1).then(|| self.set()).transpose()?;
+        let Some(mut evaluate) = self.evaluate.take() else {
+            let reason = "was compiled for a run without evaluation".to_owned();
+            return Err(self.place.error(EVALUATE, reason));
+        };
+        let sum = match set {
+            Some(set) => self.evaluate_stage(&mut evaluate, batch, set),
+            None => evaluate.sum_of_losses(&mut self.states, batch),
+        };
+        self.evaluate = Some(evaluate);
+        sum
     }
 
     /// Lends the states to another program that reads weights, the serving form: parameters are as
@@ -517,6 +525,16 @@ impl Entry {
         let symbols = program.symbols.iter().filter(|(name, _)| is_free(name));
         let symbols = symbols.map(|(name, bounds)| (name.clone(), bounds.lo)).collect();
         Ok(Entry { exe, inputs, symbols, bound })
+    }
+
+    /// The loss of a micro-batch.
+    fn sum_of_losses(
+        &mut self,
+        states: &mut States,
+        batch: &MicroBatch,
+    ) -> Result<f32, TrainError> {
+        self.run(states, Some(batch), &[])?;
+        Ok(self.exe.output::<f32>("loss")?[0])
     }
 
     /// Runs it with those inputs that it reads.

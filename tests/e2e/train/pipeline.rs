@@ -11,8 +11,6 @@ use super::*;
 
 /// A model of so many layers, with one family's configuration and random weights.
 fn deep(family: &str, layers: usize) -> PathBuf {
-    let folder = scratch().join(format!("pipeline-{family}-{layers}"));
-    std::fs::create_dir_all(&folder).unwrap();
     let text = std::fs::read(super::folder(family).join("config.json")).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
     config["num_hidden_layers"] = layers.into();
@@ -20,8 +18,7 @@ fn deep(family: &str, layers: usize) -> PathBuf {
         let first = types[0].clone();
         types.resize(layers, first);
     }
-    std::fs::write(folder.join("config.json"), config.to_string()).unwrap();
-    folder
+    configuration(&format!("pipeline-{family}-{layers}"), &config)
 }
 
 /// A model compiled for a mesh, and how its steps are split.

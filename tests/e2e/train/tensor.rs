@@ -20,13 +20,7 @@ pub(super) fn configured(name: &str, of: &str, changes: &[(&str, u64)]) -> PathB
     for (key, value) in changes {
         config[*key] = (*value).into();
     }
-    let folder = scratch().join(name);
-    std::fs::create_dir_all(&folder).unwrap();
-    // Others read the file while this is written.
-    let new = folder.join(format!("{:?}", std::thread::current().id()));
-    std::fs::write(&new, config.to_string()).unwrap();
-    std::fs::rename(&new, folder.join("config.json")).unwrap();
-    folder
+    configuration(name, &config)
 }
 
 /// Losses of one rank.

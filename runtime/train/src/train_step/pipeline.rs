@@ -10,7 +10,7 @@ use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 use exec::{ExecError, Executable, States, collectives::Reduce};
 use ir::{DType, Env, Program, artifact::Manifest};
 
-use super::{EVALUATE, TrainStep, Work};
+use super::{EVALUATE, Entry, TrainStep, Work};
 use crate::{
     MicroBatch, Rank, TrainError,
     schedule::{Turn, in_flight, turns},
@@ -81,11 +81,12 @@ impl Place {
             return Ok(());
         }
         let stages = self.stages;
-        Err(self.error(format!("was compiled for {compiled} stages, and there are {stages}")))
+        let reason = format!("was compiled for {compiled} stages, and there are {stages}");
+        Err(self.error("accumulate", reason))
     }
 
-    pub(super) fn error(&self, reason: String) -> TrainError {
-        ExecError::Ranks { entry: self.entry("accumulate"), reason }.into()
+    pub(super) fn error(&self, entry: &str, reason: String) -> TrainError {
+        ExecError::Ranks { entry: self.entry(entry), reason }.into()
     }
 
     pub(super) fn is_last(&self) -> bool {
@@ -169,7 +170,7 @@ impl TrainStep {
 
     fn new_set(&mut self) -> Result<States, TrainError> {
         let mut set = States::none();
-        for entry in self.work.entries().chain([&self.evaluate]) {
+        for entry in self.work.entries().chain(&self.evaluate) {
             let program = entry.exe.program();
             let symbols = at_most(program, &self.rank.symbols());
             set.add_some(program, &as_pairs(&symbols), Program::is_in_flight)?;
@@ -178,7 +179,7 @@ impl TrainStep {
         Ok(set)
     }
 
-    fn set(&mut self) -> Result<States, TrainError> {
+    pub(super) fn set(&mut self) -> Result<States, TrainError> {
         match self.place.free.pop() {
             Some(set) => Ok(set),
             None => self.new_set(),
@@ -268,23 +269,27 @@ impl TrainStep {
     }
 
     /// The sum of the losses of a micro-batch, in the last stage; zero in others.
-    pub(super) fn evaluate_stage(&mut self, batch: &MicroBatch) -> Result<f32, TrainError> {
+    pub(super) fn evaluate_stage(
+        &mut self,
+        evaluate: &mut Entry,
+        batch: &MicroBatch,
+        mut set: States,
+    ) -> Result<f32, TrainError> {
         let Place { stage, .. } = self.place;
-        let mut set = self.set()?;
         self.receive_hidden(EVALUATE, batch, &mut set)?;
         let group = self.rank.pipeline().cloned();
         if let (Some(group), true) = (&group, stage > 0) {
             group.send(stage - 1, &READY)?;
         }
         self.states.append(&mut set);
-        let ran = self.evaluate.run(&mut self.states, Some(batch), &[]);
+        let ran = evaluate.run(&mut self.states, Some(batch), &[]);
         let set = self.states.take(Program::is_in_flight);
         self.place.free.push(set);
         ran?;
         if self.place.is_last() {
-            return Ok(self.evaluate.exe.output::<f32>("loss")?[0]);
+            return Ok(evaluate.exe.output::<f32>("loss")?[0]);
         }
-        self.send(HANDED, &self.evaluate.exe, stage + 1)?;
+        self.send(HANDED, &evaluate.exe, stage + 1)?;
         if let Some(group) = group {
             group.recv(stage + 1, &mut [0; READY.len()])?;
         }

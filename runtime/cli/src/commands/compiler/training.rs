@@ -120,8 +120,17 @@ fn training(config: &TrainConfig) -> Result<Training> {
         Recompute::Auto => None,
         Recompute::Full => Some(Keep::Input),
     };
-    let memory = config.memory.device.map(|size| size.0);
-    let stages = config.mesh.pipeline;
-    let dropout = config.applied_dropout();
-    Ok(Training { update, others, groups, lora, dropout, zero, tensor, stages, keep, memory })
+    Ok(Training {
+        update,
+        others,
+        groups,
+        lora,
+        dropout: config.applied_dropout(),
+        zero,
+        tensor,
+        stages: config.mesh.pipeline,
+        keep,
+        memory: config.memory.device.map(|size| size.0),
+        evaluates: config.eval.as_ref().is_some_and(|eval| eval.data.is_some()),
+    })
 }
