@@ -43,6 +43,8 @@ pub struct Rank {
     all: Option<Group>,
     /// Of all ranks, those of this one's place along the data axis.
     replica: Vec<usize>,
+    /// The stages of its pipeline once more, for what goes back.
+    back: Option<Group>,
     /// The first and the last stage of its pipeline, in these.
     ends: Option<Group>,
     index: usize,
@@ -65,13 +67,17 @@ impl Rank {
         let replica = mesh.members(world.rank(), &[PIPELINE, SEQUENCE, TENSOR])?;
         let groups = Groups::new(world, &mesh)?;
         let stages = mesh.members(world.rank(), &[PIPELINE])?;
+        let back = match stages.len() {
+            1 => None,
+            _ => Some(world.group_of_ranks("pipeline back", &stages)?),
+        };
         let ends = match &stages[..] {
             [first, .., last] if [first, last].contains(&&world.rank()) => {
                 Some(world.group_of_ranks("pipeline ends", &[*first, *last])?)
             }
             _ => None,
         };
-        Ok(Rank { groups, all: Some(all), replica, ends, index: world.rank() })
+        Ok(Rank { groups, all: Some(all), replica, back, ends, index: world.rank() })
     }
 
     /// The stage of layers that it computes.
@@ -89,6 +95,16 @@ impl Rank {
     /// The ranks that compute the other layers for its rows, by their stages.
     pub(crate) fn pipeline(&self) -> Option<&Group> {
         self.groups.along(PIPELINE).filter(|group| group.size() > 1)
+    }
+
+    /// The same, for messages that go the other way.
+    pub(crate) fn back(&self) -> Option<&Group> {
+        self.back.as_ref()
+    }
+
+    /// All ranks of the job.
+    pub(crate) fn everybody(&self) -> Option<&Group> {
+        self.all.as_ref()
     }
 
     /// The first and the last stage, in these.

@@ -83,44 +83,56 @@ mod tests {
         }
     }
 
-    /// Stages hand over through queues. No step stops before its end, every message is of the
-    /// micro-batch that is waited for, and no queue grows beyond the stages from its end on.
+    /// What a stage does of its turns with its neighbours: waits for a message, or sends one, by the
+    /// number of the micro-batch and the queue that it goes through.
+    #[derive(Clone, Copy)]
+    enum Meeting {
+        Receive(usize, usize),
+        Send(usize, usize),
+    }
+
+    fn meetings(stage: usize, stages: usize, micro_batches: usize) -> Vec<Meeting> {
+        // Queues by who reads them: of hidden states, then of cotangents.
+        let (is_first, is_last) = (stage == 0, stage + 1 == stages);
+        let of = |turn| match turn {
+            Turn::Forward(i) => [
+                (!is_first).then_some(Meeting::Receive(stage, i)),
+                (!is_last).then_some(Meeting::Send(stage + 1, i)),
+            ],
+            Turn::Backward(i) => [
+                (!is_last).then_some(Meeting::Receive(stages + stage, i)),
+                (!is_first).then(|| Meeting::Send(stages + stage - 1, i)),
+            ],
+        };
+        turns(stage, stages, micro_batches).into_iter().flat_map(of).flatten().collect()
+    }
+
+    /// With room for one message that waits; every one is of the micro-batch that is waited for.
     #[test]
     fn no_stage_waits_for_ever() {
         for stages in 2..=5 {
             for micro_batches in 1..=9 {
-                let mut left: Vec<VecDeque<Turn>> =
-                    (0..stages).map(|s| turns(s, stages, micro_batches).into()).collect();
-                // What has come to each stage from the one before, and from the one behind.
-                let mut hidden = vec![VecDeque::new(); stages];
-                let mut cotangents = vec![VecDeque::new(); stages];
-                while left.iter().any(|turns| !turns.is_empty()) {
+                let mut left: Vec<VecDeque<Meeting>> =
+                    (0..stages).map(|s| meetings(s, stages, micro_batches).into()).collect();
+                let mut queues = vec![None; 2 * stages];
+                while left.iter().any(|meetings| !meetings.is_empty()) {
                     let mut is_stuck = true;
-                    for stage in 0..stages {
-                        let Some(turn) = left[stage].front().copied() else { continue };
-                        let (queue, number, is_given) = match turn {
-                            Turn::Forward(i) => (&mut hidden[stage], i, stage == 0),
-                            Turn::Backward(i) => (&mut cotangents[stage], i, stage + 1 == stages),
-                        };
-                        if !is_given {
-                            let Some(first) = queue.pop_front() else { continue };
-                            assert_eq!(first, number, "stage {stage} of {stages}");
-                        }
-                        match turn {
-                            Turn::Forward(i) if stage + 1 < stages => {
-                                hidden[stage + 1].push_back(i)
+                    for own in &mut left {
+                        match own.front() {
+                            Some(Meeting::Receive(queue, i)) if queues[*queue].is_some() => {
+                                assert_eq!(queues[*queue].take(), Some(*i));
                             }
-                            Turn::Backward(i) if stage > 0 => cotangents[stage - 1].push_back(i),
-                            _ => {}
+                            Some(Meeting::Send(queue, i)) if queues[*queue].is_none() => {
+                                queues[*queue] = Some(*i);
+                            }
+                            _ => continue,
                         }
-                        left[stage].pop_front();
+                        own.pop_front();
                         is_stuck = false;
                     }
                     assert!(!is_stuck, "{stages} stages, {micro_batches} micro-batches");
-                    for (stage, (a, b)) in hidden.iter().zip(&cotangents).enumerate() {
-                        assert!(a.len() <= stages + 1 - stage && b.len() <= stages - stage);
-                    }
                 }
+                assert!(queues.iter().all(Option::is_none));
             }
         }
     }

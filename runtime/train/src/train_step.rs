@@ -9,7 +9,7 @@ use ir::{DType, Dim, Port, Program, ShardOf, artifact::Manifest};
 
 use crate::{MicroBatch, Rank, TrainError, lora, parts};
 
-pub use pipeline::{set_bytes, sets, stage_manifest};
+pub use pipeline::{copies, sets, stage_manifest};
 
 use pipeline::{Place, at_most};
 
@@ -330,7 +330,7 @@ impl TrainStep {
         let symbols = at_most(self.update.exe.program(), &self.rank.symbols());
         let symbols: Vec<_> = symbols.iter().map(|(name, n)| (name.as_str(), *n)).collect();
         let mut memory = Memory::predict(model.artifact().manifest(), &entries, threads, &symbols)?;
-        memory.state_bytes += self.further_sets_bytes();
+        memory.state_bytes += self.further_bytes();
         Ok(memory)
     }
 

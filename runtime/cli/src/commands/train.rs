@@ -392,7 +392,6 @@ fn check(config: &TrainConfig) -> Result<()> {
             config.lora.is_some() && mesh.tensor > 1,
             "adapters of products in parts (mesh.tensor)",
         ),
-        ("lora", config.lora.is_some() && mesh.pipeline > 1, "adapters of layers in stages"),
         ("memory.offload", config.memory.offload != Offload::None, "offloading"),
     ];
     let needs_all = match config.optimizer.rule {

@@ -108,6 +108,26 @@ fn bad_arguments_are_refused_and_harm_nothing() {
 }
 
 #[test]
+fn ranks_that_name_each_other_are_a_group() {
+    let sums = run_threads(4, &Options::default(), |world| {
+        let own = [world.rank() as f32];
+        let mut sum = own;
+        let refused = |ranks: &[usize]| world.group_of_ranks("ends", ranks).is_err();
+        assert!(refused(&[3, 0]) && refused(&[0, 4]) && refused(&[]) && refused(&[0, 0, 3]));
+        if [0, 3].contains(&world.rank()) {
+            let ends = world.group_of_ranks("ends", &[0, 3])?;
+            assert_eq!(ends.members(), [0, 3]);
+            ends.all_reduce(Reduce::Sum, DType::F32, bytemuck::cast_slice_mut(&mut sum))?;
+        } else {
+            assert!(refused(&[0, 3]), "it is not among them");
+        }
+        Ok::<f32, CollectiveError>(sum[0])
+    });
+    let sums: Vec<f32> = sums.into_iter().map(Result::unwrap).collect();
+    assert_eq!(sums, [3.0, 1.0, 2.0, 3.0]);
+}
+
+#[test]
 fn ranks_that_hold_something_else_are_named() {
     let texts = |ranks: usize, odd: &[usize]| -> Vec<String> {
         let results = run_threads(ranks, &Options::default(), |world| {

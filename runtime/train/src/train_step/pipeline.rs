@@ -1,13 +1,17 @@
 //! A step in stages: this rank's layers, and what it hands over.
 //!
 //! Stages hand each other values between programs, from one rank to its neighbours along the
-//! pipeline axis: [`send`](exec::collectives::Group::send) waits for nobody, so messages travel while both sides compute.
-//! The receiver knows how long each is from its own micro-batch, for all stages read the same ones.
-//! What a forward keeps for its backward changes hands without a copy.
+//! pipeline axis. Messages travel while both sides compute; a stage sends the next one when the one
+//! before has been taken, so that one each way is all that waits in memory. The receiver knows how
+//! long each is from its own micro-batch, for all stages read the same ones. What a forward keeps
+//! for its backward changes hands without a copy.
 
 use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
-use exec::{ExecError, Executable, States, collectives::Reduce};
+use exec::{
+    ExecError, Executable, States,
+    collectives::{Group, Reduce},
+};
 use ir::{DType, Env, Program, artifact::Manifest};
 
 use super::{EVALUATE, Entry, TrainStep, Work};
@@ -21,9 +25,9 @@ const HANDED: &str = "handed.";
 const COTANGENT: &str = "cotangent.";
 const RETURNED: &str = "returned.";
 
-/// What a stage says to one that waits before it sends more: messages wait in the memory of those
-/// that they are for.
-const READY: [u8; 1] = [1];
+/// What a stage says when it has taken what it was sent, so that more can come: messages wait in
+/// the memory of those that they are for.
+const TAKEN: [u8; 1] = [1];
 
 /// The programs of an artifact that a rank of a stage runs.
 #[must_use]
@@ -50,6 +54,9 @@ pub(super) struct Place {
     made: usize,
     /// Sets that a step of a run takes.
     sets: usize,
+    /// Whether the next stage may not have taken yet what it was handed, and the one before what
+    /// was handed back.
+    is_under_way: [bool; 2],
 }
 
 /// What the micro-batches of a step came to.
@@ -66,7 +73,14 @@ pub(crate) struct Found {
 impl Place {
     pub(super) fn new(rank: &Rank) -> Place {
         let (stage, stages) = (rank.stage(), rank.stages());
-        Place { stage, stages, free: Vec::new(), made: 0, sets: stages - stage }
+        Place {
+            stage,
+            stages,
+            free: Vec::new(),
+            made: 0,
+            sets: stages - stage,
+            is_under_way: [false; 2],
+        }
     }
 
     /// The name of an entry of this stage.
@@ -93,9 +107,37 @@ impl Place {
         self.stage + 1 == self.stages
     }
 
+    /// Sends the next stage what the last run hands on, when it has taken what came before.
+    fn hand_on(&mut self, rank: &Rank, exe: &Executable) -> Result<(), TrainError> {
+        let to = self.stage + 1;
+        send(rank.pipeline(), to, &mut self.is_under_way[0], (exe, HANDED))
+    }
+
+    /// Sends the stage before what the last run hands back, when it has taken what came before.
+    fn hand_back(&mut self, rank: &Rank, exe: &Executable) -> Result<(), TrainError> {
+        send(rank.back(), self.stage - 1, &mut self.is_under_way[1], (exe, RETURNED))
+    }
+
     pub(super) fn resident_bytes(&self) -> u64 {
         self.free.iter().map(States::resident_bytes).sum()
     }
+}
+
+/// Sends the outputs of one kind of a program's last run.
+fn send(
+    group: Option<&Group>,
+    to: usize,
+    is_under_way: &mut bool,
+    (exe, kind): (&Executable, &str),
+) -> Result<(), TrainError> {
+    let Some(group) = group else { return Ok(()) };
+    if std::mem::replace(is_under_way, true) {
+        group.recv(to, &mut [0; TAKEN.len()])?;
+    }
+    for port in exe.program().outputs.iter().filter(|port| port.name.starts_with(kind)) {
+        group.send(to, exe.output::<u8>(&port.name)?)?;
+    }
+    Ok(())
 }
 
 /// Values for all symbols of a program: those given, else their upper bounds.
@@ -111,17 +153,25 @@ fn as_pairs(symbols: &[(String, i64)]) -> Vec<(&str, i64)> {
     symbols.iter().map(|(name, n)| (name.as_str(), *n)).collect()
 }
 
-/// Bytes of the states of a manifest's programs of which there is a set for each micro-batch in
-/// flight, at the bounds of their sizes.
+/// How often memory is taken for a state of a stage that keeps things of so many micro-batches: for
+/// those, and for a message that waits.
 #[must_use]
-pub fn set_bytes(manifest: &Manifest) -> u64 {
+pub fn copies(state: &str, sets: u64) -> u64 {
+    let kept = if Program::is_in_flight(state) { sets } else { 1 };
+    kept + u64::from([HIDDEN, COTANGENT].iter().any(|kind| state.starts_with(kind)))
+}
+
+/// Bytes of the states of a manifest's programs beyond those of which there is one, at the bounds of
+/// their sizes.
+fn further_bytes(manifest: &Manifest, sets: u64) -> u64 {
     let mut known: Vec<&str> = Vec::new();
     let mut bytes = 0;
     for program in &manifest.programs {
-        for port in program.states.iter().filter(|port| Program::is_in_flight(&port.name)) {
+        for port in program.states.iter().filter(|port| copies(&port.name, sets) > 1) {
             if !known.contains(&&*port.name) {
                 known.push(&port.name);
-                bytes += u64::try_from(port.ty.bytes().bounds(&program.symbols).hi).unwrap_or(0);
+                let each = port.ty.bytes().bounds(&program.symbols).hi;
+                bytes += u64::try_from(each).unwrap_or(0) * (copies(&port.name, sets) - 1);
             }
         }
     }
@@ -151,10 +201,10 @@ impl TrainStep {
         Ok(())
     }
 
-    /// Bytes of states that are planned beyond one set.
-    pub(super) fn further_sets_bytes(&self) -> u64 {
+    /// Bytes that are planned beyond one of each state.
+    pub(super) fn further_bytes(&self) -> u64 {
         let manifest = stage_manifest(self.model().artifact().manifest(), self.place.stage);
-        set_bytes(&manifest) * (self.place.sets as u64 - 1)
+        further_bytes(&manifest, self.place.sets as u64)
     }
 
     /// Reserves memory for what stages hand back, which there is once.
@@ -235,7 +285,7 @@ impl TrainStep {
         let set = self.states.take(Program::is_in_flight);
         ran?;
         if !self.place.is_last() {
-            self.send(HANDED, &self.work.first().exe, self.place.stage + 1)?;
+            self.place.hand_on(&self.rank, &self.work.first().exe)?;
         }
         Ok(set)
     }
@@ -252,7 +302,8 @@ impl TrainStep {
             let entry = if behind + 1 == self.place.stages { "accumulate" } else { "backward" };
             let mut cotangents = self.states.take(|name| name.starts_with(COTANGENT));
             let kinds = (RETURNED, "cotangent.handed.");
-            let received = self.receive((entry, behind), kinds, batch, &mut cotangents);
+            let group = self.rank.back();
+            let received = self.receive(group, (entry, behind), kinds, batch, &mut cotangents);
             self.states.append(&mut cotangents);
             received?;
         }
@@ -263,7 +314,7 @@ impl TrainStep {
             ran?;
         }
         if self.place.stage > 0 {
-            self.send(RETURNED, &self.work.last().exe, self.place.stage - 1)?;
+            self.place.hand_back(&self.rank, &self.work.last().exe)?;
         }
         Ok(set)
     }
@@ -275,12 +326,7 @@ impl TrainStep {
         batch: &MicroBatch,
         mut set: States,
     ) -> Result<f32, TrainError> {
-        let Place { stage, .. } = self.place;
         self.receive_hidden(EVALUATE, batch, &mut set)?;
-        let group = self.rank.pipeline().cloned();
-        if let (Some(group), true) = (&group, stage > 0) {
-            group.send(stage - 1, &READY)?;
-        }
         self.states.append(&mut set);
         let ran = evaluate.run(&mut self.states, Some(batch), &[]);
         let set = self.states.take(Program::is_in_flight);
@@ -289,10 +335,7 @@ impl TrainStep {
         if self.place.is_last() {
             return Ok(evaluate.exe.output::<f32>("loss")?[0]);
         }
-        self.send(HANDED, &evaluate.exe, stage + 1)?;
-        if let Some(group) = group {
-            group.recv(stage + 1, &mut [0; READY.len()])?;
-        }
+        self.place.hand_on(&self.rank, &evaluate.exe)?;
         Ok(0.0)
     }
 
@@ -305,7 +348,10 @@ impl TrainStep {
     ) -> Result<(), TrainError> {
         match self.place.stage.checked_sub(1) {
             None => Ok(()),
-            Some(before) => self.receive((entry, before), (HANDED, HIDDEN), batch, set),
+            Some(before) => {
+                let group = self.rank.pipeline();
+                self.receive(group, (entry, before), (HANDED, HIDDEN), batch, set)
+            }
         }
     }
 
@@ -313,6 +359,7 @@ impl TrainStep {
     /// the states of another kind.
     fn receive(
         &self,
+        group: Option<&Group>,
         (entry, from): (&str, usize),
         (kind, own): (&str, &str),
         batch: &MicroBatch,
@@ -320,7 +367,7 @@ impl TrainStep {
     ) -> Result<(), TrainError> {
         let manifest = self.model().artifact().manifest();
         let program = manifest.program(&format!("{entry}.{from}"));
-        let (Some(program), Some(group)) = (program, self.rank.pipeline()) else { return Ok(()) };
+        let (Some(program), Some(group)) = (program, group) else { return Ok(()) };
         let mut env: Env =
             self.rank.symbols().into_iter().map(|(name, n)| (name.into(), n)).collect();
         let size = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
@@ -335,15 +382,7 @@ impl TrainStep {
                 None => group.recv(from, &mut vec![0; bytes])?,
             }
         }
-        Ok(())
-    }
-
-    /// Sends the outputs of one kind of the last run.
-    fn send(&self, kind: &str, exe: &Executable, to: usize) -> Result<(), TrainError> {
-        let Some(group) = self.rank.pipeline() else { return Ok(()) };
-        for port in exe.program().outputs.iter().filter(|port| port.name.starts_with(kind)) {
-            group.send(to, exe.output::<u8>(&port.name)?)?;
-        }
+        group.send(from, &TAKEN)?;
         Ok(())
     }
 
@@ -365,18 +404,23 @@ impl TrainStep {
         own: Option<Cow<'a, [u8]>>,
         bytes: usize,
     ) -> Result<Option<Cow<'a, [u8]>>, TrainError> {
-        let group = self.rank.pipeline().filter(|_| owner > 0 && self.rank.leads_pipeline());
-        let Some(group) = group else { return Ok(own) };
+        let leads = owner > 0 && self.rank.leads_pipeline();
+        let (Some(stages), Some(all)) =
+            (self.rank.pipeline().filter(|_| leads), self.rank.everybody())
+        else {
+            return Ok(own);
+        };
         match &own {
             Some(whole) if self.place.stage == owner => {
-                group.recv(0, &mut [0; READY.len()])?;
-                group.send(0, whole)?;
+                all.recv(0, &mut [0; TAKEN.len()])?;
+                all.send(0, whole)?;
             }
             _ if self.place.stage == 0 => {
                 let mut whole = vec![0; bytes];
                 // One at a time, so that no more than one is in memory here.
-                group.send(owner, &READY)?;
-                group.recv(owner, &mut whole)?;
+                let owner = stages.members()[owner];
+                all.send(owner, &TAKEN)?;
+                all.recv(owner, &mut whole)?;
                 return Ok(Some(whole.into()));
             }
             _ => {}

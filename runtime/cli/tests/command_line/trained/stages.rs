@@ -76,6 +76,24 @@ fn a_stage_that_is_killed_ends_the_others_with_its_name() {
 }
 
 #[test]
+fn adapters_are_trained_in_stages_and_merged_into_the_whole_model() {
+    let run = |mesh: &str, ranks: &str| {
+        let lora = "\n[lora]\nrank = 4\nalpha = 8\ntargets = [\"q_proj\", \"v_proj\"]";
+        let (config, dir) =
+            run_on(&format!("stages-lora-{ranks}"), 4, 4, &(mesh.to_owned() + lora));
+        let text = fs::read_to_string(&config).unwrap().replace("clip_norm = 1.0\n", "");
+        fs::write(&config, text).unwrap();
+        accepted(&["train", &config, "--ranks", ranks]);
+        let read = |name: &str| fs::read(dir.join("ckpt").join(name)).unwrap();
+        let files = ["final/adapter_model.safetensors", "merged/model.safetensors"].map(read);
+        (losses(&dir), files)
+    };
+    let (want, got) = (run("data = 1", "1"), run("pipeline = 2", "2"));
+    assert_eq!(got.0, want.0);
+    assert!(got.1 == want.1, "other adapters");
+}
+
+#[test]
 fn what_stages_cannot_be_is_told() {
     let (config, _) = run_on("stages-wrong", 2, 2, "pipeline = 2\ndata = 2");
     let said = refused(&["train", &config, "--ranks", "2"], 2);
@@ -83,9 +101,6 @@ fn what_stages_cannot_be_is_told() {
     let (config, _) = run_on("stages-many", 2, 2, "pipeline = 3");
     let said = refused(&["train", &config, "--ranks", "3"], 1);
     assert!(said.contains("has 2 layers, which 3 stages cannot share"), "{said}");
-    let (config, _) = run_on("stages-lora", 2, 2, "pipeline = 2\n[lora]\nrank = 2");
-    let said = refused(&["train", &config, "--ranks", "2"], 2);
-    assert!(said.contains("`lora` asks for adapters of layers in stages"), "{said}");
 }
 
 #[test]
