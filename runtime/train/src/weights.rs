@@ -164,10 +164,20 @@ pub(crate) fn write(
 pub(crate) fn write_views<V: View>(path: &Path, views: Vec<(String, V)>) -> Result<(), TrainError> {
     // transformers asks for this.
     let metadata = [("format".to_owned(), "pt".to_owned())].into_iter().collect();
+    let as_usual = permissions(path).map_err(|e| TrainError::file(path, e))?;
     safetensors::serialize_to_file(views, Some(metadata), path)
         .map_err(|e| TrainError::file(path, e))?;
     let file = fs::File::open(path).map_err(|e| TrainError::file(path, e))?;
-    file.sync_all().map_err(|e| TrainError::file(path, e))
+    let done = file.set_permissions(as_usual).and_then(|()| file.sync_all());
+    done.map_err(|e| TrainError::file(path, e))
+}
+
+/// What new files there may be read by: safetensors puts a private one in the place of `path`.
+fn permissions(path: &Path) -> std::io::Result<fs::Permissions> {
+    let probe = path.with_extension("new");
+    let permissions = fs::File::create(&probe)?.metadata()?.permissions();
+    fs::remove_file(&probe)?;
+    Ok(permissions)
 }
 
 /// Files of a model's folder that go along with new weights.
@@ -272,4 +282,24 @@ pub(crate) fn replace_folder(
         fs::remove_dir_all(folder).map_err(|e| TrainError::file(folder, e))?;
     }
     fs::rename(&staging, folder).map_err(|e| TrainError::file(folder, e))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::PermissionsExt as _;
+
+    use super::*;
+
+    #[test]
+    fn weights_may_be_read_by_whoever_reads_other_files() {
+        let dir = std::env::temp_dir().join(format!("brolly-weights-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let (path, other) = (dir.join(SINGLE), dir.join("other"));
+        write(&path, &[("w".to_owned(), DType::F32, vec![1], &[0; 4])]).unwrap();
+        fs::write(&other, "").unwrap();
+        let mode = |path: &Path| fs::metadata(path).unwrap().permissions().mode();
+        assert_eq!(mode(&path), mode(&other));
+        assert_eq!(fs::read_dir(&dir).unwrap().count(), 2);
+        fs::remove_dir_all(dir).unwrap();
+    }
 }

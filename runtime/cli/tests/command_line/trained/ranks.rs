@@ -75,7 +75,7 @@ fn threads_and_processes_train_the_same_model_at_every_stage() {
         let (config, dir) = run_on(&format!("ranks-{stage}"), 4, 4, &mesh);
         let said = brolly(&["train", &config, "--ranks", "2"]).output().unwrap();
         let said = String::from_utf8(said.stderr).unwrap();
-        assert!(said.contains(&format!("2 ranks, ZeRO stage {stage}")), "{said}");
+        assert!(said.contains(&format!("2 ranks (data 2), ZeRO stage {stage}")), "{said}");
         all.push((losses(&dir), model(&dir)));
     }
     let (config, dir) = run_on("ranks-processes", 4, 4, "data = 2\nzero = 3");
@@ -131,7 +131,8 @@ fn threads_and_processes_share_products_and_the_model_is_whole() {
     let number = |text: &String| text.parse::<f64>().unwrap();
     for (want, got) in all[0].0.iter().zip(&all[1].0) {
         let (want, got) = (number(want), number(got));
-        assert!((want - got).abs() < 1e-6 * want, "{got}, not {want}");
+        // AdamW's first steps divide gradients by little more than their rounding.
+        assert!((want - got).abs() < 1e-5 * want, "{got}, not {want}");
     }
     assert_eq!(all[0].1.len(), all[1].1.len(), "the model is whole");
     for other in &all[2..] {
