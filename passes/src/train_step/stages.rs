@@ -13,7 +13,7 @@
 //! `accumulate.S`. The other entries are those of a step that is not cut, for a stage's parameters.
 //!
 //! No gradient depends on the cuts, bit for bit, but those of weights that the first and the last
-//! stage read, embeddings that are tied to the head: each sums its own, and the caller adds them up.
+//! stage read, embeddings that are tied to the head: each sums its own, and the caller adds both.
 //!
 //! Narayanan et al. 2019, "PipeDream", and 2021, arXiv:2104.04473.
 
@@ -120,6 +120,7 @@ struct Stage {
 }
 
 /// A stage, differentiated, with functions of its own.
+#[allow(clippy::large_enum_variant, reason = "there is one at a time")]
 enum Work {
     Whole { forward: Graph },
     Halves { halves: Halves, evaluate: Graph },

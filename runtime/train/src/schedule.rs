@@ -83,8 +83,8 @@ mod tests {
         }
     }
 
-    /// What a stage does of its turns with its neighbours: waits for a message, or sends one, by the
-    /// number of the micro-batch and the queue that it goes through.
+    /// What a stage does of its turns with its neighbours: waits for a message, or sends one, by
+    /// the queue that it goes through and the number of the micro-batch.
     #[derive(Clone, Copy)]
     enum Meeting {
         Receive(usize, usize),

@@ -49,6 +49,7 @@ pub struct TrainStep {
 }
 
 /// Forward and backward.
+#[allow(clippy::large_enum_variant, reason = "a step has one")]
 #[derive(Debug)]
 enum Work {
     /// At once.
@@ -405,8 +406,8 @@ impl TrainStep {
         Ok(work(&mut self.states))
     }
 
-    /// The sum of squares of the gradient of each of [`own_parameters`](Self::own_parameters); with several ranks a row for the part of
-    /// each, the first rank's first.
+    /// The sum of squares of the gradient of each of [`own_parameters`](Self::own_parameters); with
+    /// several ranks a row for the part of each, the first rank's first.
     ///
     /// # Errors
     /// None in practice.

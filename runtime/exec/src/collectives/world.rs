@@ -136,10 +136,10 @@ impl World {
         Ok(self.group_of(&axes.join("+"), members))
     }
 
-    /// These ranks, this one among them, in ascending order; who is in it calls it by the same name.
+    /// These ranks, this one among them, in ascending order; all of them use the same name.
     ///
     /// # Errors
-    /// [`CollectiveError::Usage`] if the ranks are not in order, not all there, or without this one.
+    /// [`CollectiveError::Usage`] if the ranks are not in order, not there, or without this one.
     pub fn group_of_ranks(&self, name: &str, ranks: &[usize]) -> Result<Group, CollectiveError> {
         let is_there = ranks.last().is_some_and(|last| *last < self.ranks());
         let is_in_order = ranks.is_sorted_by(|a, b| a < b);

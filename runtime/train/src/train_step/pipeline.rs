@@ -161,8 +161,7 @@ pub fn copies(state: &str, sets: u64) -> u64 {
     kept + u64::from([HIDDEN, COTANGENT].iter().any(|kind| state.starts_with(kind)))
 }
 
-/// Bytes of the states of a manifest's programs beyond those of which there is one, at the bounds of
-/// their sizes.
+/// Bytes of the states of a manifest's programs beyond one of each, at the bounds of their sizes.
 fn further_bytes(manifest: &Manifest, sets: u64) -> u64 {
     let mut known: Vec<&str> = Vec::new();
     let mut bytes = 0;
