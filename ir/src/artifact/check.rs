@@ -132,7 +132,7 @@ impl Checker<'_> {
             let fits = of.split.as_ref().is_none_or(|split| {
                 let ranks = u64::from(split.ranks);
                 let extent = split.pieces.iter().try_fold(0u64, |n, piece| n.checked_add(*piece));
-                let is_even = |piece: &u64| ranks > 0 && piece % ranks == 0;
+                let is_even = |piece: &u64| ranks > 0 && piece.is_multiple_of(ranks);
                 extent.is_some()
                     && of.shape.get(split.dim).copied() == extent
                     && split.pieces.iter().all(is_even)
