@@ -26,7 +26,8 @@ fn part(whole: &Tensor, split: &Split, rank: usize) -> Tensor {
     let shape: Vec<u64> = whole.shape().iter().map(|n| *n as u64).collect();
     let values = whole.to_f64s();
     let own = split.runs(&shape, rank as u64).flat_map(|run| values[run].to_vec());
-    let shape: Vec<usize> = split.part(&shape).iter().map(|n| *n as usize).collect();
+    let shape = split.part(&shape).into_iter().map(|n| usize::try_from(n).unwrap());
+    let shape: Vec<usize> = shape.collect();
     Tensor::from_f64s(whole.dtype(), &shape, own.collect::<Vec<f64>>())
 }
 
@@ -107,7 +108,7 @@ fn check(family: &Family, ranks: usize) {
     let want: Weights = names.zip(want).collect();
 
     let mut m = whole.clone();
-    let splits = tensor_parallel(&mut m, TENSOR, ranks as u32).unwrap();
+    let splits = tensor_parallel(&mut m, TENSOR, u32::try_from(ranks).unwrap()).unwrap();
     ir::verify(&m).unwrap();
     for (form, how) in [
         (m.clone(), Recompute::None),

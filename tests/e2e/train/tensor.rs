@@ -7,14 +7,17 @@ use super::{
 use exec::collectives::{Options, World, run_threads};
 use ir::DType;
 
+/// Keys of a model's configuration, and other values for them.
+type Changes = [(&'static str, u64); 2];
+
 /// Models whose extents ranks divide: name, the case that it is like, and what differs.
-pub(super) const CONFIGS: [(&str, &str, &[(&str, u64)]); 2] = [
-    ("llama-even", "llama-gqa3", &[("num_attention_heads", 8), ("intermediate_size", 84)]),
-    ("qwen3-even", "qwen3-mqa-tied", &[("num_attention_heads", 4), ("intermediate_size", 76)]),
+pub(super) const CONFIGS: [(&str, &str, Changes); 2] = [
+    ("llama-even", "llama-gqa3", [("num_attention_heads", 8), ("intermediate_size", 84)]),
+    ("qwen3-even", "qwen3-mqa-tied", [("num_attention_heads", 4), ("intermediate_size", 76)]),
 ];
 
 /// A folder with the configuration of a case, changed.
-pub(super) fn configured(name: &str, of: &str, changes: &[(&str, u64)]) -> PathBuf {
+pub(super) fn configured(name: &str, of: &str, changes: &Changes) -> PathBuf {
     let text = std::fs::read(data(&format!("families/{of}/config.json"))).unwrap();
     let mut config: serde_json::Value = serde_json::from_slice(&text).unwrap();
     for (key, value) in changes {
