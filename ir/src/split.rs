@@ -81,7 +81,7 @@ mod tests {
         ];
         for (whole, dim, pieces) in cases {
             let split = split(3, dim, pieces);
-            let mut seen = vec![0; whole.iter().product::<u64>() as usize];
+            let mut seen = vec![0; usize::try_from(whole.iter().product::<u64>()).unwrap()];
             for rank in 0..3 {
                 let elements: Vec<usize> = split.runs(whole, rank).flatten().collect();
                 assert_eq!(elements.len() as u64, split.part(whole).iter().product::<u64>());
