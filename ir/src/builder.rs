@@ -26,6 +26,9 @@ pub struct Builder<'m> {
     loc: Arc<str>,
 }
 
+/// Results of a node that is written in another way; `None` of one that is copied.
+type Written = Result<Option<Vec<Value>>, OpError>;
+
 impl<'m> Builder<'m> {
     /// Starts an empty function.
     pub fn new(module: &'m Module, name: &str) -> Builder<'m> {
@@ -209,7 +212,7 @@ impl<'m> Builder<'m> {
     pub fn rewrite(
         module: &'m Module,
         graph: &Graph,
-        write: impl FnMut(&mut Self, NodeId, &[Option<Value>]) -> Result<Option<Vec<Value>>, OpError>,
+        write: impl FnMut(&mut Self, NodeId, &[Option<Value>]) -> Written,
     ) -> Result<Graph, OpError> {
         let mut b = Builder::new(module, &graph.name);
         let mut params = Vec::with_capacity(graph.params().len());
@@ -241,11 +244,7 @@ impl<'m> Builder<'m> {
         &mut self,
         graph: &Graph,
         args: &[Value],
-        mut write: impl FnMut(
-            &mut Self,
-            NodeId,
-            &[Option<Value>],
-        ) -> Result<Option<Vec<Value>>, OpError>,
+        mut write: impl FnMut(&mut Self, NodeId, &[Option<Value>]) -> Written,
     ) -> Result<Vec<Value>, OpError> {
         let mut map: std::collections::BTreeMap<(NodeId, usize), Value> =
             graph.param_values().zip(args).map(|(p, a)| ((p.node, p.port), *a)).collect();
