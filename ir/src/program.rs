@@ -309,6 +309,14 @@ impl Program {
     pub fn is_in_flight(state: &str) -> bool {
         ["hidden.", "kept."].iter().any(|kind| state.starts_with(kind))
     }
+
+    /// How often memory is taken for a state of a stage that keeps things of so many micro-batches:
+    /// for those, and for a message that waits.
+    pub fn copies(state: &str, micro_batches: u64) -> u64 {
+        let kept = if Program::is_in_flight(state) { micro_batches } else { 1 };
+        let is_message = ["hidden.", "cotangent."].iter().any(|kind| state.starts_with(kind));
+        kept + u64::from(is_message)
+    }
 }
 
 /// What a compiler knows of kernels, for passes that choose between forms.

@@ -25,7 +25,7 @@ use std::{
 };
 
 use indexmap::IndexMap;
-use ir::{Dim, Graph, Module, Shard, Split, TensorType, Value};
+use ir::{Graph, Module, Shard, Split, TensorType, Value};
 
 use self::region::{Cut, Region};
 use crate::{PassError, WeightParams, weight_params};
@@ -115,9 +115,7 @@ fn splits(
         for id in graph.topo() {
             let node = graph.node(id);
             let v = Value { node: id, port: 0 };
-            if node.op.name() == "weight"
-                && (cut(function, v).is_some() || graph.users(id).is_empty())
-            {
+            if node.op.name() == "weight" && cut(function, v).is_some() {
                 reads.entry(node.attrs.str("name")).or_default().push(cut(function, v));
             }
             let callee = (node.op.name() == "call").then(|| node.attrs.str("callee"));
@@ -155,9 +153,4 @@ fn splits(
         splits.insert(name.into(), split);
     }
     splits
-}
-
-/// A size that is known.
-fn constant(dim: &Dim) -> Option<i64> {
-    dim.as_const()
 }

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ir::{Dim, Graph, Node, NodeId, Value};
 
-use super::{Along, constant};
+use super::Along;
 
 /// How a value is cut: along one axis, every range of which the ranks have equal parts of.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -78,11 +78,11 @@ impl Region<'_> {
             return Err(Refusal::Whole);
         }
         let last = self.graph.ty(x).rank().checked_sub(1).ok_or(Refusal::Whole)?;
-        let inner = constant(&self.graph.ty(w).shape[0]).ok_or(Refusal::Whole)?;
+        let inner = self.graph.ty(w).shape[0].as_const().ok_or(Refusal::Whole)?;
         self.demand(x, last, (0, inner))?;
         self.demand(w, 0, (0, inner))?;
         let is_whole = |(v, cut): (&Value, &Cut)| {
-            let extent = constant(&self.graph.ty(*v).shape[cut.dim]);
+            let extent = self.graph.ty(*v).shape[cut.dim].as_const();
             extent.is_some_and(|extent| cut.covers(extent))
         };
         match self.cuts.iter().all(is_whole) && self.is_closed() {
@@ -133,7 +133,8 @@ impl Region<'_> {
                 let rank = graph.ty(v).rank();
                 let axis = node.attrs.int("axis");
                 let axis = if axis < 0 { axis + rank as i64 } else { axis };
-                let bounds: Vec<_> = node.attrs.dims("range").iter().filter_map(constant).collect();
+                let bounds: Vec<_> =
+                    node.attrs.dims("range").iter().filter_map(Dim::as_const).collect();
                 let [start, end] = bounds[..] else { return Err(Refusal::Whole) };
                 if axis != dim as i64 {
                     return self.demand(node.input(0), dim, range);
@@ -207,7 +208,7 @@ impl Region<'_> {
         // Of axes with as much before them, the last: those before it have one element.
         let axis = (0..from.len()).rev().find(|axis| size(&from[..*axis]) == before);
         let axis = axis.ok_or(Refusal::Whole)?;
-        let extents = constant(&from[axis]).zip(constant(&to[dim]));
+        let extents = from[axis].as_const().zip(to[dim].as_const());
         let (had, has) = extents.filter(|(had, _)| *had > 0).ok_or(Refusal::Whole)?;
         if had % has == 0 {
             let inner = had / has;
@@ -224,7 +225,7 @@ impl Region<'_> {
     fn demand_heads(&mut self, id: NodeId, dim: usize, range: (i64, i64)) -> Result<(), Refusal> {
         let node = self.graph.node(id);
         let [q, k, v] = [0, 1, 2].map(|i| node.input(i));
-        let heads = |v: Value| constant(&self.graph.ty(v).shape[1]);
+        let heads = |v: Value| self.graph.ty(v).shape[1].as_const();
         let (Some(own), Some(shared)) = (heads(q), heads(k)) else { return Err(Refusal::Whole) };
         if self.graph.ty(q).rank() != 3 || dim != 1 || range != (0, own) {
             return Err(Refusal::Whole);

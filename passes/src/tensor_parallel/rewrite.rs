@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use ir::{Attr, Attrs, Builder, Dim, Graph, Module, NodeId, OpError, Shard, TensorType, Value};
 
 use super::{
-    Along, constant,
+    Along,
     region::{Cut, Region},
 };
 
@@ -81,7 +81,7 @@ impl Writer<'_> {
             "slice" if is_along(node.attrs.int("axis"), cut.dim, self.source.ty(result)) => {
                 let of = &region.cuts[&node.input(0)];
                 let at = |bound: &Dim| {
-                    let bound = constant(bound).expect("known where it was cut");
+                    let bound = bound.as_const().expect("known where it was cut");
                     Dim::from(of.local(bound, self.along.ranks))
                 };
                 let range: Vec<Dim> = node.attrs.dims("range").iter().map(at).collect();
@@ -120,7 +120,7 @@ impl Writer<'_> {
 
     /// The head of keys or values that this rank's queries read, of all.
     fn own_head(&self, b: &mut Builder<'_>, all: Value) -> Result<Value, OpError> {
-        let heads = constant(&b.ty(all).shape[1]).unwrap_or(1);
+        let heads = b.ty(all).shape[1].as_const().unwrap_or(1);
         if heads == 1 {
             return Ok(all);
         }

@@ -109,7 +109,7 @@ impl Plan {
                 let alone = Program { states: vec![port.clone()], ..bare(program) };
                 let alone = Manifest { programs: vec![alone], ..manifest.clone() };
                 let bytes = predict(&alone, &[&program.name])?.state_bytes;
-                let copies = train::copies(&port.name, sets);
+                let copies = Program::copies(&port.name, sets);
                 memory.state_bytes += bytes * (copies - 1);
                 states.push((port.name.to_string(), bytes * copies));
             }

@@ -94,9 +94,9 @@ impl Bytes {
             for port in program.states.iter().filter(|port| !is_part(port)) {
                 debug_assert!(matches!(port.place.region, Region::State(_)));
                 let most = port.ty.bytes().bounds(&program.symbols).hi;
-                let sets = if Program::is_in_flight(&port.name) { in_flight } else { 1 };
                 let most = u64::try_from(most).unwrap_or(0);
-                states.insert(&port.name, most.saturating_mul(sets));
+                let copies = Program::copies(&port.name, in_flight);
+                states.insert(&port.name, most.saturating_mul(copies));
             }
             let intervals = program.intervals.iter();
             bytes.largest.extend(intervals.map(|i| (i.bytes, format!("`{}`", i.name))));

@@ -52,6 +52,6 @@ pub use micro_batch::MicroBatch;
 pub use rank::Rank;
 pub use rule::Rule;
 pub use settings::StepSettings;
-pub use train_step::{ParameterInfo, TrainStep, copies, sets, stage_manifest};
+pub use train_step::{ParameterInfo, TrainStep, sets, stage_manifest};
 pub use trainer::{Metrics, Trainer};
 pub use weights::{export, export_as, load_pretrained};

@@ -9,7 +9,7 @@ use ir::{DType, Dim, Port, Program, ShardOf, artifact::Manifest};
 
 use crate::{MicroBatch, Rank, TrainError, lora, parts};
 
-pub use pipeline::{copies, sets, stage_manifest};
+pub use pipeline::{sets, stage_manifest};
 
 use pipeline::{Place, at_most};
 

@@ -153,24 +153,16 @@ fn as_pairs(symbols: &[(String, i64)]) -> Vec<(&str, i64)> {
     symbols.iter().map(|(name, n)| (name.as_str(), *n)).collect()
 }
 
-/// How often memory is taken for a state of a stage that keeps things of so many micro-batches: for
-/// those, and for a message that waits.
-#[must_use]
-pub fn copies(state: &str, sets: u64) -> u64 {
-    let kept = if Program::is_in_flight(state) { sets } else { 1 };
-    kept + u64::from([HIDDEN, COTANGENT].iter().any(|kind| state.starts_with(kind)))
-}
-
 /// Bytes of the states of a manifest's programs beyond one of each, at the bounds of their sizes.
 fn further_bytes(manifest: &Manifest, sets: u64) -> u64 {
     let mut known: Vec<&str> = Vec::new();
     let mut bytes = 0;
     for program in &manifest.programs {
-        for port in program.states.iter().filter(|port| copies(&port.name, sets) > 1) {
+        for port in program.states.iter().filter(|port| Program::copies(&port.name, sets) > 1) {
             if !known.contains(&&*port.name) {
                 known.push(&port.name);
                 let each = port.ty.bytes().bounds(&program.symbols).hi;
-                bytes += u64::try_from(each).unwrap_or(0) * (copies(&port.name, sets) - 1);
+                bytes += u64::try_from(each).unwrap_or(0) * (Program::copies(&port.name, sets) - 1);
             }
         }
     }
