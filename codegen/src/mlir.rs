@@ -109,12 +109,12 @@ pub fn ptx(symbol: &str, mlir: &str, arch: &str) -> Result<String, CompileError>
 
 /// Calls `compile` with each kernel, on `threads` threads; results in the kernels' order.
 /// `progress(done, all)` is called, from any thread, when a kernel is done.
-pub fn each(
+pub fn each<E: Send>(
     kernels: &[Kernel],
     threads: usize,
-    compile: impl Fn(&Kernel) -> Result<Vec<u8>, CompileError> + Sync,
+    compile: impl Fn(&Kernel) -> Result<Vec<u8>, E> + Sync,
     progress: &(dyn Fn(usize, usize) + Sync),
-) -> Vec<Result<Vec<u8>, CompileError>> {
+) -> Vec<Result<Vec<u8>, E>> {
     let (next, done) = (AtomicUsize::new(0), AtomicUsize::new(0));
     let work = || {
         let mut mine = Vec::new();

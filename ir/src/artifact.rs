@@ -8,7 +8,7 @@
 //!
 //! The header's `__metadata__` holds `brolly.manifest`, the [`Manifest`] as a JSON string, and
 //! `brolly.digest`, its blake3. The data are, in this order, `__code.cpu` (one position-independent
-//! image, mapped read-execute from the file), `__text` and `__report` (JSON) and the packed
+//! image, mapped read-execute from the file) or `__code.cuda` (modules for GPUs), `__text` and `__report` (JSON) and the packed
 //! weights. What is a page or more begins on a page boundary, everything else on 64 bytes; since
 //! safetensors allows no holes, tensors `__pad.N` of zeros fill the gaps. The whole header follows
 //! from the manifest, and every byte of the file is checked by it: manifest, code and text when the
@@ -20,8 +20,9 @@
 //! older runtime cannot know what a newer manifest means, and a newer one says when it has dropped
 //! an old number. Format 2 added [`Program::window`](crate::Program::window), format 3
 //! [`Program::collectives`](crate::Program::collectives) and
-//! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split);
-//! manifests of older formats lack them.
+//! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split),
+//! format 5 [`Manifest::modules`] and [`Kernel::cuda`](crate::Kernel::cuda); manifests of older
+//! formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
 //! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
@@ -45,7 +46,7 @@ pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};
 pub use write::{Contents, WeightSpec, write, write_on};
 
 /// The format that this crate writes, and the newest that it reads.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// The oldest format that this crate reads.
 pub const OLDEST_FORMAT: u32 = 1;

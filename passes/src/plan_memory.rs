@@ -769,5 +769,6 @@ fn empty_kernel(spec: &KernelSpec) -> Kernel {
         scratch_bytes: 0,
         flops: Dim::from(0),
         bytes: Dim::from(0),
+        cuda: Vec::new(),
     }
 }

@@ -31,7 +31,7 @@ impl Entry {
 
 const PADDING: &str = "__pad.";
 const METADATA: &str = "__metadata__";
-const SECTIONS: [&str; 3] = ["__code.cpu", "__text", "__report"];
+const SECTIONS: [&str; 4] = ["__code.cpu", "__code.cuda", "__text", "__report"];
 
 /// Whether a name is one that the file uses for itself.
 pub(super) fn is_reserved(name: &str) -> bool {
@@ -68,7 +68,10 @@ pub(super) fn place(manifest: &mut Manifest) -> Option<u64> {
 /// [`place`].
 pub(super) fn entries(manifest: &Manifest) -> Vec<Entry> {
     let Manifest { code, text, report, weights, .. } = manifest;
-    let sections = SECTIONS.into_iter().zip([code, text, report]).map(|(name, s)| Entry {
+    let [cpu, cuda, text_name, report_name] = SECTIONS;
+    let code_name = if manifest.target.cuda.is_some() { cuda } else { cpu };
+    let names = [code_name, text_name, report_name];
+    let sections = names.into_iter().zip([code, text, report]).map(|(name, s)| Entry {
         name: name.to_owned(),
         dtype: "U8",
         shape: vec![s.bytes],

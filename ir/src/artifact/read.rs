@@ -18,7 +18,7 @@ use super::{
     ArtifactError, Digest, FORMAT, Manifest, OLDEST_FORMAT, Section, check,
     layout::{self, DIGEST_KEY, MANIFEST_KEY},
 };
-use crate::{CpuFeature, MappedFile, Program, Target, Tensor, mmap};
+use crate::{CpuFeature, MappedFile, Program, Span, Target, Tensor, mmap};
 
 /// Weights of up to this many bytes in all are verified when an artifact is opened.
 pub const VERIFY_AT_OPEN_BYTES: u64 = 256 << 20;
@@ -105,6 +105,11 @@ impl Artifact {
     pub fn code_range(&self) -> Range<u64> {
         let start = self.data as u64 + self.manifest.code.offset;
         start..start + self.manifest.code.bytes
+    }
+
+    /// A part of the code section.
+    pub fn code(&self, span: Span) -> &[u8] {
+        self.bytes(self.manifest.code.offset + span.offset, span.bytes)
     }
 
     /// The bytes of a packed weight.
@@ -315,8 +320,12 @@ fn damaged_part(path: &Path, what: impl Into<String>, reason: impl Into<String>)
     ArtifactError::Damaged { path: path.into(), what: what.into(), reason: reason.into() }
 }
 
-/// What code for `target` needs and this machine lacks.
+/// What code for `target` needs and this machine lacks. Whether there is a GPU for it, who opens a
+/// device finds out.
 fn missing(target: &Target) -> Vec<String> {
+    if target.cuda.is_some() {
+        return Vec::new();
+    }
     let arch = std::env::consts::ARCH;
     if target.triple.split('-').next() != Some(arch) {
         return vec![format!("the architecture (it is {arch})")];

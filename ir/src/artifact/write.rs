@@ -24,7 +24,7 @@ use super::{
     ArtifactError, Digest, FORMAT, Manifest, PackedWeight, Section, check,
     layout::{self, MAX_HEADER_BYTES},
 };
-use crate::{DType, ModelInfo, Program, Target, Tensor};
+use crate::{CudaModule, DType, ModelInfo, Program, Target, Tensor};
 
 /// What goes into an artifact, but for the weights' values.
 #[derive(Debug)]
@@ -37,8 +37,10 @@ pub struct Contents<'a> {
     pub model: ModelInfo,
     /// Digest of the files that the model was compiled from.
     pub source_digest: Digest,
-    /// The code image.
+    /// The code image, or the modules' bytes.
     pub code: &'a [u8],
+    /// Where in those bytes modules for GPUs lie.
+    pub modules: Vec<CudaModule>,
     /// Tokenizer, chat template and generation defaults.
     pub text: Value,
     /// What the compiler did and why not more.
@@ -153,6 +155,7 @@ fn manifest(contents: Contents<'_>, text: &[u8], report: &[u8]) -> Manifest {
         model: contents.model,
         source_digest: contents.source_digest,
         code: section(contents.code),
+        modules: contents.modules,
         text: section(text),
         report: section(report),
         programs: contents.programs,

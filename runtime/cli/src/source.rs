@@ -65,7 +65,7 @@ pub(crate) fn first_set(options: &CompileOptions) -> Option<&'static str> {
         tuning,
     } = options;
     let flags = [
-        ("--target", target.is_some()),
+        ("--target", !target.is_empty()),
         ("--target-cpu", target_cpu.is_some()),
         ("--dtype", dtype.is_some()),
         ("--quantize", quantize.is_some()),

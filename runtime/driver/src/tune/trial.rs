@@ -81,6 +81,7 @@ impl Trial {
             },
             source_digest: Digest::default(),
             code: &code.image,
+            modules: code.modules.clone(),
             text: serde_json::Value::Null,
             report: serde_json::Value::Null,
             programs: vec![program],
