@@ -71,6 +71,7 @@ pub(crate) fn bench(args: &Bench, cx: &Context) -> Result<()> {
     let sizes = Sizes::new(args, &artifact)?;
     let start = Instant::now();
     let options = SessionOptions {
+        device: None,
         threads: Some(cx.threads()),
         max_seq_len: sizes.session_len,
         sequences: NonZeroUsize::new(sizes.batch),
