@@ -21,8 +21,8 @@
 //! an old number. Format 2 added [`Program::window`](crate::Program::window), format 3
 //! [`Program::collectives`](crate::Program::collectives) and
 //! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split),
-//! format 5 [`Manifest::modules`] and [`Kernel::cuda`](crate::Kernel::cuda); manifests of older
-//! formats lack them.
+//! format 5 [`Manifest::modules`], [`Kernel::cuda`](crate::Kernel::cuda) and [`Manifest::random`];
+//! manifests of older formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
 //! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
@@ -34,6 +34,7 @@ mod check;
 mod error;
 mod layout;
 mod manifest;
+mod random;
 mod read;
 #[cfg(test)]
 mod tests;
