@@ -3,11 +3,16 @@
 
 mod driver;
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use ::driver::Assembler;
 use driver::{Emulated, device};
 use frontend::ImportOptions;
-use gpu_check::models;
+use gpu_check::models::{self, Expected};
 use ir::{CudaArch, DType, Target, artifact::Artifact};
 use serve::{Session, SessionOptions};
 
@@ -30,13 +35,27 @@ fn prompts(name: &str) -> Vec<Vec<u32>> {
     expect.prompts.into_iter().enumerate().take(2).map(cut).collect()
 }
 
-fn open_on_gpu(path: &std::path::Path, arch: CudaArch, seats: usize) -> (Session, Arc<Emulated>) {
+fn open_on_gpu(path: &Path, arch: CudaArch, seats: usize) -> (Session, Arc<Emulated>) {
     let artifact = Arc::new(Artifact::open(path).unwrap());
     let (device, driver) = device(arch);
     let device = exec::Device::cuda(device, NonZeroUsize::new(1)).unwrap();
     let sequences = NonZeroUsize::new(seats);
     let options = SessionOptions { device: Some(device), sequences, ..SessionOptions::default() };
     (Session::of(artifact, options).unwrap(), driver)
+}
+
+fn assembler() -> Option<Assembler> {
+    Assembler::at(&crate::ptx::programs()?.join("ptxas"))
+}
+
+/// Writes a model and what is expected of it for a real device, if cases are asked for.
+fn record(name: &str, expected: &Expected, compile: impl FnOnce() -> PathBuf) {
+    let Some(folder) = std::env::var_os("BROLLY_GPU_CASES") else { return };
+    let folder = Path::new(&folder).join("models");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(compile(), folder.join(format!("{name}.brolly"))).unwrap();
+    let text = serde_json::to_vec(expected).unwrap();
+    std::fs::write(folder.join(format!("{name}.json")), text).unwrap();
 }
 
 #[test]
@@ -54,10 +73,13 @@ fn models_compute_on_gpus_what_they_do_on_the_cpu() {
             options.kv_dtype = dtype;
             options.target = gpus.last().cloned().unwrap_or(options.target);
             options.gpus = gpus;
+            // An emulator takes PTX.
+            options.assembler = (kind == "device").then(assembler).flatten();
             compile_to(&format!("{name}-{kind}"), &folder, &options).0
         };
         let mut cpu = open(&compile("cpu", Vec::new()), 1);
         let expected = models::expect(&mut cpu, prompts(name), TOLERANCE).unwrap();
+        record(name, &expected, || compile("device", vec![Target::sm_80(), Target::sm_90a()]));
         // One file has the code of both.
         let path = compile("gpus", vec![Target::sm_80(), Target::sm_90a()]);
         for arch in [CudaArch::Sm80, CudaArch::Sm90a] {
@@ -80,7 +102,7 @@ fn an_artifact_says_which_device_it_is_for() {
         options.gpus = gpus;
         compile_to(name, &folder, &options).0
     };
-    let on = |path: &std::path::Path, device: exec::Device| {
+    let on = |path: &Path, device: exec::Device| {
         let options = SessionOptions { device: Some(device), ..SessionOptions::default() };
         let artifact = Arc::new(Artifact::open(path).unwrap());
         Session::of(artifact, options).unwrap_err().to_string()

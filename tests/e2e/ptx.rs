@@ -11,3 +11,5 @@ mod products;
 mod quantized;
 mod record;
 mod timings;
+
+pub(crate) use assemble::programs;

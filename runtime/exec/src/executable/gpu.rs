@@ -10,7 +10,7 @@ use std::{
 };
 
 use cuda::{Address, Event, Graph, Kernel, Launch, Param};
-use ir::{CudaParam, CudaVariant, Place, Program, Region, TensorMap};
+use ir::{CudaArch, CudaParam, CudaVariant, Place, Program, Region, TensorMap};
 
 use super::{Run, Times, sizes::Sizes};
 use crate::{
@@ -47,6 +47,7 @@ struct Variant {
     block: u32,
     cluster: u32,
     shared_bytes: u32,
+    dependent: bool,
 }
 
 /// A parameter with its sizes by number.
@@ -106,7 +107,8 @@ impl OnGpu {
             let variants = &code.expect("code for the architecture").variants;
             let variants = variants.iter().map(|variant| {
                 let kernel = loaded.kernel(artifact, variant.module, &variant.symbol)?;
-                Variant::new(variant, kernel, &mut |dim| sizes.number(program, dim))
+                let dependent = loaded.arch() == CudaArch::Sm90a;
+                Variant::new(variant, kernel, dependent, &mut |dim| sizes.number(program, dim))
             });
             kernels.push(variants.collect::<Result<Vec<_>, ExecError>>()?);
         }
@@ -334,6 +336,7 @@ impl OnGpu {
             block: variant.block,
             cluster: variant.cluster,
             shared_bytes: variant.shared_bytes,
+            dependent: variant.dependent,
         };
         Ok(self.gpu.stream().launch(&variant.kernel, &launch, &args)?)
     }
@@ -371,6 +374,7 @@ impl Variant {
     fn new(
         variant: &CudaVariant,
         kernel: Kernel,
+        dependent: bool,
         number: &mut impl FnMut(&ir::Dim) -> Result<usize, ExecError>,
     ) -> Result<Variant, ExecError> {
         let mut params = Vec::new();
@@ -398,6 +402,7 @@ impl Variant {
             block: variant.block,
             cluster: variant.cluster,
             shared_bytes: variant.shared_bytes,
+            dependent,
         })
     }
 }
