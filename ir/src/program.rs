@@ -330,6 +330,12 @@ pub trait Kernels: Sync {
     /// A sentence that says what is not supported, such as the stride of an operand.
     fn supports(&self, spec: &KernelSpec) -> Result<(), String>;
 
+    /// Whether there is a kernel for a specification in which operands or results are of a narrower
+    /// float type than the operator has them: it converts as it loads and stores.
+    fn converts(&self, _spec: &KernelSpec) -> bool {
+        false
+    }
+
     /// Seconds that an application of the operator takes, its symbols at `env`; `None` where no
     /// kernel computes this operator.
     fn seconds(

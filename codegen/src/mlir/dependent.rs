@@ -5,23 +5,24 @@
 //! the next is launched is hidden, and nothing of a kernel runs early. Where a launch does not ask
 //! for it, both are nothing.
 
-/// Where the first instruction of a kernel stands in LLVM's text.
-const FIRST: &str = "// %bb.0:";
-
 /// The text with both instructions at the beginning of each kernel.
 pub(super) fn insert(ptx: &str) -> String {
     let mut out = String::with_capacity(ptx.len() + 128);
-    let mut is_entry = false;
+    // Of an entry, its parameters and then its declarations.
+    let (mut is_head, mut is_declared) = (false, false);
     for line in ptx.lines() {
-        is_entry |= line.contains(".entry ");
+        is_head |= line.contains(".entry ");
+        if is_declared && !line.trim().is_empty() && !line.starts_with("\t.") {
+            out.push_str("\tgriddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;\n");
+            is_declared = false;
+        }
+        if is_head && line.starts_with('{') {
+            (is_head, is_declared) = (false, true);
+        }
         out.push_str(line);
         out.push('\n');
-        if is_entry && line.starts_with(FIRST) {
-            out.push_str("\tgriddepcontrol.wait;\n\tgriddepcontrol.launch_dependents;\n");
-            is_entry = false;
-        }
     }
-    debug_assert!(!is_entry, "a kernel without a first block");
+    debug_assert!(!is_head && !is_declared, "a kernel without instructions");
     out
 }
 
@@ -39,5 +40,7 @@ mod tests {
         let [wait, ret] = ["griddepcontrol.wait;", "\tret;"].map(|t| kernel.find(t).unwrap());
         assert!(wait < ret);
         assert_eq!(insert("// %bb.0:\n"), "// %bb.0:\n", "no kernel");
+        let looped = insert(&text.replace("// %bb.0:", "$L__BB0_1:"));
+        assert!(looped.find("griddepcontrol").unwrap() < looped.find("$L__BB0_1").unwrap());
     }
 }
