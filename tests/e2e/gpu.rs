@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use ::driver::Assembler;
+use ::driver::{Assembler, CompileOptions};
 use driver::{Emulated, device};
 use frontend::ImportOptions;
 use gpu_check::models::{self, Expected};
@@ -117,4 +117,71 @@ fn an_artifact_says_which_device_it_is_for() {
     let cpu = compile("only-cpu", Vec::new());
     let error = on(&cpu, gpu(CudaArch::Sm80));
     assert!(error.ends_with("its code is for CPUs, and it is to run on a GPU"), "{error}");
+}
+
+/// Every program of the suite, as it is compiled for both architectures at once.
+#[test]
+fn every_program_has_kernels_for_gpus() {
+    let gpus = vec![Target::sm_80(), Target::sm_90a()];
+    let on_gpus = |options: CompileOptions| CompileOptions {
+        target: Target::sm_90a(),
+        gpus: gpus.clone(),
+        ..options
+    };
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(data(folder)).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let mut models: Vec<(String, PathBuf, CompileOptions)> = Vec::new();
+    for name in names("families") {
+        let folder = data("families").join(&name);
+        for dtype in [None, Some(DType::F32), Some(DType::Bf16)] {
+            let import = ImportOptions { dtype, ..ImportOptions::default() };
+            for kv_dtype in [DType::F32, DType::Bf16, DType::I8] {
+                let options = CompileOptions { kv_dtype, ..options(import.clone()) };
+                models.push((format!("{name} {dtype:?} {kv_dtype}"), folder.clone(), options));
+            }
+        }
+    }
+    for name in names("onnx") {
+        let file = data("onnx").join(&name).join("model.onnx");
+        models.push((name, file, options(ImportOptions::default())));
+    }
+    models.extend(crate::train::models());
+    let mut failed = Vec::new();
+    for (name, model, options) in models {
+        if let Err(error) = ::driver::check(&model, &on_gpus(options)) {
+            let problems = error.problems();
+            failed.push(format!("{name}: {}", problems.first().cloned().unwrap_or_default()));
+        }
+    }
+    assert!(failed.is_empty(), "{} fail:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn training_on_a_gpu_follows_the_cpu() {
+    for (case, dtype, tolerance) in
+        [("llama-gqa3", None, 1e-4), ("gpt2-gelu-new", Some(DType::Bf16), 2e-2)]
+    {
+        let cpu = exec::Device::cpu(NonZeroUsize::new(1)).unwrap();
+        let want = crate::train::first_steps(case, |options| options.import.dtype = dtype, cpu, 2);
+        for (arch, target) in
+            [(CudaArch::Sm80, Target::sm_80()), (CudaArch::Sm90a, Target::sm_90a())]
+        {
+            let gpu = exec::Device::cuda(device(arch).0, NonZeroUsize::new(1)).unwrap();
+            let how = |options: &mut CompileOptions| {
+                options.import.dtype = dtype;
+                options.target = target.clone();
+                options.gpus = vec![target.clone()];
+            };
+            let got = crate::train::first_steps(case, how, gpu, 2);
+            for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+                let off = (got - want).abs() / want.abs();
+                assert!(off <= tolerance, "{case} on {}: {got}, not {want}", arch.name());
+            }
+        }
+    }
 }
