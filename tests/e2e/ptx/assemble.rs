@@ -119,6 +119,14 @@ fn tiles() -> Vec<(&'static str, &'static str, KernelSpec)> {
         let (w, dw) = (layout(w, &["3072", "768"]), layout(F32, &["3072", "768"]));
         spec("linear_grad", none(), &[y.clone(), x.clone(), w], &[x.clone(), dw])
     };
+    let head = |op: &str, w| {
+        let (rows, logits) = (layout(F32, &["T"]), layout(F32, &["T", "50257"]));
+        let mut operands =
+            vec![x.clone(), layout(w, &["50257", "768"]), layout(I32, &["T"]), rows.clone()];
+        let dlogits = op.ends_with("dlogits");
+        operands.truncate(if dlogits { 4 } else { 3 });
+        spec(op, none(), &operands, &[rows.clone(), if dlogits { logits } else { rows }])
+    };
     let heads = layout(Bf16, &["B", "T", "64"]);
     let turned = Layout {
         strides: ["64*T", "1", "64"].map(|s| s.parse::<Dim>().unwrap()).into(),
@@ -160,6 +168,10 @@ fn tiles() -> Vec<(&'static str, &'static str, KernelSpec)> {
         ),
         ("grad-f32", "FFMA", grad(F32)),
         ("grad-bf16", "HMMA", grad(Bf16)),
+        ("loss-f32", "FFMA", head("linear_cross_entropy", F32)),
+        ("loss-bf16", "HMMA", head("linear_cross_entropy", Bf16)),
+        ("dlogits-f32", "FFMA", head("linear_cross_entropy_dlogits", F32)),
+        ("dlogits-bf16", "HMMA", head("linear_cross_entropy_dlogits", Bf16)),
         (
             "matmul-batch",
             "HMMA",

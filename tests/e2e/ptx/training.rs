@@ -1,6 +1,6 @@
 //! Products of the training step.
 
-use ir::{Attrs, DType};
+use ir::{Attrs, DType, Tensor};
 
 use super::{
     case::{Case, noise},
@@ -26,4 +26,37 @@ fn gradients_of_products() {
     }
     linear_grad("several tiles", [70, 136, 200], F32, Bf16);
     linear_grad("narrow rows", [40, 48, 80], Bf16, Bf16);
+}
+
+/// The case, and the same for one of its rows alone.
+fn losses(op: &'static str, [t, n, k]: [usize; 3], w: DType, row: usize) -> [Case; 2] {
+    let x = noise(DType::F32, w, &[t, k], 1);
+    let w = noise(w, w, &[n, k], 2);
+    let target = |i: usize| if i % 5 == 3 { -100 } else { (i * 37 % n) as i64 };
+    let targets = Tensor::from_i64s(DType::I32, &[t], (0..t).map(target));
+    let dloss = noise(DType::F32, DType::F32, &[t], 3);
+    let case = |x: &Tensor, targets: &Tensor, dloss: &Tensor| {
+        let args = [Some(x), Some(&w), Some(targets), Some(dloss)];
+        let args = if op.ends_with("dlogits") { &args[..] } else { &args[..3] };
+        let rows: Vec<usize> = (0..args.len()).filter(|i| *i != 1).collect();
+        Case::new(op, Attrs::none(), args).with_rows(&rows)
+    };
+    let one = |t: &Tensor| t.slice(0, row, 1, 1);
+    [case(&x, &targets, &dloss), case(&one(&x), &one(&targets), &one(&dloss))]
+}
+
+#[test]
+fn losses_of_the_head() {
+    for op in ["linear_cross_entropy", "linear_cross_entropy_dlogits"] {
+        for w in [DType::F32, DType::Bf16, DType::F16] {
+            for (what, sizes) in [("whole", [70, 264, 40]), ("odd", [9, 37, 19])] {
+                let [all, one] = losses(op, sizes, w, 6);
+                let what = format!("{what} {op}, {w}");
+                let (all, one) = (check(&what, &all), check(&format!("a row, {what}"), &one));
+                for (all, one) in all.iter().zip(&one) {
+                    assert_eq!(all.slice(0, 6, 1, 1).to_bytes(), one.to_bytes(), "{what}");
+                }
+            }
+        }
+    }
 }

@@ -44,22 +44,40 @@ impl Output {
 
     /// Writes a run, as far as it lies inside.
     pub fn store(&self, e: &Emitter, run: &Run<'_>) {
-        e.if_then(e.cmp(Cmp::Lt, run.row, self.limits[0]), || {
-            let row = e.at(self.base, self.elem, self.strides[0].times(e, run.row));
+        self.pieces(e, run, |first, lanes, column, row| {
             let residual = self
                 .residual
                 .map(|(base, elem, stride)| (e.at(base, elem, stride.times(e, run.row)), elem));
+            let pick = |sums: &[Val]| join(e, &sums[first..][..lanes]);
+            let value = self.value(e, column, pick(run.sums), run.up.map(pick), residual);
+            let to = e.at(row, self.elem, self.strides[1].times(e, column));
+            e.store_whole(e.cast(value, self.elem), to);
+        });
+    }
+
+    /// Replaces the elements of a run, as far as they lie inside, by `new(column, element)` in f32.
+    pub fn update(&self, e: &Emitter, run: &Run<'_>, new: impl Fn(Val, Val) -> Val) {
+        self.pieces(e, run, |_, lanes, column, row| {
+            let at = e.at(row, self.elem, self.strides[1].times(e, column));
+            let lanes = u32::try_from(lanes).expect("few lanes");
+            let old = e.cast(e.load_whole(Ty::of(self.elem, lanes), at), Elem::F32);
+            let values: Vec<Val> =
+                (0..lanes).map(|i| new(e.add_const(column, i.into()), e.extract(old, i))).collect();
+            e.store_whole(e.cast(join(e, &values), self.elem), at);
+        });
+    }
+
+    /// Calls `body` for what is written at once: number of the first sum and how many, the column,
+    /// and the address of the row.
+    fn pieces(&self, e: &Emitter, run: &Run<'_>, body: impl Fn(usize, usize, Val, Val)) {
+        e.if_then(e.cmp(Cmp::Lt, run.row, self.limits[0]), || {
+            let row = e.at(self.base, self.elem, self.strides[0].times(e, run.row));
             let lanes = if self.strides[1] == Stride::Const(1) { self.lanes } else { 1 };
             let lanes = usize::try_from(lanes).expect("few lanes").min(run.sums.len());
             for first in (0..run.sums.len()).step_by(lanes) {
                 let column = e.add_const(run.column, i64::try_from(first).expect("few sums"));
                 let inside = e.cmp(Cmp::Lt, column, self.limits[1]);
-                e.if_then(inside, || {
-                    let pick = |sums: &[Val]| join(e, &sums[first..][..lanes]);
-                    let value = self.value(e, column, pick(run.sums), run.up.map(pick), residual);
-                    let to = e.at(row, self.elem, self.strides[1].times(e, column));
-                    e.store_whole(e.cast(value, self.elem), to);
-                });
+                e.if_then(inside, || body(first, lanes, column, row));
             }
         });
     }

@@ -30,7 +30,7 @@ impl Tile {
     /// 64 by 64, where there are too few tiles of that size for all multiprocessors.
     pub const MEDIUM: Tile = Tile { warps: [1, 2], rows: 8 };
     /// 64 by 128, for rows that are summed up.
-    pub const WIDE: Tile = Tile { warps: [1, 4], rows: 8 };
+    pub const WIDE: Tile = Tile { warps: [2, 4], rows: 4 };
     /// 32 by 64, for few rows.
     pub const SMALL: Tile = Tile { warps: [1, 2], rows: 4 };
 
