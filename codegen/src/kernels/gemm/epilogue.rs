@@ -135,7 +135,8 @@ impl Epilogue<'_> {
     }
 }
 
-fn activate(e: &Emitter, activation: Activation, x: Val) -> Val {
+/// The activation of f32.
+pub(super) fn activate(e: &Emitter, activation: Activation, x: Val) -> Val {
     match activation {
         Activation::None => x,
         Activation::Relu => math::relu(e, x),
