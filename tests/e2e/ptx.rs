@@ -13,7 +13,6 @@ mod quantized;
 mod record;
 mod simt;
 mod timings;
-mod timings;
 mod training;
 
 pub(crate) use assemble::programs;
