@@ -9,11 +9,11 @@
 //! The header's `__metadata__` holds `brolly.manifest`, the [`Manifest`] as a JSON string, and
 //! `brolly.digest`, its blake3. The data are, in this order, `__code.cpu` (one position-independent
 //! image, mapped read-execute from the file) or `__code.cuda` (modules for GPUs), `__text` and
-//! `__report` (JSON) and the packed weights. What is a page or more begins on a page boundary, everything else on 64 bytes; since
-//! safetensors allows no holes, tensors `__pad.N` of zeros fill the gaps. The whole header follows
-//! from the manifest, and every byte of the file is checked by it: manifest, code and text when the
-//! file is [opened](Artifact::open), weights too unless they are large (see
-//! [`Artifact::verify_weights`]).
+//! `__report` (JSON) and the packed weights. What is a page or more begins on a page boundary,
+//! everything else on 64 bytes; since safetensors allows no holes, tensors `__pad.N` of zeros fill
+//! the gaps. The whole header follows from the manifest, and every byte of the file is checked by
+//! it: manifest, code and text when the file is [opened](Artifact::open), weights too unless they
+//! are large (see [`Artifact::verify_weights`]).
 //!
 //! **Versions.** [`FORMAT`] counts changes of the manifest or the calling convention of kernels,
 //! even additions. A runtime reads [`OLDEST_FORMAT`]`..=`[`FORMAT`] and refuses anything else: an

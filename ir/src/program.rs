@@ -145,10 +145,10 @@ pub struct ShardOf {
 
 /// A kernel: machine code of the image or, in a program for GPUs, [`Kernel::cuda`].
 ///
-/// Code of the image has the C signature `fn(args: *const *mut u8, dims: *const i64,
-/// scratch: *mut u8, tile_begin: i64, tile_end: i64)`: `args` are the operands, then the results; `dims` the values
-/// of [`Kernel::dims`]; `scratch` is [`Kernel::scratch_bytes`] of memory of the calling thread,
-/// aligned to 64 bytes. Any split of `0..tiles` into ranges gives the same result.
+/// Code of the image has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut
+/// u8, tile_begin: i64, tile_end: i64)`: `args` are the operands, then the results; `dims` the
+/// values of [`Kernel::dims`]; `scratch` is [`Kernel::scratch_bytes`] of memory of the calling
+/// thread, aligned to 64 bytes. Any split of `0..tiles` into ranges gives the same result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
     /// The operator that it computes.

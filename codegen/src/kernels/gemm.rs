@@ -1,11 +1,11 @@
 //! Products on CUDA GPUs: `y = act(a · w + bias) + residual`.
 //!
 //! On tensor cores, operands are multiplied as bf16 or f16, the weight's own type, and added in
-//! f32; f32 rows of `a` are rounded to that type (to nearest even) on their way into the product. An
-//! output is one chain of sixteen-wide steps over k from 0 on, by one instruction, in every variant
-//! for an architecture: its bits depend neither on the number of rows nor on the tile, which is why
-//! there is no split over k: a chain of K/16 dependent steps takes less time than its weights take
-//! to arrive. Two architectures need not agree in the last bits.
+//! f32; f32 rows of `a` are rounded to that type (to nearest even) on their way into the product.
+//! An output is one chain of sixteen-wide steps over k from 0 on, by one instruction, in every
+//! variant for an architecture: its bits depend neither on the number of rows nor on the tile,
+//! which is why there is no split over k: a chain of K/16 dependent steps takes less time than its
+//! weights take to arrive. Two architectures need not agree in the last bits.
 //!
 //! - [`sm80`]: `cp.async`, `ldmatrix`, `mma.sync`.
 //! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`.
