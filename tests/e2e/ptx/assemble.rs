@@ -127,6 +127,12 @@ fn tiles() -> Vec<(&'static str, &'static str, KernelSpec)> {
         operands.truncate(if dlogits { 4 } else { 3 });
         spec(op, none(), &operands, &[rows.clone(), if dlogits { logits } else { rows }])
     };
+    let head_grad = |w| {
+        let rows = layout(F32, &["T"]);
+        let w = layout(w, &["50257", "768"]);
+        let operands = [x.clone(), w.clone(), layout(I32, &["T"]), rows.clone(), rows];
+        spec("linear_cross_entropy_grad", none(), &operands, &[x.clone(), w])
+    };
     let heads = layout(Bf16, &["B", "T", "64"]);
     let turned = Layout {
         strides: ["64*T", "1", "64"].map(|s| s.parse::<Dim>().unwrap()).into(),
@@ -172,6 +178,8 @@ fn tiles() -> Vec<(&'static str, &'static str, KernelSpec)> {
         ("loss-bf16", "HMMA", head("linear_cross_entropy", Bf16)),
         ("dlogits-f32", "FFMA", head("linear_cross_entropy_dlogits", F32)),
         ("dlogits-bf16", "HMMA", head("linear_cross_entropy_dlogits", Bf16)),
+        ("head-grad-f32", "FFMA", head_grad(F32)),
+        ("head-grad-bf16", "HMMA", head_grad(Bf16)),
         (
             "matmul-batch",
             "HMMA",
