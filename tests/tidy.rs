@@ -27,7 +27,7 @@ const FLOORS: [Floor; 15] = [
     Floor("brolly-frontend", "frontend", &["brolly-ir"]),
     Floor("brolly-passes", "passes", &["brolly-ir"]),
     Floor("brolly-codegen", "codegen", &["brolly-ir"]),
-    Floor("brolly-exec", "runtime/exec", &["brolly-ir"]),
+    Floor("brolly-exec", "runtime/exec", &["brolly-cuda", "brolly-ir"]),
     Floor("brolly-cuda", "runtime/exec/cuda", &["brolly-ir"]),
     Floor("brolly-text", "runtime/text", &[]),
     Floor("brolly-serve", "runtime/serve", &["brolly-exec", "brolly-ir", "brolly-text"]),
@@ -68,7 +68,7 @@ const FLOORS: [Floor; 15] = [
             "brolly-train",
         ],
     ),
-    Floor("brolly-gpu-check", "tests/gpu", &["brolly-cuda", "brolly-ir"]),
+    Floor("brolly-gpu-check", "tests/gpu", &["brolly-cuda", "brolly-ir", "brolly-serve"]),
     Floor("brolly-ptx", "tests/ptx", &[]),
     Floor("xtask", "tests/xtask", &[]),
 ];

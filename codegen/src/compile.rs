@@ -1,13 +1,16 @@
-//! From kernel specifications to one image of machine code.
+//! From kernel specifications to one image of machine code, or to modules for GPUs.
 //!
 //! Each distinct text is compiled once, on several threads; specifications that differ only in
 //! sizes read at run time share code. The same specifications give the same bytes.
 
+mod cuda;
+
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc};
 
-use ir::{Attrs, Env, KernelSpec, Kernels, Layout, OpRef, Symbols, Target, TensorType};
+use ir::{Attrs, CudaModule, Env, KernelSpec, Kernels, Layout, OpRef, Symbols, Target, TensorType};
 
 use crate::{
+    assemble::{AssembleError, Assembler},
     image::{self, LinkError},
     lower::{Emitted, LowerError, lowering},
     mlir::{self, CompileError, Cpu},
@@ -19,6 +22,9 @@ use crate::{
 #[derive(Clone, Debug)]
 pub struct Codegen {
     target: Target,
+    /// GPUs that code is generated for; none where the target is a CPU.
+    gpus: Vec<Target>,
+    assembler: Option<Assembler>,
     threads: NonZeroUsize,
     objects: Option<Arc<dyn Objects>>,
     tuning: Arc<Tuning>,
@@ -27,8 +33,10 @@ pub struct Codegen {
 /// Machine code and what a program needs to know of it.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Compiled {
-    /// To be mapped read-execute at a page boundary.
+    /// To be mapped read-execute at a page boundary; for GPUs, the bytes of the modules.
     pub image: Vec<u8>,
+    /// Modules for GPUs.
+    pub modules: Vec<CudaModule>,
     /// One kernel for each specification, in their order.
     pub kernels: Vec<ir::Kernel>,
 }
@@ -43,6 +51,10 @@ pub enum CodegenError {
     /// Generated text that MLIR or LLVM refuses: a bug of the generator.
     #[error(transparent)]
     Compile(#[from] CompileError),
+    /// Generated text that NVIDIA's assembler refuses: a bug of the generator, or an assembler too
+    /// old.
+    #[error(transparent)]
+    Assemble(#[from] AssembleError),
     /// Code that cannot be part of an image: a bug of the generator.
     #[error(transparent)]
     Link(#[from] LinkError),
@@ -52,7 +64,22 @@ impl Codegen {
     /// A generator for `target`, compiling on as many threads as the machine has.
     pub fn new(target: Target) -> Codegen {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
-        Codegen { target, threads, objects: None, tuning: Arc::new(Tuning::builtin().clone()) }
+        let gpus = target.cuda.iter().map(|_| target.clone()).collect();
+        let tuning = Arc::new(Tuning::builtin().clone());
+        Codegen { target, gpus, assembler: None, threads, objects: None, tuning }
+    }
+
+    /// The same, generating code for these GPUs, one of each architecture; the target remains what
+    /// costs are estimated by.
+    #[must_use]
+    pub fn for_gpus(self, gpus: &[Target]) -> Codegen {
+        Codegen { gpus: gpus.to_vec(), ..self }
+    }
+
+    /// The same, assembling what is generated for GPUs.
+    #[must_use]
+    pub fn with_assembler(self, assembler: Option<Assembler>) -> Codegen {
+        Codegen { assembler, ..self }
     }
 
     /// The same, compiling on so many threads. The code does not depend on it.
@@ -84,7 +111,12 @@ impl Codegen {
     /// # Errors
     /// A [`CodegenError::Lower`] for every specification that no family takes.
     pub fn check(&self, specs: &[KernelSpec]) -> Result<(), Vec<CodegenError>> {
-        self.emit(specs).map(drop)
+        if self.gpus.is_empty() {
+            return self.emit(specs).map(drop);
+        }
+        let check = |gpu: &Target| self.emit_cuda(specs, gpu).err().unwrap_or_default();
+        let errors: Vec<CodegenError> = self.gpus.iter().flat_map(check).collect();
+        if errors.is_empty() { Ok(()) } else { Err(errors) }
     }
 
     /// Generates, compiles and links kernels. `progress(done, all)` is called, from any thread,
@@ -97,6 +129,9 @@ impl Codegen {
         specs: &[KernelSpec],
         progress: &(dyn Fn(usize, usize) + Sync),
     ) -> Result<Compiled, Vec<CodegenError>> {
+        if !self.gpus.is_empty() {
+            return self.compile_cuda(specs, progress);
+        }
         let emitted = self.emit(specs)?;
         let mut distinct: Vec<&Emitted> = Vec::new();
         let mut known: BTreeSet<&str> = BTreeSet::new();
@@ -124,10 +159,11 @@ impl Codegen {
                     scratch_bytes: kernel.scratch_bytes,
                     flops: family.flops(spec),
                     bytes: family.bytes(spec),
+                    cuda: Vec::new(),
                 }
             })
             .collect();
-        Ok(Compiled { image: image.bytes, kernels })
+        Ok(Compiled { image: image.bytes, modules: Vec::new(), kernels })
     }
 
     fn emit(&self, specs: &[KernelSpec]) -> Result<Vec<Emitted>, Vec<CodegenError>> {
@@ -145,6 +181,21 @@ impl Codegen {
         }
     }
 
+    /// What is kept under a key, or what is made then and kept.
+    fn kept<E>(
+        &self,
+        key: &ObjectKey,
+        make: impl FnOnce() -> Result<Vec<u8>, E>,
+    ) -> Result<Vec<u8>, E> {
+        let Some(objects) = &self.objects else { return make() };
+        if let Some(object) = objects.load(key) {
+            return Ok(object);
+        }
+        let object = make()?;
+        objects.store(key, &object);
+        Ok(object)
+    }
+
     fn objects(
         &self,
         kernels: &[&Emitted],
@@ -160,14 +211,7 @@ impl Codegen {
         let texts: Vec<crate::Kernel> = kernels.iter().map(text).collect();
         let cpu = Cpu::of(&self.target);
         let compile = |kernel: &crate::Kernel| {
-            let Some(objects) = &self.objects else { return mlir::compile(kernel, &cpu) };
-            let key = ObjectKey::of(&kernel.mlir, &cpu);
-            if let Some(object) = objects.load(&key) {
-                return Ok(object);
-            }
-            let object = mlir::compile(kernel, &cpu)?;
-            objects.store(&key, &object);
-            Ok(object)
+            self.kept(&ObjectKey::of(&kernel.mlir, &cpu), || mlir::compile(kernel, &cpu))
         };
         let results = mlir::each(&texts, self.threads.get(), compile, progress);
         let (good, bad): (Vec<_>, Vec<_>) = results.into_iter().partition(Result::is_ok);
@@ -183,10 +227,17 @@ impl Codegen {
 
 impl Kernels for Codegen {
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
-        match lowering(spec.op) {
-            Some(family) => family.supports(spec),
-            None => Err(format!("no kernel computes `{}`", spec.op)),
+        let Some(family) = lowering(spec.op) else {
+            return Err(format!("no kernel computes `{}`", spec.op));
+        };
+        if self.gpus.is_empty() {
+            return family.supports(spec);
         }
+        self.gpus.iter().try_for_each(|gpu| family.supports_cuda(spec, gpu))
+    }
+
+    fn converts(&self, spec: &KernelSpec) -> bool {
+        !self.gpus.is_empty() && self.supports(spec).is_ok()
     }
 
     fn seconds(

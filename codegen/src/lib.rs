@@ -13,6 +13,7 @@
 //!
 //! No operator of `ir` has its arithmetic anywhere else: the runtime only calls what is made here.
 
+mod assemble;
 mod compile;
 pub mod cuda;
 pub mod emit;
@@ -29,6 +30,7 @@ pub mod schedule;
 #[cfg(test)]
 mod testing;
 
+pub use assemble::{AssembleError, Assembler};
 pub use compile::{Codegen, CodegenError, Compiled};
 pub use isa::Isa;
 pub use kernel::Kernel;

@@ -112,6 +112,14 @@ pub trait Lower: Sync {
         Err(cx::refuse(spec, format!("no kernel for {}", target.cpu)))
     }
 
+    /// Whether [`Lower::emit_cuda`] takes this specification.
+    ///
+    /// # Errors
+    /// A sentence that says what is not supported.
+    fn supports_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<(), String> {
+        self.emit_cuda(spec, target).map(drop).map_err(|e| e.reason)
+    }
+
     /// Bytes that a launch must read and write: by default every operand and result once.
     fn bytes(&self, spec: &KernelSpec) -> Dim {
         let operands = spec.operands.iter().flatten().chain(&spec.results);

@@ -8,7 +8,7 @@
 //!
 //! The header's `__metadata__` holds `brolly.manifest`, the [`Manifest`] as a JSON string, and
 //! `brolly.digest`, its blake3. The data are, in this order, `__code.cpu` (one position-independent
-//! image, mapped read-execute from the file), `__text` and `__report` (JSON) and the packed
+//! image, mapped read-execute from the file) or `__code.cuda` (modules for GPUs), `__text` and `__report` (JSON) and the packed
 //! weights. What is a page or more begins on a page boundary, everything else on 64 bytes; since
 //! safetensors allows no holes, tensors `__pad.N` of zeros fill the gaps. The whole header follows
 //! from the manifest, and every byte of the file is checked by it: manifest, code and text when the
@@ -20,7 +20,8 @@
 //! older runtime cannot know what a newer manifest means, and a newer one says when it has dropped
 //! an old number. Format 2 added [`Program::window`](crate::Program::window), format 3
 //! [`Program::collectives`](crate::Program::collectives) and
-//! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split);
+//! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split),
+//! format 5 [`Manifest::modules`], [`Kernel::cuda`](crate::Kernel::cuda) and [`Manifest::random`];
 //! manifests of older formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
@@ -33,6 +34,7 @@ mod check;
 mod error;
 mod layout;
 mod manifest;
+mod random;
 mod read;
 #[cfg(test)]
 mod tests;
@@ -45,7 +47,7 @@ pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};
 pub use write::{Contents, WeightSpec, write, write_on};
 
 /// The format that this crate writes, and the newest that it reads.
-pub const FORMAT: u32 = 4;
+pub const FORMAT: u32 = 5;
 
 /// The oldest format that this crate reads.
 pub const OLDEST_FORMAT: u32 = 1;

@@ -15,6 +15,7 @@
 pub mod artifact;
 mod attr;
 mod builder;
+mod cuda;
 mod dim;
 mod dtype;
 mod graph;
@@ -36,6 +37,7 @@ mod vjp;
 
 pub use attr::{Attr, Attrs, Float, TensorAttr};
 pub use builder::Builder;
+pub use cuda::{CudaCode, CudaModule, CudaParam, CudaVariant, Span, Swizzle, TensorMap};
 pub use dim::{Bounds, CompiledDim, Dim, DimError, Env, Symbols};
 pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Value};

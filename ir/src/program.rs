@@ -9,7 +9,7 @@ use std::{fmt, sync::Arc};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Attrs, DType, Dim, Graph, Split, Symbols, TensorType};
+use crate::{Attrs, CudaCode, DType, Dim, Graph, Split, Symbols, TensorType};
 
 /// How a tensor lies in memory.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -143,9 +143,9 @@ pub struct ShardOf {
     pub ranks: u32,
 }
 
-/// A kernel of the code image.
+/// A kernel: machine code of the image or, in a program for GPUs, [`Kernel::cuda`].
 ///
-/// Its code has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut u8,
+/// Code of the image has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut u8,
 /// tile_begin: i64, tile_end: i64)`: `args` are the operands, then the results; `dims` the values
 /// of [`Kernel::dims`]; `scratch` is [`Kernel::scratch_bytes`] of memory of the calling thread,
 /// aligned to 64 bytes. Any split of `0..tiles` into ranges gives the same result.
@@ -167,6 +167,9 @@ pub struct Kernel {
     pub flops: Dim,
     /// Bytes that a launch must read and write.
     pub bytes: Dim,
+    /// Its code for each architecture of a GPU; none in a program for CPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub cuda: Vec<CudaCode>,
 }
 
 /// One launch of a kernel.
@@ -326,6 +329,12 @@ pub trait Kernels: Sync {
     /// # Errors
     /// A sentence that says what is not supported, such as the stride of an operand.
     fn supports(&self, spec: &KernelSpec) -> Result<(), String>;
+
+    /// Whether there is a kernel for a specification in which operands or results are of a narrower
+    /// float type than the operator has them: it converts as it loads and stores.
+    fn converts(&self, _spec: &KernelSpec) -> bool {
+        false
+    }
 
     /// Seconds that an application of the operator takes, its symbols at `env`; `None` where no
     /// kernel computes this operator.

@@ -10,6 +10,7 @@ mod bitwise;
 mod engine;
 mod families;
 mod fuzz;
+mod gpu;
 mod kv_types;
 mod minilm;
 mod onnx;

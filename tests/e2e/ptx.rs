@@ -14,3 +14,5 @@ mod record;
 mod simt;
 mod timings;
 mod training;
+
+pub(crate) use assemble::programs;

@@ -42,6 +42,8 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
     CompileOptions {
         import,
         target,
+        gpus: Vec::new(),
+        assembler: None,
         quantize: None,
         training: None,
         samples: false,

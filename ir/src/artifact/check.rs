@@ -7,8 +7,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{Manifest, layout};
 use crate::{
-    Bounds, Collective, CollectiveOp, DType, Dim, Part, Place, Port, Program, Region, Shard,
-    Sharded, Symbols, TensorType,
+    Bounds, Collective, CollectiveOp, CudaParam, CudaVariant, DType, Dim, Kernel, Part, Place,
+    Port, Program, Region, Shard, Sharded, Span, Symbols, TensorType,
 };
 
 /// No symbol, size or offset of an artifact is larger.
@@ -29,6 +29,14 @@ pub(super) fn manifest(manifest: &Manifest) -> Vec<String> {
         problems.check(!layout::is_reserved(name) && names.insert(name.as_str()), || {
             format!("weight `{name}`: the name is reserved or occurs twice")
         });
+    }
+    for (i, module) in manifest.modules.iter().enumerate() {
+        let is_inside = |span: &Span| {
+            let end = span.offset.checked_add(span.bytes);
+            end.is_some_and(|end| end <= manifest.code.bytes)
+        };
+        let are_inside = is_inside(&module.ptx) && module.cubin.as_ref().is_none_or(is_inside);
+        problems.check(are_inside, || format!("module {i} lies outside of the code"));
     }
     let mut entries = HashSet::new();
     for program in &manifest.programs {
@@ -89,6 +97,7 @@ impl Checker<'_> {
             }
             self.known(&kernel.flops, || format!("kernel {i}: flops"));
             self.known(&kernel.bytes, || format!("kernel {i}: bytes"));
+            self.variants(i, kernel);
         }
         for (i, launch) in launches.iter().enumerate() {
             self.check((launch.kernel as usize) < kernels.len(), || {
@@ -109,6 +118,54 @@ impl Checker<'_> {
             self.check(in_arena && in_time, || {
                 format!("intervals[{i}] leaves the arena or the run")
             });
+        }
+    }
+
+    fn variants(&mut self, number: usize, kernel: &Kernel) {
+        let launches = self.program.launches.iter();
+        let args = launches.filter(|l| l.kernel as usize == number).map(|l| l.args.len()).min();
+        self.check(kernel.cuda.is_empty() != self.manifest.target.cuda.is_some(), || {
+            format!("kernel {number} (`{}`) has code of another kind than the target", kernel.op)
+        });
+        for code in &kernel.cuda {
+            let is_complete = code.variants.last().is_some_and(|v| v.limit.is_none());
+            let arch = code.arch.name();
+            self.check(is_complete, || format!("kernel {number}: no variant for {arch}"));
+            for variant in &code.variants {
+                let module = self.manifest.modules.get(variant.module as usize);
+                let is_whole = module.is_some_and(|module| module.arch == code.arch);
+                self.variant(number, variant, is_whole, args.unwrap_or(usize::MAX));
+            }
+        }
+    }
+
+    fn variant(&mut self, number: usize, variant: &CudaVariant, is_whole: bool, args: usize) {
+        let name = &variant.symbol;
+        let what = |field: &str| format!("kernel {number}: `{name}`: {field}");
+        self.check(is_whole, || what("its module is not there"));
+        self.check((1..=1024).contains(&variant.block), || what("block"));
+        self.check((1..=16).contains(&variant.cluster), || what("cluster"));
+        for dim in &variant.grid {
+            self.size(dim, || what("grid"));
+        }
+        if let Some((size, _)) = &variant.limit {
+            self.size(size, || what("limit"));
+        }
+        for param in &variant.params {
+            let arg = match param {
+                CudaParam::Pointer { arg, .. } => *arg,
+                CudaParam::Size(dim) => {
+                    self.known(dim, || what("size"));
+                    continue;
+                }
+                CudaParam::Map(map) => {
+                    for dim in map.extents.iter().chain(&map.strides) {
+                        self.size(dim, || what("tensor map"));
+                    }
+                    map.arg
+                }
+            };
+            self.check((arg as usize) < args, || what("an argument that launches lack"));
         }
     }
 

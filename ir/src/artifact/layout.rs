@@ -31,7 +31,7 @@ impl Entry {
 
 const PADDING: &str = "__pad.";
 const METADATA: &str = "__metadata__";
-const SECTIONS: [&str; 3] = ["__code.cpu", "__text", "__report"];
+const SECTIONS: [&str; 4] = ["__code.cpu", "__code.cuda", "__text", "__report"];
 
 /// Whether a name is one that the file uses for itself.
 pub(super) fn is_reserved(name: &str) -> bool {
@@ -52,7 +52,8 @@ pub(super) fn offsets(manifest: &Manifest) -> Option<(Vec<u64>, u64)> {
     Some((offsets, end))
 }
 
-/// Writes the offsets that follow from the sizes into the manifest; returns the bytes of the data.
+/// Writes the offsets that follow from the sizes into the manifest; returns the bytes of the data
+/// in the file.
 pub(super) fn place(manifest: &mut Manifest) -> Option<u64> {
     let (offsets, end) = offsets(manifest)?;
     let Manifest { code, text, report, weights, .. } = manifest;
@@ -61,20 +62,26 @@ pub(super) fn place(manifest: &mut Manifest) -> Option<u64> {
     for (field, offset) in fields.zip(offsets) {
         *field = offset;
     }
-    Some(end)
+    // What is in the file ends with the report where weights are made.
+    let stored = manifest.report.offset + manifest.report.bytes;
+    Some(if manifest.random.is_some() { stored } else { end })
 }
 
 /// Every tensor of the file in order, padding included. The manifest's offsets must be those of
 /// [`place`].
 pub(super) fn entries(manifest: &Manifest) -> Vec<Entry> {
     let Manifest { code, text, report, weights, .. } = manifest;
-    let sections = SECTIONS.into_iter().zip([code, text, report]).map(|(name, s)| Entry {
+    let [cpu, cuda, text_name, report_name] = SECTIONS;
+    let code_name = if manifest.target.cuda.is_some() { cuda } else { cpu };
+    let names = [code_name, text_name, report_name];
+    let sections = names.into_iter().zip([code, text, report]).map(|(name, s)| Entry {
         name: name.to_owned(),
         dtype: "U8",
         shape: vec![s.bytes],
         range: s.offset..s.offset + s.bytes,
     });
-    let weights = weights.iter().map(|w| Entry {
+    let stored = if manifest.random.is_some() { &[][..] } else { weights };
+    let weights = stored.iter().map(|w| Entry {
         name: w.name.clone(),
         dtype: safetensors_dtype(w.dtype),
         shape: w.shape.clone(),

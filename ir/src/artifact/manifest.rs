@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{DType, ModelInfo, Program, Target};
+use crate::{CudaModule, DType, ModelInfo, Program, Target};
 
 /// A blake3 hash, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -56,8 +56,11 @@ pub struct Manifest {
     pub model: ModelInfo,
     /// Digest of the files that the model was compiled from.
     pub source_digest: Digest,
-    /// The code image.
+    /// The code image, or the modules' bytes one behind the other.
     pub code: Section,
+    /// Modules of code for GPUs, which [`CudaVariant::module`](crate::CudaVariant::module) counts.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub modules: Vec<CudaModule>,
     /// Tokenizer, chat template and generation defaults, as JSON that this crate does not look
     /// into.
     pub text: Section,
@@ -67,6 +70,10 @@ pub struct Manifest {
     pub programs: Vec<Program>,
     /// Packed weights, which [`Region::Weight`](crate::Region::Weight) counts.
     pub weights: Vec<PackedWeight>,
+    /// Where the weights are not in the file, but numbers that follow from this seed: their places
+    /// are those that they would have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<u64>,
 }
 
 impl Manifest {

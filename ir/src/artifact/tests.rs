@@ -37,6 +37,7 @@ fn program() -> Program {
             scratch_bytes: 64,
             flops: t(),
             bytes: t() * Dim::from(24),
+            cuda: Vec::new(),
         }],
         launches: vec![Launch {
             kernel: 0,
@@ -84,6 +85,8 @@ fn contents(weights: &[Tensor]) -> Contents<'static> {
         },
         source_digest: Digest::of(b"source"),
         code: &[0xc3; 100],
+        modules: Vec::new(),
+        random: None,
         text: json!({"tokenizer": "é\u{1F600}\n"}),
         report: json!([1, 2.5]),
         programs: vec![program()],

@@ -24,7 +24,7 @@ use super::{
     ArtifactError, Digest, FORMAT, Manifest, PackedWeight, Section, check,
     layout::{self, MAX_HEADER_BYTES},
 };
-use crate::{DType, ModelInfo, Program, Target, Tensor};
+use crate::{CudaModule, DType, ModelInfo, Program, Target, Tensor};
 
 /// What goes into an artifact, but for the weights' values.
 #[derive(Debug)]
@@ -37,8 +37,10 @@ pub struct Contents<'a> {
     pub model: ModelInfo,
     /// Digest of the files that the model was compiled from.
     pub source_digest: Digest,
-    /// The code image.
+    /// The code image, or the modules' bytes.
     pub code: &'a [u8],
+    /// Where in those bytes modules for GPUs lie.
+    pub modules: Vec<CudaModule>,
     /// Tokenizer, chat template and generation defaults.
     pub text: Value,
     /// What the compiler did and why not more.
@@ -47,6 +49,8 @@ pub struct Contents<'a> {
     pub programs: Vec<Program>,
     /// The packed weights to come, in order.
     pub weights: Vec<WeightSpec>,
+    /// The seed of weights that are to be made where the artifact is opened: none are written.
+    pub random: Option<u64>,
 }
 
 /// A packed weight to come.
@@ -77,7 +81,7 @@ pub fn write<E: Into<Box<dyn Error + Send + Sync>>>(
     mut produce: impl FnMut(usize) -> Result<Tensor, E>,
 ) -> Result<Manifest, ArtifactError> {
     let file = Draft::begin(path, contents)?;
-    let weights = &file.manifest.weights;
+    let weights = file.stored();
     let digests = weights.iter().enumerate().map(|(i, w)| file.put_weight(w, produce(i)));
     let digests = digests.collect::<Result<Vec<_>, _>>()?;
     file.finish(digests)
@@ -98,7 +102,7 @@ pub fn write_on<E: Into<Box<dyn Error + Send + Sync>>>(
     produce: impl Fn(usize) -> Result<Tensor, E> + Sync,
 ) -> Result<Manifest, ArtifactError> {
     let file = Draft::begin(path, contents)?;
-    let weights = &file.manifest.weights;
+    let weights = file.stored();
     let digests = Mutex::new(vec![Digest::default(); weights.len()]);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || -> Result<(), ArtifactError> {
@@ -153,10 +157,12 @@ fn manifest(contents: Contents<'_>, text: &[u8], report: &[u8]) -> Manifest {
         model: contents.model,
         source_digest: contents.source_digest,
         code: section(contents.code),
+        modules: contents.modules,
         text: section(text),
         report: section(report),
         programs: contents.programs,
         weights: contents.weights.into_iter().map(weight).collect(),
+        random: contents.random,
     }
 }
 
@@ -205,6 +211,11 @@ impl<'a> Draft<'a> {
             draft.put(bytes, header_bytes + section.offset)?;
         }
         Ok(draft)
+    }
+
+    /// The weights that are written.
+    fn stored(&self) -> &[PackedWeight] {
+        if self.manifest.random.is_some() { &[] } else { &self.manifest.weights }
     }
 
     fn create(path: &Path) -> Result<(PathBuf, File), ArtifactError> {

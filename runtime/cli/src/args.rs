@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use ir::DType;
 
-pub(crate) use values::{Bound, Family, Input, Quantize, TargetCpu, Tokens};
+pub(crate) use values::{Bound, Chosen, Family, Input, Quantize, TargetCpu, Tokens};
 use values::{above_zero, at_least_zero, dtype, kv_dtype, non_empty, probability, share, target};
 
 /// Compiles neural networks ahead of time and runs them.
@@ -101,9 +101,10 @@ pub(crate) struct Compile {
 #[derive(Clone, Debug, Default, Args)]
 #[command(next_help_heading = "Compile options, for a model")]
 pub(crate) struct CompileOptions {
-    /// What to compile for: `cpu` [default: cpu]
+    /// What to compile for: `cpu`, `cuda:sm_80`, `cuda:sm_90a`, or `cuda` for every NVIDIA GPU
+    /// from Ampere on; several GPUs may be named [default: cpu]
     #[arg(long, value_name = "TARGET", value_parser = target)]
-    pub(crate) target: Option<String>,
+    pub(crate) target: Vec<Chosen>,
 
     /// The processor: `x86-64-v3`, or `native` for all that this machine has [default: x86-64-v3]
     #[arg(long, value_name = "CPU")]
@@ -152,6 +153,13 @@ pub(crate) struct CompileOptions {
     /// artifact is the same, byte for byte.
     #[arg(long)]
     pub(crate) no_kernel_cache: bool,
+
+    /// Take the model's shape alone: weights are random numbers, to time it without a checkpoint
+    ///
+    /// The model is a folder with config.json, or one of gpt2-124m, llama-1b, llama-8b and
+    /// llama-70b. The artifact holds no weights: they are made where it is opened.
+    #[arg(long)]
+    pub(crate) random_weights: bool,
 
     /// Schedules of products that `brolly tune` found
     ///
@@ -553,9 +561,10 @@ pub(crate) struct Inspect {
 /// ones, bit for bit. Then measures read bandwidth and FMA peak, and times prefill and decode
 /// between them; rates are totals over the streams. An encoder, or --gen-tokens 0, has no decode.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128"
-)]
+#[command(after_help = "\
+Examples:
+  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128
+  brolly bench --random-weights llama-8b --target cuda --batch 64")]
 pub(crate) struct Bench {
     /// Tokens of each prompt [default: 256, or half of what fits]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
@@ -655,7 +664,7 @@ mod tests {
             ("--top-k -3", "--top-k"),
             ("--threads 0", "--threads"),
             ("--threads 99999999", "--threads"),
-            ("--target cuda:sm_90a", "not there yet"),
+            ("--target cuda:sm_70", "`cuda:sm_80`"),
             ("--target tpu", "`cpu`"),
             ("--dtype i8", "f32, bf16, f16"),
             ("--kv-dtype i32", "f32, bf16, f16, int8"),

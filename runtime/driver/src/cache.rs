@@ -9,6 +9,8 @@ use std::{
     time::UNIX_EPOCH,
 };
 
+use codegen::Assembler;
+
 use crate::{CompileError, CompileOptions, Compiled, KernelCache, Progress, compile};
 
 /// A directory of compiled models.
@@ -87,6 +89,8 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     let CompileOptions {
         import,
         target,
+        gpus,
+        assembler,
         quantize,
         training,
         samples,
@@ -99,6 +103,10 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     } = options;
     let chosen = format!("{import:?} {target:?} {quantize:?} {training:?} {kv_dtype:?} {tuning:?}");
     h.update(chosen.as_bytes()).update(&[u8::from(*samples)]);
+    if !gpus.is_empty() {
+        let version = assembler.as_ref().map(Assembler::version);
+        h.update(format!("{gpus:?} {version:?}").as_bytes());
+    }
     let root = model.canonicalize().unwrap_or_else(|_| model.into());
     h.update(root.as_os_str().as_encoded_bytes());
     for file in frontend::model_files(&root) {
@@ -134,6 +142,8 @@ mod tests {
         let mut options = CompileOptions {
             import: Default::default(),
             target: Target::x86_64_v3(),
+            gpus: Vec::new(),
+            assembler: None,
             quantize: None,
             training: None,
             samples: false,

@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codegen::{Codegen, schedule::Tuning};
+use codegen::{Assembler, Codegen, schedule::Tuning};
 use frontend::ImportOptions;
 use ir::{
     DType, Module, Target,
@@ -47,8 +47,13 @@ impl Quantization {
 pub struct CompileOptions {
     /// Bounds and weight types.
     pub import: ImportOptions,
-    /// The machine to compile for.
+    /// The machine to compile for, and to estimate costs by.
     pub target: Target,
+    /// Where the target is a GPU, the GPUs that the artifact has code for, one of each
+    /// architecture.
+    pub gpus: Vec<Target>,
+    /// NVIDIA's assembler, to be used for GPUs if there is one.
+    pub assembler: Option<Assembler>,
     /// Whether weights become integers; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
     /// What to train, for an artifact that trains instead of one that serves.
@@ -150,8 +155,13 @@ fn run_passes(
 pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, CompileError> {
     let (specs, fusions) =
         after_passes(model, options, |cx| (specs(cx), cx.report.fusions.clone()))?;
-    Codegen::new(options.target.clone()).check(&specs).map_err(CompileError::Codegen)?;
+    codegen(options).check(&specs).map_err(CompileError::Codegen)?;
     Ok(fusions)
+}
+
+fn codegen(options: &CompileOptions) -> Codegen {
+    let codegen = Codegen::new(options.target.clone()).with_assembler(options.assembler.clone());
+    if options.gpus.is_empty() { codegen } else { codegen.for_gpus(&options.gpus) }
 }
 
 fn import(model: &Path, options: &CompileOptions) -> Result<frontend::Imported, CompileError> {
@@ -169,7 +179,7 @@ pub(crate) fn after_passes<R>(
     read: impl FnOnce(&Context<'_>) -> R,
 ) -> Result<R, CompileError> {
     let mut imported = import(model, options)?;
-    let codegen = Codegen::new(options.target.clone());
+    let codegen = codegen(options);
     let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
     cx.quantize = options.quantize;
     cx.target = options.target.clone();
@@ -194,13 +204,14 @@ pub fn compile(
     let imported = stages.run("import", 0, || import(model, options))?;
     let (mut module, weights, info) = (imported.module, imported.weights, imported.info);
     let threads = parallel::threads(options.threads);
-    let mut codegen = Codegen::new(options.target.clone()).on_threads(threads);
+    let mut codegen = codegen(options).on_threads(threads);
     if let Some(cache) = &options.kernel_cache {
         codegen = codegen.with_objects(Arc::new(cache.clone()));
     }
     let codegen = codegen.with_tuning(options.tuning.clone().over(Tuning::builtin()));
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
+    cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;
     cx.set_training(&mut module, options.training.as_ref())?;
     run_passes(&mut module, &mut cx, options, &mut stages)?;
@@ -252,6 +263,8 @@ pub fn compile(
         model: info,
         source_digest,
         code: &code.image,
+        modules: code.modules.clone(),
+        random: options.import.random,
         text: options.text.clone(),
         report: match compiled.kept {
             Some(kept) => serde_json::json!({ "fusions": compiled.fusions, "kept": kept }),

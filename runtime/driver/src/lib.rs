@@ -24,7 +24,7 @@ mod tune;
 
 pub use cache::Cache;
 pub use codegen::{
-    Codegen, native_target,
+    Assembler, Codegen, native_target,
     schedule::{Family, Tuning, TuningError},
 };
 pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};

@@ -41,6 +41,36 @@ pub enum ExecError {
         /// Why not, and what to do.
         reason: String,
     },
+    /// A GPU cannot be used, or failed.
+    #[error(transparent)]
+    Cuda(#[from] cuda::CudaError),
+    /// The artifact has no code for the device.
+    #[error(
+        "{}: its code is for {known}, and {device} has compute capability {capability}: compile \
+         the model with `--target cuda` for any NVIDIA GPU from Ampere on, with `--target cpu` for \
+         processors",
+        path.display()
+    )]
+    Architecture {
+        /// The artifact.
+        path: PathBuf,
+        /// The device's name.
+        device: String,
+        /// Its compute capability.
+        capability: String,
+        /// What there is code for.
+        known: String,
+    },
+    /// The artifact is for another kind of device.
+    #[error("{}: its code is for {known}, and it is to run on {device}", path.display())]
+    Device {
+        /// The artifact.
+        path: PathBuf,
+        /// What there is code for.
+        known: &'static str,
+        /// Where it is to run.
+        device: &'static str,
+    },
     /// A symbol has no value, a value out of its bounds, or does not exist.
     #[error("entry `{entry}`: symbol `{symbol}` {reason}")]
     Symbol {

@@ -1,16 +1,15 @@
 //! An entry point that is ready to run.
 //!
-//! Loading resolves every place to a pointer where it is constant and collects the distinct sizes
-//! that depend on symbols. A run evaluates those, patches the few pointers that depend on them, and
-//! walks the launches.
+//! Loading collects the distinct sizes that depend on symbols. A run evaluates those, checks states
+//! and inputs against them, and has the launches done by what belongs to the device: [`cpu`] or
+//! [`gpu`].
 
-#![allow(unsafe_code, reason = "holds addresses of memory that it owns")]
-
+mod cpu;
+mod gpu;
 mod ports;
-mod resolve;
+mod sizes;
 #[cfg(test)]
 mod tests;
-mod walk;
 
 use std::{
     borrow::Cow,
@@ -21,14 +20,10 @@ use std::{
 
 use ir::{Dim, Port, Program, Tensor};
 
-use self::{
-    ports::{Sizes, Slot},
-    walk::{Meeting, Work},
-};
+use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes};
 use crate::{
-    Arena, ExecError, Groups, Model, States, Trace,
+    ExecError, Groups, Model, States, Trace,
     bind::{Symbolic, Values},
-    launch::LaunchList,
 };
 
 /// A loaded entry point with an arena of its own.
@@ -40,26 +35,42 @@ pub struct Executable {
     /// Symbols that were bound when loading.
     bound: Values,
     sizes: Sizes,
-    /// Where each of the kernels' sizes comes from.
-    dims: Vec<usize>,
-    /// Tiles, operations and bytes of each kernel.
-    work: Vec<Work>,
-    /// Pointers that differ from run to run.
-    patches: Vec<Patch>,
     inputs: Vec<Slot>,
     outputs: Vec<Slot>,
     states: Vec<Slot>,
-    launches: LaunchList,
-    meetings: Vec<Meeting>,
     groups: Groups,
-    arena: Arena,
-    scratch: Arena,
-    scratch_stride: usize,
+    engine: Engine,
     buffers: Buffers,
-    times: Option<Vec<Duration>>,
-    /// How long collectives of the last run were waited for, by their number.
-    waits: Vec<(usize, Duration)>,
+    times: Times,
     trace: Option<Trace>,
+}
+
+/// What does the launches.
+#[derive(Debug)]
+enum Engine {
+    Cpu(Box<Cpu>),
+    Gpu(Box<OnGpu>),
+}
+
+/// How long parts of the last run took.
+#[derive(Debug, Default)]
+struct Times {
+    /// Of each launch, where they are measured.
+    launches: Option<Vec<Duration>>,
+    /// How long collectives were waited for, by their number.
+    waits: Vec<(usize, Duration)>,
+}
+
+/// A run whose sizes are known and whose states and inputs fit.
+struct Run<'a> {
+    model: &'a Model,
+    program: &'a Program,
+    sizes: &'a Sizes,
+    groups: &'a Groups,
+    outputs: &'a [Slot],
+    /// What goes where in the arena.
+    inputs: &'a mut dyn Iterator<Item = (Range<usize>, &'a [u8])>,
+    states: &'a mut States,
 }
 
 /// How long a launch took.
@@ -82,30 +93,9 @@ pub struct LaunchTime<'a> {
 struct Buffers {
     values: Values,
     symbols: Vec<i64>,
-    /// By kernel.
-    seconds: Vec<f64>,
-    /// By state.
-    bases: Vec<*mut u8>,
     /// Of each input of the program: where it goes, and its number among those given.
     inputs: Vec<(Range<usize>, usize)>,
 }
-
-#[derive(Debug)]
-struct Patch {
-    arg: usize,
-    base: Base,
-    offset: usize,
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Base {
-    Fixed(*mut u8),
-    State(usize),
-}
-
-// SAFETY: the pointers lead into the arena and the mapped file, both owned here and used by `run`
-// alone, which takes `&mut self`; those to states are set anew by every run that uses them.
-unsafe impl Send for Executable {}
 
 impl Executable {
     /// Loads an entry point of a model. Symbols in `bound` keep their value for all runs; those in
@@ -125,39 +115,34 @@ impl Executable {
         let index = programs.iter().position(|p| p.name == entry).unwrap_or_default();
         let symbolic = Symbolic::new(program);
         let bound = symbolic.values(bound)?;
-        let reserve = |what: &str, bytes: u64| {
-            Arena::new(bytes).map_err(|e| ExecError::Memory {
-                what: format!("entry `{entry}`: {what}"),
-                bytes,
-                reason: format!("the system has no room for it: {e}"),
-            })
+        let mut sizes = Sizes::default();
+        let engine = match (model.code(), model.loaded()) {
+            (Some(code), _) => Engine::Cpu(Box::new(Cpu::load(model, code, program, &mut sizes)?)),
+            (None, Some(loaded)) => {
+                Engine::Gpu(Box::new(OnGpu::load(model, loaded, program, &mut sizes)?))
+            }
+            (None, None) => unreachable!("a model has code"),
         };
-        let stride = program.scratch_bytes().next_multiple_of(4096);
-        let threads = model.device().pool().threads() as u64;
-        let mut exe = Executable {
+        let mut slots = |ports: &[Port]| -> Result<Vec<Slot>, ExecError> {
+            ports.iter().map(|port| Slot::of(port, program, &mut sizes)).collect()
+        };
+        let inputs = slots(&program.inputs)?;
+        let outputs = slots(&program.outputs)?;
+        let states = slots(&program.states)?;
+        Ok(Executable {
             model: model.clone(),
             index,
             bound,
-            sizes: Sizes::default(),
-            dims: Vec::new(),
-            work: Vec::new(),
-            patches: Vec::new(),
-            inputs: Vec::new(),
-            outputs: Vec::new(),
-            states: Vec::new(),
-            launches: LaunchList::default(),
-            meetings: Vec::new(),
+            sizes,
+            inputs,
+            outputs,
+            states,
             groups: Groups::none(),
-            arena: reserve("the arena", program.arena_bytes)?,
-            scratch: reserve("scratch memory", stride.saturating_mul(threads))?,
-            scratch_stride: usize::try_from(stride).unwrap_or(usize::MAX),
+            engine,
             buffers: Buffers::default(),
-            times: None,
-            waits: Vec::new(),
+            times: Times::default(),
             trace: None,
-        };
-        exe.resolve(program)?;
-        Ok(exe)
+        })
     }
 
     /// Meets these groups in its collectives from now on.
@@ -182,14 +167,12 @@ impl Executable {
         &self.model
     }
 
-    /// Its arena.
-    pub fn arena(&self) -> &Arena {
-        &self.arena
-    }
-
-    /// Scratch memory of all threads.
-    pub fn scratch(&self) -> &Arena {
-        &self.scratch
+    /// Bytes of its arena, and of the scratch memory of all threads, that are in use.
+    pub fn resident_bytes(&self) -> (u64, u64) {
+        match &self.engine {
+            Engine::Cpu(cpu) => cpu.resident_bytes(),
+            Engine::Gpu(gpu) => (gpu.arena_bytes(), 0),
+        }
     }
 
     /// Runs the program once.
@@ -287,7 +270,7 @@ impl Executable {
 
     /// Whether to measure each launch from now on, which costs some ten nanoseconds a launch.
     pub fn set_profiling(&mut self, on: bool) {
-        self.times = on.then(Vec::new);
+        self.times.launches = on.then(Vec::new);
     }
 
     /// Records every run and launch from now on; `None` ends that.
@@ -304,7 +287,7 @@ impl Executable {
             let value = dim.compile(&program.symbols).ok().and_then(|d| d.eval(symbols));
             value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
         };
-        let times = self.times.as_deref().unwrap_or_default();
+        let times = self.times.launches.as_deref().unwrap_or_default();
         program.launches.iter().zip(times).map(move |(launch, time)| {
             let kernel = &program.kernels[launch.kernel as usize];
             let (flops, bytes) = (eval(&kernel.flops), eval(&kernel.bytes));
@@ -323,30 +306,37 @@ impl Executable {
         self.sizes
             .evaluate(&mut buffers.symbols)
             .ok_or_else(|| Symbolic::new(self.program()).symbol("?", "makes a size overflow"))?;
-        for (slot, dim) in self.launches.dims_mut().iter_mut().zip(&self.dims) {
-            *slot = self.sizes.values[*dim];
+        self.check_states(states)?;
+        self.place_inputs(inputs, &mut buffers.inputs)?;
+        let program = &self.model.artifact().manifest().programs[self.index];
+        self.groups.check(&program.collectives).map_err(|reason| {
+            let entry = program.name.clone();
+            ExecError::Ranks { entry, reason }
+        })?;
+        let places = buffers.inputs.iter();
+        let run = Run {
+            model: &self.model,
+            program,
+            sizes: &self.sizes,
+            groups: &self.groups,
+            outputs: &self.outputs,
+            inputs: &mut places.map(|(range, number)| (range.clone(), inputs[*number].1)),
+            states,
+        };
+        self.times.waits.clear();
+        match &mut self.engine {
+            Engine::Cpu(cpu) => cpu.run(run, &mut self.times)?,
+            Engine::Gpu(gpu) => gpu.run(run, &mut self.times)?,
         }
-        self.share_work(&mut buffers.seconds);
-        self.state_bases(states, &mut buffers.bases)?;
-        for patch in &self.patches {
-            let base = match patch.base {
-                Base::Fixed(base) => base,
-                Base::State(state) => buffers.bases[state],
-            };
-            let offset = usize::try_from(self.sizes.values[patch.offset]).unwrap_or(usize::MAX);
-            self.launches.set_arg(patch.arg, base.wrapping_add(offset));
-        }
-        self.write_inputs(inputs, &mut buffers.inputs)?;
-        self.walk(&buffers.bases)?;
         if let Some(trace) = &self.trace {
             let program = self.program();
             let labels = program.launches.iter().map(|launch| launch.label.as_str());
-            let launches = labels.zip(self.times.iter().flatten().copied());
+            let launches = labels.zip(self.times.launches.iter().flatten().copied());
             let label = |(i, took): &(usize, Duration)| {
                 let collective = &program.collectives[*i];
                 ((collective.end as usize, collective.label.as_str()), *took)
             };
-            let collectives = self.waits.iter().map(label);
+            let collectives = self.times.waits.iter().map(label);
             trace.record_run(&program.name, start, launches, collectives);
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Runs compiled programs on the CPU.
+//! Runs compiled programs, on the CPU or on a GPU.
 //!
 //! A [`Model`] is an artifact whose code is mapped and whose device is chosen. From it come
 //! [`Executable`]s, one per entry point, which share weights, code and threads; each has its arena.
@@ -35,6 +35,7 @@ pub mod collectives;
 mod device;
 mod error;
 mod executable;
+mod gpu;
 mod launch;
 mod meeting;
 mod memory;
@@ -51,7 +52,8 @@ pub use error::ExecError;
 pub use executable::{Executable, LaunchTime};
 pub use meeting::Groups;
 pub use memory::{
-    HOST_OVERHEAD_BYTES, Memory, host_overhead_bytes, memory_limit_bytes, peak_resident_bytes,
+    GPU_OVERHEAD_BYTES, HOST_OVERHEAD_BYTES, Memory, host_overhead_bytes, memory_limit_bytes,
+    peak_resident_bytes,
 };
 pub use pool::{Pool, TileQueue, Worker, available_threads};
 pub use states::States;

@@ -50,6 +50,42 @@ impl Groups {
         Ok(())
     }
 
+    /// Bytes of operand and result of a collective over so many elements.
+    pub(crate) fn bytes(&self, collective: &Collective, elements: usize) -> (usize, usize) {
+        let group = self.along(&collective.axis);
+        let shards = Shards::even(elements, group.map_or(1, Group::size));
+        let own = shards.range(group.map_or(0, Group::index)).len();
+        let (taken, given) = match collective.op {
+            CollectiveOp::AllReduce => (elements, elements),
+            CollectiveOp::ReduceScatter => (elements, own),
+            CollectiveOp::AllGather => (own, elements),
+        };
+        let size = collective.dtype.size();
+        (taken * size, given * size)
+    }
+
+    /// Begins to meet the other ranks with an operand of its own.
+    pub(crate) fn start_with(
+        &self,
+        collective: &Collective,
+        elements: usize,
+        operand: Vec<u8>,
+    ) -> StartedWith {
+        let Collective { op, axis, dtype, label, .. } = collective;
+        let (op, dtype, group) = (*op, *dtype, self.along(axis));
+        let (_, given) = self.bytes(collective, elements);
+        let shards = Shards::even(elements, group.map_or(1, Group::size));
+        let result = match group {
+            None => Ok(operand),
+            Some(group) => Err(group.start(move |turn| {
+                let mut result = vec![0; given];
+                meet(turn, (op, dtype), &shards, Some(&operand), &mut result)?;
+                Ok(result)
+            })),
+        };
+        StartedWith { result, label: label.clone() }
+    }
+
     /// Begins to meet the other ranks, on a thread of its own.
     ///
     /// # Safety
@@ -67,18 +103,13 @@ impl Groups {
         let (op, dtype, group) = (*op, *dtype, self.along(axis));
         let shards = Shards::even(elements, group.map_or(1, Group::size));
         let own = shards.range(group.map_or(0, Group::index));
-        let bytes = |elements: usize| elements * dtype.size();
-        let (taken, given) = match op {
-            CollectiveOp::AllReduce => (elements, elements),
-            CollectiveOp::ReduceScatter => (elements, own.len()),
-            CollectiveOp::AllGather => (own.len(), elements),
-        };
+        let (taken, given) = self.bytes(collective, elements);
         let place = match op {
-            CollectiveOp::AllGather => output.wrapping_add(bytes(own.start)).cast_const(),
+            CollectiveOp::AllGather => output.wrapping_add(own.start * dtype.size()).cast_const(),
             _ => output.cast_const(),
         };
         let is_there = std::ptr::eq(place, input);
-        let memory = Memory { input, taken: bytes(taken), output, given: bytes(given), is_there };
+        let memory = Memory { input, taken, output, given, is_there };
         let Some(group) = group else {
             // SAFETY: the caller's promise.
             let (input, output) = unsafe { memory.slices() };
@@ -144,6 +175,20 @@ impl Drop for Started {
     fn drop(&mut self) {
         // A failure has been told where it was waited for first.
         let _ = self.handle.take().map(Handle::wait);
+    }
+}
+
+/// A collective under way whose operand and result are its own.
+pub(crate) struct StartedWith {
+    result: Result<Vec<u8>, Handle<Vec<u8>>>,
+    label: String,
+}
+
+impl StartedWith {
+    /// Waits for the result.
+    pub(crate) fn wait(self) -> Result<Vec<u8>, ExecError> {
+        let label = self.label;
+        self.result.or_else(Handle::wait).map_err(|source| ExecError::Collective { label, source })
     }
 }
 

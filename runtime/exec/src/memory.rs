@@ -8,16 +8,22 @@ use ir::{
 };
 use serde::Serialize;
 
-use crate::{ExecError, Executable, States, bind::Symbolic, resident::resident_bytes};
+use crate::{Device, ExecError, Executable, States, bind::Symbolic, resident::resident_bytes};
 
 /// What the process needs besides weights, arenas and states: the binary, stacks, and tables of the
 /// artifact. The tokenizer comes on top, see [`host_overhead_bytes`].
 pub const HOST_OVERHEAD_BYTES: u64 = 24 << 20;
 
+/// What a process takes of a GPU besides weights, arenas and states: loaded code and its stacks.
+pub const GPU_OVERHEAD_BYTES: u64 = 64 << 20;
+
 /// The host's overhead for an artifact: [`HOST_OVERHEAD_BYTES`], and room for the tokenizer's
-/// tables, which take some ten times the bytes of its file.
+/// tables, which take some ten times the bytes of its file. Of one for GPUs the overhead there.
 pub fn host_overhead_bytes(manifest: &Manifest) -> u64 {
-    HOST_OVERHEAD_BYTES + 10 * manifest.text.bytes
+    match manifest.target.cuda {
+        Some(_) => GPU_OVERHEAD_BYTES,
+        None => HOST_OVERHEAD_BYTES + 10 * manifest.text.bytes,
+    }
 }
 
 /// Bytes of memory by use.
@@ -38,7 +44,7 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The sum: the peak, since all of it lives at once.
+    /// The sum: the peak of this machine's memory or, of an artifact for GPUs, of theirs, since all of it lives at once.
     pub fn total(&self) -> u64 {
         let Memory { weight_bytes, code_bytes, arena_bytes, .. } = self;
         let Memory { scratch_bytes, state_bytes, host_bytes, .. } = self;
@@ -88,32 +94,49 @@ impl Memory {
 
     /// What loaded entry points of one model really use now: pages that were touched.
     pub fn measure(executables: &[&Executable], states: &States) -> Memory {
+        let gpu = executables.first().and_then(|first| first.model().device().gpu());
         let mut memory = Memory { state_bytes: states.resident_bytes(), ..Memory::default() };
         if let Some(first) = executables.first() {
             let artifact = first.model().artifact();
-            memory.weight_bytes = resident_bytes(artifact.weight_memory());
+            memory.weight_bytes = match gpu {
+                Some(_) => artifact.weight_memory().len() as u64,
+                None => resident_bytes(artifact.weight_memory()),
+            };
             memory.code_bytes = artifact.manifest().code.bytes;
             memory.host_bytes = host_overhead_bytes(artifact.manifest());
         }
         for executable in executables {
-            memory.arena_bytes += executable.arena().resident_bytes();
-            memory.scratch_bytes += executable.scratch().resident_bytes();
+            let (arena, scratch) = executable.resident_bytes();
+            memory.arena_bytes += arena;
+            memory.scratch_bytes += scratch;
+        }
+        if let Some(used) = gpu.and_then(|gpu| gpu.used_bytes().ok()) {
+            // What the driver says of the whole: the rest is overhead.
+            memory.host_bytes = 0;
+            memory.host_bytes = used.saturating_sub(memory.total());
         }
         memory
     }
 
-    /// Compares what must be writable memory (arenas, scratch, states, host) with what this process
-    /// may use.
+    /// Compares what must be writable memory (arenas, scratch, states, host), or all of it on a GPU,
+    /// with what this process may use.
     ///
     /// # Errors
     /// [`ExecError::Memory`], which names the parts.
-    pub fn check_limit(&self) -> Result<(), ExecError> {
-        let needed = self.total() - self.weight_bytes - self.code_bytes;
-        match memory_limit_bytes() {
+    pub fn check_limit(&self, device: &Device) -> Result<(), ExecError> {
+        let needed = match device.facts() {
+            Some(_) => self.total(),
+            None => self.total() - self.weight_bytes - self.code_bytes,
+        };
+        match device.memory_limit_bytes() {
             Some(limit) if needed > limit => Err(ExecError::Memory {
                 what: format!(
-                    "the model (arena {}, scratch {}, states {}, host {})",
-                    self.arena_bytes, self.scratch_bytes, self.state_bytes, self.host_bytes
+                    "the model (weights {}, arena {}, scratch {}, states {}, overhead {})",
+                    self.weight_bytes,
+                    self.arena_bytes,
+                    self.scratch_bytes,
+                    self.state_bytes,
+                    self.host_bytes
                 ),
                 bytes: needed,
                 reason: format!(

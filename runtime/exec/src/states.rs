@@ -1,31 +1,63 @@
 //! Memory that outlives a run, such as keys and values.
 
-use std::{ops::Range, sync::Arc};
+use std::{borrow::Cow, ops::Range, sync::Arc};
 
+use cuda::Address;
 use ir::{Part, Port, Program};
 
-use crate::{Arena, ExecError, bind::Symbolic};
+use crate::{Arena, Device, ExecError, bind::Symbolic, gpu::Gpu};
 
-/// The states of one program, each an arena of its own or a part of another's, zero at first.
+/// The states of one program, each with memory of its own or a part of another's, zero at first.
 ///
-/// Programs that name their states alike can share them.
-#[derive(Debug)]
-pub struct States(Vec<(Arc<str>, Memory)>);
+/// Programs that name their states alike can share them. Their memory is this machine's, or that of
+/// a GPU.
+#[derive(Debug, Default)]
+pub struct States {
+    gpu: Option<Gpu>,
+    rooms: Vec<(Arc<str>, Memory)>,
+}
 
 #[derive(Debug)]
 enum Memory {
-    Own(Arena),
+    Own(Room),
     /// These bytes of the state of that name, which has its own.
     Part(Arc<str>, Range<usize>),
 }
 
-impl States {
-    /// No states, for programs that have none.
-    pub fn none() -> States {
-        States(Vec::new())
+#[derive(Debug)]
+enum Room {
+    Host(Arena),
+    Gpu(Gpu, cuda::Memory),
+}
+
+impl Room {
+    fn bytes(&self) -> u64 {
+        match self {
+            Room::Host(arena) => arena.bytes(),
+            Room::Gpu(_, memory) => memory.bytes(),
+        }
     }
 
-    /// Reserves memory for the states of a program; `symbols` has a value for every symbol in their
+    fn resident_bytes(&self) -> u64 {
+        match self {
+            Room::Host(arena) => arena.resident_bytes(),
+            Room::Gpu(_, memory) => memory.bytes(),
+        }
+    }
+}
+
+impl States {
+    /// No states, for programs that have none, or to be added in this machine's memory.
+    pub fn none() -> States {
+        States::default()
+    }
+
+    /// No states yet, to be added in the memory of a device.
+    pub fn on(device: &Device) -> States {
+        States { gpu: device.gpu().cloned(), rooms: Vec::new() }
+    }
+
+    /// Reserves this machine's memory for the states of a program; `symbols` has a value for every symbol in their
     /// types.
     ///
     /// # Errors
@@ -62,23 +94,34 @@ impl States {
             program.states.iter().filter(|port| is_meant(&port.name)).collect();
         ports.sort_by_key(|port| part_of(&port.name).is_some());
         for port in ports {
-            if self.get(&port.name).is_some() {
+            if self.bytes_of(&port.name).is_some() {
                 continue;
             }
             let bytes = symbolic.port_bytes("state", port, &values)?;
             let memory = match part_of(&port.name) {
                 Some(part) => self.part(symbolic, (part, bytes), &values)?,
-                None => Memory::Own(Arena::new(bytes).map_err(|e| ExecError::Memory {
-                    what: format!("state `{}`", port.name),
-                    bytes,
-                    reason: format!(
-                        "the system has no room for it: {e}; ask for a shorter context"
-                    ),
-                })?),
+                None => Memory::Own(self.room(&port.name, bytes)?),
             };
-            self.0.push((port.name.clone(), memory));
+            self.rooms.push((port.name.clone(), memory));
         }
         Ok(())
+    }
+
+    fn room(&self, name: &str, bytes: u64) -> Result<Room, ExecError> {
+        let fail = |reason: String| ExecError::Memory {
+            what: format!("state `{name}`"),
+            bytes,
+            reason: format!("{reason}; ask for a shorter context"),
+        };
+        if let Some(gpu) = &self.gpu {
+            return match gpu.zeros(bytes) {
+                Err(error @ cuda::CudaError::Memory { .. }) => Err(fail(error.to_string())),
+                room => Ok(Room::Gpu(gpu.clone(), room?)),
+            };
+        }
+        let arena = Arena::new(bytes);
+        let arena = arena.map_err(|e| fail(format!("the system has no room for it: {e}")))?;
+        Ok(Room::Host(arena))
     }
 
     fn part(
@@ -88,98 +131,162 @@ impl States {
         values: &[Option<i64>],
     ) -> Result<Memory, ExecError> {
         let fail = |reason: String| symbolic.port("state", &part.state, reason);
-        let Some(room) = self.get(&part.of) else {
+        let Some(room) = self.bytes_of(&part.of) else {
             return Err(fail(format!("lies in `{}`, which is not there", part.of)));
         };
         let range = symbolic.eval_with(&part.offset, values).and_then(|start| {
             let start = usize::try_from(start).ok()?;
             let end = start.checked_add(usize::try_from(bytes).ok()?)?;
-            (end <= room.len()).then_some(start..end)
+            (end as u64 <= room).then_some(start..end)
         });
         let range = range.ok_or_else(|| fail(format!("lies outside of `{}`", part.of)))?;
         Ok(Memory::Part(part.of.clone(), range))
     }
 
-    fn arenas(&self) -> impl Iterator<Item = &Arena> {
-        self.0.iter().filter_map(|(_, memory)| match memory {
-            Memory::Own(arena) => Some(arena),
+    fn own(&self) -> impl Iterator<Item = (&str, &Room)> {
+        self.rooms.iter().filter_map(|(name, memory)| match memory {
+            Memory::Own(room) => Some((&**name, room)),
             Memory::Part(..) => None,
         })
     }
 
     /// Names of the states that have memory of their own, and its bytes.
     pub fn sizes(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.0.iter().filter_map(|(name, memory)| match memory {
-            Memory::Own(arena) => Some((&**name, arena.bytes())),
-            Memory::Part(..) => None,
-        })
+        self.own().map(|(name, room)| (name, room.bytes()))
     }
 
     /// Reserved bytes.
     pub fn bytes(&self) -> u64 {
-        self.arenas().map(Arena::bytes).sum()
+        self.own().map(|(_, room)| room.bytes()).sum()
     }
 
-    /// Bytes that have been written.
+    /// Bytes that have been written; on a GPU all of them.
     pub fn resident_bytes(&self) -> u64 {
-        self.arenas().map(Arena::resident_bytes).sum()
+        self.own().map(|(_, room)| room.resident_bytes()).sum()
     }
 
     /// Takes the states of another over, their memory as it lies. Of a name that both have, its own
     /// stays.
     pub fn append(&mut self, other: &mut States) {
-        for (name, arena) in other.0.drain(..) {
-            if self.get(&name).is_none() {
-                self.0.push((name, arena));
+        for (name, memory) in other.rooms.drain(..) {
+            if self.bytes_of(&name).is_none() {
+                self.rooms.push((name, memory));
             }
         }
     }
 
     /// Hands out the states that `is_wanted` names, their memory as it lies.
     pub fn take(&mut self, is_wanted: impl Fn(&str) -> bool) -> States {
-        let states = std::mem::take(&mut self.0);
-        let (wanted, rest) = states.into_iter().partition(|(name, _)| is_wanted(name));
-        self.0 = rest;
-        States(wanted)
+        let rooms = std::mem::take(&mut self.rooms);
+        let (wanted, rest) = rooms.into_iter().partition(|(name, _)| is_wanted(name));
+        self.rooms = rest;
+        States { gpu: self.gpu.clone(), rooms: wanted }
     }
 
     /// Copies one of the `parts` equal parts of every state that `is_meant` names over another:
     /// blocks of key/value memory, which are the states' first axis.
     ///
+    /// # Errors
+    /// [`ExecError::Cuda`].
+    ///
     /// # Panics
     /// If a part is out of range.
-    pub fn copy_part(&mut self, is_meant: impl Fn(&str) -> bool, parts: u64, from: u32, to: u32) {
-        for (_, memory) in self.0.iter_mut().filter(|(name, _)| is_meant(name)) {
-            let Memory::Own(arena) = memory else { continue };
-            let memory = arena.as_mut_slice();
-            let bytes = memory.len() / usize::try_from(parts.max(1)).unwrap_or(usize::MAX);
-            let start = from as usize * bytes;
-            memory.copy_within(start..start + bytes, to as usize * bytes);
+    pub fn copy_part(
+        &mut self,
+        is_meant: impl Fn(&str) -> bool,
+        parts: u64,
+        from: u32,
+        to: u32,
+    ) -> Result<(), ExecError> {
+        for (_, memory) in self.rooms.iter_mut().filter(|(name, _)| is_meant(name)) {
+            let Memory::Own(room) = memory else { continue };
+            let bytes = room.bytes() / parts.max(1);
+            let [from, to] = [from, to].map(|part| u64::from(part) * bytes);
+            match room {
+                Room::Host(arena) => {
+                    let at = |byte: u64| usize::try_from(byte).unwrap_or(usize::MAX);
+                    arena.as_mut_slice().copy_within(at(from)..at(from + bytes), at(to));
+                }
+                Room::Gpu(gpu, memory) => {
+                    gpu.stream().copy(&memory.at(to), &memory.at(from), bytes)?;
+                }
+            }
         }
+        Ok(())
     }
 
-    /// The bytes of a state; `None` if there is none of that name.
-    pub fn get(&self, name: &str) -> Option<&[u8]> {
-        let memory = |name: &str| self.0.iter().find(|(n, _)| **n == *name).map(|(_, m)| m);
+    /// The memory that a state lies in, and its bytes there.
+    fn find(&self, name: &str) -> Option<(&Room, Range<usize>)> {
+        let memory = |name: &str| self.rooms.iter().find(|(n, _)| **n == *name).map(|(_, m)| m);
         match memory(name)? {
-            Memory::Own(arena) => Some(arena.as_slice()),
+            Memory::Own(room) => Some((room, 0..usize::try_from(room.bytes()).ok()?)),
             Memory::Part(of, range) => match memory(of)? {
-                Memory::Own(arena) => arena.as_slice().get(range.clone()),
+                Memory::Own(room) => Some((room, range.clone())),
                 Memory::Part(..) => None,
             },
         }
     }
 
-    /// The bytes of a state, to be written.
-    pub fn bytes_mut(&mut self, name: &str) -> Option<&mut [u8]> {
-        let (_, memory) = self.0.iter().find(|(n, _)| **n == *name)?;
+    /// Bytes of a state; `None` if there is none of that name.
+    pub fn bytes_of(&self, name: &str) -> Option<u64> {
+        self.find(name).map(|(_, range)| range.len() as u64)
+    }
+
+    /// The contents of a state; `None` if there is none of that name.
+    ///
+    /// # Errors
+    /// [`ExecError::Cuda`].
+    pub fn read(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, ExecError> {
+        let Some((room, range)) = self.find(name) else { return Ok(None) };
+        Ok(Some(match room {
+            Room::Host(arena) => Cow::Borrowed(&arena.as_slice()[range]),
+            Room::Gpu(gpu, memory) => {
+                let mut bytes = vec![0; range.len()];
+                gpu.download(&memory.at(range.start as u64), &mut bytes)?;
+                Cow::Owned(bytes)
+            }
+        }))
+    }
+
+    /// Calls `change` with the contents of a state, which become what it leaves; `None` if there is
+    /// no state of that name.
+    ///
+    /// # Errors
+    /// [`ExecError::Cuda`]; those of `change`, after which a state may be changed in part.
+    pub fn change<R, E: From<ExecError>>(
+        &mut self,
+        name: &str,
+        change: impl FnOnce(&mut [u8]) -> Result<R, E>,
+    ) -> Result<Option<R>, E> {
+        if let Some(bytes) = self.bytes_mut(name) {
+            return change(bytes).map(Some);
+        }
+        let Some(mut bytes) = self.read(name)?.map(Cow::into_owned) else { return Ok(None) };
+        let result = change(&mut bytes)?;
+        if let Some((Room::Gpu(gpu, memory), range)) = self.find(name) {
+            gpu.upload(&memory.at(range.start as u64), &bytes).map_err(ExecError::from)?;
+        }
+        Ok(Some(result))
+    }
+
+    /// The bytes of a state in this machine's memory; `None` if it is none.
+    pub(crate) fn bytes_mut(&mut self, name: &str) -> Option<&mut [u8]> {
+        let (_, memory) = self.rooms.iter().find(|(n, _)| **n == *name)?;
         let (owner, range) = match memory {
-            Memory::Own(arena) => (Arc::from(name), 0..arena.as_slice().len()),
+            Memory::Own(room) => (Arc::from(name), 0..usize::try_from(room.bytes()).ok()?),
             Memory::Part(of, range) => (of.clone(), range.clone()),
         };
-        match &mut self.0.iter_mut().find(|(n, _)| *n == owner)?.1 {
-            Memory::Own(arena) => arena.as_mut_slice().get_mut(range),
-            Memory::Part(..) => None,
+        match &mut self.rooms.iter_mut().find(|(n, _)| *n == owner)?.1 {
+            Memory::Own(Room::Host(arena)) => arena.as_mut_slice().get_mut(range),
+            Memory::Own(Room::Gpu(..)) | Memory::Part(..) => None,
+        }
+    }
+
+    /// Where a state lies in a GPU's memory; `None` if it is none there.
+    pub(crate) fn address(&self, name: &str) -> Option<Address> {
+        match self.find(name)? {
+            (Room::Gpu(_, memory), range) => Some(memory.at(range.start as u64)),
+            (Room::Host(_), _) => None,
         }
     }
 }

@@ -47,6 +47,7 @@ fn kernel(op: &str, code_offset: u64, dims: Vec<Dim>, tiles: Dim) -> Kernel {
         flops: Dim::symbol("N"),
         // It claims so much that a few elements are worth several threads.
         bytes: Dim::symbol("N") * Dim::from(100_000),
+        cuda: Vec::new(),
     }
 }
 
@@ -116,6 +117,8 @@ pub(crate) fn model(file: &str, programs: Vec<Program>, threads: usize) -> Arc<M
         },
         source_digest: Digest::default(),
         code: &CODE,
+        modules: Vec::new(),
+        random: None,
         text: serde_json::Value::Null,
         report: serde_json::Value::Null,
         programs,

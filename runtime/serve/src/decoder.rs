@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use exec::{Executable, Groups, Memory, Model, States, memory_limit_bytes};
+use exec::{Executable, Groups, Memory, Model, States};
 use ir::{Bounds, Dim, Port, Program};
 
 use crate::{
@@ -136,8 +136,8 @@ impl Decoder {
             window: window(program),
         };
         let threads = model.device().pool().threads();
-        Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit()?;
-        let mut states = States::none();
+        Memory::predict(manifest, &[ENTRY], threads, &bound)?.check_limit(model.device())?;
+        let mut states = States::on(model.device());
         states.add_some(program, &bound, is_memory)?;
         let mut exe = Executable::load(model, ENTRY, &bound)?;
         if let Weights::Lent(among) = weights {
@@ -214,8 +214,7 @@ impl StepModel for Decoder {
 
     fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
         let parts = u64::from(self.limits.blocks);
-        self.states.copy_part(is_memory, parts, copy.from, copy.to);
-        Ok(())
+        Ok(self.states.copy_part(is_memory, parts, copy.from, copy.to)?)
     }
 }
 
@@ -263,7 +262,7 @@ pub(crate) fn blocks_for(
             let wanted = blocks_of(program, max_seq_len, sequences.unwrap_or(seats))?;
             // The weights are mapped, but they must stay in memory to be fast.
             let taken = least + one.weight_bytes;
-            let left = memory_limit_bytes().map(|limit| limit.saturating_sub(taken));
+            let left = model.device().memory_limit_bytes().map(|limit| limit.saturating_sub(taken));
             wanted.min(left.map_or(usize::MAX, |left| rooms(left / 10 * 9)))
         }
     };

@@ -38,7 +38,8 @@ impl Embedder {
         };
         let (max_batch_tokens, max_sequences) = (most("T")?, most("S")?);
         let threads = model.device().pool().threads();
-        Memory::predict(artifact.manifest(), &[ENTRY], threads, &[])?.check_limit()?;
+        Memory::predict(artifact.manifest(), &[ENTRY], threads, &[])?
+            .check_limit(model.device())?;
         Ok(Embedder {
             exe: Executable::load(model, ENTRY, &[])?,
             verdict,

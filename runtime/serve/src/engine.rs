@@ -51,6 +51,8 @@ pub use stream::{EventStream, Reply};
 /// How to run an engine.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
+    /// Where to run; by default on what the artifact is for.
+    pub device: Option<Device>,
     /// Threads; by default as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence; by default what the model is compiled for.
@@ -115,6 +117,7 @@ pub enum BlockUse {
 impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
+            device: None,
             threads: None,
             max_seq_len: None,
             kv_cache_bytes: None,
@@ -172,7 +175,10 @@ impl Engine {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn start(artifact: Arc<Artifact>, options: &EngineOptions) -> Result<Engine, ServeError> {
-        let device = Device::cpu(options.threads)?;
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => Device::open(&artifact.manifest().target, options.threads)?,
+        };
         let threads = device.pool().threads();
         let verdict = Verdict::begin(&artifact, threads);
         let bundle = artifact.text::<Option<TextBundle>>()?.unwrap_or_default();

@@ -29,6 +29,8 @@ use crate::{
 /// How to open a model.
 #[derive(Clone, Debug, Default)]
 pub struct SessionOptions {
+    /// Where to run; by default on what the artifact is for.
+    pub device: Option<Device>,
     /// Threads; by default as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence to reserve key/value memory for; by default what the model is compiled for.
@@ -171,7 +173,10 @@ impl Session {
     /// # Errors
     /// As [`open`](Self::open).
     pub fn of(artifact: Arc<Artifact>, options: SessionOptions) -> Result<Session, ServeError> {
-        let device = Device::cpu(options.threads)?;
+        let device = match &options.device {
+            Some(device) => device.clone(),
+            None => Device::open(&artifact.manifest().target, options.threads)?,
+        };
         let verdict = Verdict::begin(&artifact, device.pool().threads());
         let bundle = artifact.text::<Option<TextBundle>>()?.unwrap_or_default();
         let model = Model::load(artifact, device)?;
@@ -185,7 +190,7 @@ impl Session {
             ModelKind::Graph => {
                 let threads = model.device().pool().threads();
                 let manifest = model.artifact().manifest();
-                Memory::predict(manifest, &["main"], threads, &[])?.check_limit()?;
+                Memory::predict(manifest, &["main"], threads, &[])?.check_limit(model.device())?;
                 Engine::Graph(Box::new(Executable::load(&model, "main", &[])?), verdict)
             }
         };
@@ -233,6 +238,11 @@ impl Session {
     /// The artifact.
     pub fn artifact(&self) -> &Arc<Artifact> {
         self.model.artifact()
+    }
+
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        self.model.device()
     }
 
     /// Number of threads.

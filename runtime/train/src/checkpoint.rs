@@ -211,7 +211,7 @@ impl Checkpoints {
             if !is_finite(port.ty.dtype, view.data()) {
                 return Err(TrainError::file(&path, format!("`{}` {NOT_FINITE}", port.name)));
             }
-            step.set_state(&port.name, view.data());
+            step.set_state(&port.name, view.data())?;
         }
         Ok(Some(manifest.progress))
     }

@@ -36,7 +36,7 @@ pub fn initialize(step: &mut TrainStep, folder: &Path, seed: u64) -> Result<(), 
         let layers = f64::from(config.n_layer.unwrap_or(1));
         let std = if is_residual { std / (2.0 * layers).sqrt() } else { std };
         let bytes = values(&parameter, std, seed).to_bytes();
-        step.set_state(&format!("param.{}", parameter.name), &bytes);
+        step.set_state(&format!("param.{}", parameter.name), &bytes)?;
     }
     Ok(())
 }

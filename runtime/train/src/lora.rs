@@ -43,7 +43,10 @@ pub(crate) fn is_factor(name: &str) -> bool {
 /// `kaiming_uniform_(a = √5)` of He et al. 2015, and `B` zero, so that nothing changes at first.
 ///
 /// An adapter's numbers follow from the seed and its name alone.
-pub fn initialize_lora(step: &mut TrainStep, seed: u64) {
+///
+/// # Errors
+/// [`TrainError::Exec`] if they are on a GPU that fails.
+pub fn initialize_lora(step: &mut TrainStep, seed: u64) -> Result<(), TrainError> {
     for p in step.parameters().to_vec().iter().filter(|p| is_factor(&p.name)) {
         let bytes = if p.name.ends_with(DOWN) {
             let bound = p.shape.last().map_or(1.0, |inputs| (*inputs as f64).sqrt().recip());
@@ -54,8 +57,9 @@ pub fn initialize_lora(step: &mut TrainStep, seed: u64) {
         } else {
             Tensor::from_f64s(p.dtype, &p.shape, vec![0.0; p.shape.iter().product()]).to_bytes()
         };
-        step.set_state(&format!("param.{}", p.name), &bytes);
+        step.set_state(&format!("param.{}", p.name), &bytes)?;
     }
+    Ok(())
 }
 
 /// What a model's `config.json` says of the names and the order of its matrices.

@@ -127,7 +127,7 @@ impl TrainStep {
         let update = load(UPDATE)?;
         let has_refresh = manifest.program(&place.entry(REFRESH)).is_some();
         let refresh = if has_refresh { Some(load(REFRESH)?) } else { None };
-        let mut states = States::none();
+        let mut states = States::on(model.device());
         // Parameters may be parts of the weights.
         for entry in refresh.iter().chain([&update]) {
             let bound: Vec<_> = entry.bound.iter().map(|(name, n)| (name.as_str(), *n)).collect();
@@ -249,9 +249,17 @@ impl TrainStep {
 
     /// The bytes of a state that this rank holds, such as of `param.lm_head.weight`; `None` if
     /// there is none.
+    ///
+    /// # Errors
+    /// [`TrainError::Exec`] if they are on a GPU that fails.
+    pub fn state(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, TrainError> {
+        Ok(self.states.read(name)?)
+    }
+
+    /// Whether this rank has a state of that name.
     #[must_use]
-    pub fn state(&self, name: &str) -> Option<&[u8]> {
-        self.states.get(name)
+    pub fn has_state(&self, name: &str) -> bool {
+        self.states.bytes_of(name).is_some()
     }
 
     /// The bytes of a state on all ranks together, which all have to ask for; `None` if there is
@@ -261,11 +269,12 @@ impl TrainStep {
     /// [`TrainError::Ranks`] if the job has failed.
     pub fn whole_state(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, TrainError> {
         let Some((owner, program, port)) = self.find(name) else { return Ok(None) };
-        let own = match (self.state(name), self.shard_of(name)) {
+        let own = match (self.state(name)?, self.shard_of(name)) {
             (Some(own), Some(of)) => {
-                Some(parts::whole(of, port.ty.dtype, self.rank.groups(), own)?)
+                let whole = parts::whole(of, port.ty.dtype, self.rank.groups(), &own)?;
+                Some(Cow::Owned(whole.into_owned()))
             }
-            (own, _) => own.map(Cow::from),
+            (own, _) => own,
         };
         let elements: usize = extents(program, port).into_iter().product();
         self.on_first(owner, own, elements * port.ty.dtype.size())
@@ -273,19 +282,24 @@ impl TrainStep {
 
     /// Sets what this rank holds of a state whose bytes on all ranks together are these; `false` if
     /// there is none of so many bytes.
-    pub fn set_state(&mut self, name: &str, whole: &[u8]) -> bool {
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    pub fn set_state(&mut self, name: &str, whole: &[u8]) -> Result<bool, TrainError> {
         let own = match (self.shard_of(name), self.port(name)) {
             (Some(of), Some(port)) => parts::own(of, port.ty.dtype, self.rank.groups(), whole),
             _ => Some(whole.into()),
         };
         self.is_stale |= self.refresh.is_some() && of_kind("param", name).is_some();
-        match (self.states.bytes_mut(name), own) {
-            (Some(state), Some(own)) if state.len() == own.len() => {
+        let Some(own) = own else { return Ok(false) };
+        let is_set = self.states.change(name, |state| {
+            let fits = state.len() == own.len();
+            if fits {
                 state.copy_from_slice(&own);
-                true
             }
-            _ => false,
-        }
+            Ok::<_, TrainError>(fits)
+        })?;
+        Ok(is_set.unwrap_or(false))
     }
 
     fn port(&self, name: &str) -> Option<&Port> {
@@ -485,13 +499,18 @@ impl TrainStep {
     }
 
     /// The first parameter, by its number, with an element of this rank that is not finite.
-    #[must_use]
-    pub fn first_bad_parameter(&self) -> Option<usize> {
-        let is_bad = |p: &ParameterInfo| {
-            let bytes = self.state(&format!("param.{}", p.name)).unwrap_or_default();
-            !is_finite(p.dtype, bytes)
-        };
-        self.own.iter().copied().find(|number| is_bad(&self.parameters[*number]))
+    ///
+    /// # Errors
+    /// As [`state`](Self::state).
+    pub fn first_bad_parameter(&self) -> Result<Option<usize>, TrainError> {
+        for number in self.own.iter().copied() {
+            let p = &self.parameters[number];
+            let bytes = self.state(&format!("param.{}", p.name))?.unwrap_or_default();
+            if !is_finite(p.dtype, &bytes) {
+                return Ok(Some(number));
+            }
+        }
+        Ok(None)
     }
 }
 

@@ -124,7 +124,9 @@ impl Trainer {
                 found.sums.iter().for_each(|sum| own.loss += f64::from(*sum) / targets);
             }
             (own.place, own.gradient) = (found.place, found.gradient);
-            own.parameter = found.place.and_then(|_| self.step.first_bad_parameter());
+            if found.place.is_some() {
+                own.parameter = self.step.first_bad_parameter()?;
+            }
             batches.clear();
         }
         for batch in batches {
@@ -136,7 +138,7 @@ impl Trainer {
             own.place = own.place.or(self.step.first_bad_place()?);
             own.gradient = own.gradient.or(self.step.last_bad_gradient()?);
             if own.place.is_some() {
-                own.parameter = self.step.first_bad_parameter();
+                own.parameter = self.step.first_bad_parameter()?;
                 // Others are on the way to the next collective.
                 if rank.is_alone() {
                     break;

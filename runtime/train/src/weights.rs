@@ -107,7 +107,7 @@ fn set(
         return Err(format!("has shape {:?}, not {:?}", view.shape(), parameter.shape));
     }
     let name = format!("param.{}", parameter.name);
-    if step.state(&name).is_none() {
+    if !step.has_state(&name) {
         // It is another stage's.
         return Ok(());
     }
@@ -120,7 +120,7 @@ fn set(
     if !is_finite(parameter.dtype, &bytes) {
         return Err("has values that are not finite".to_owned());
     }
-    let is_set = step.set_state(&name, &bytes);
+    let is_set = step.set_state(&name, &bytes).map_err(|e| e.to_string())?;
     is_set.then_some(()).ok_or_else(|| "is no parameter".to_owned())
 }
 

@@ -15,7 +15,7 @@ use ir::{Attr, Attrs, DType, Dim, KernelSpec, Layout, OpRef, Symbols, Target, Te
 use super::device::{ptx_of, targets};
 
 /// Where `cargo xtask ptxas` puts the programs.
-pub(super) fn programs() -> Option<PathBuf> {
+pub(crate) fn programs() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/ptxas");
     if folder.join("ptxas").is_file() {
         return Some(folder);

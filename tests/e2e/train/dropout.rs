@@ -30,7 +30,7 @@ fn losses(trainer: &mut Trainer, steps: std::ops::RangeInclusive<usize>) -> Vec<
 
 fn states(trainer: &Trainer) -> Vec<Vec<u8>> {
     let step = trainer.step();
-    step.states().map(|port| step.state(&port.name).unwrap().to_vec()).collect()
+    step.states().map(|port| step.state(&port.name).unwrap().unwrap().to_vec()).collect()
 }
 
 #[test]
@@ -117,7 +117,7 @@ fn adapters_train_with_it() {
     options.training.as_mut().unwrap().lora = Some(lora.clone());
     let begin = |name: &str, options: &CompileOptions| {
         let mut step = load_with(name, "llama-gqa3", options, 2);
-        train::initialize_lora(&mut step, 5);
+        train::initialize_lora(&mut step, 5).unwrap();
         Trainer::new(step, rule(), 0)
     };
     let mut dropped = begin("dropout-lora", &options);

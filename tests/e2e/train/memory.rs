@@ -16,7 +16,8 @@ fn steps(case: &str, keep: Option<Keep>, memory: Option<u64>) -> (Vec<u64>, Vec<
     let losses = (1..=3).map(|n| trainer.advance(&batches(&documents, n)).unwrap().loss.to_bits());
     let losses = losses.collect();
     let step = trainer.step();
-    let states = step.states().map(|port| step.state(&port.name).unwrap().to_vec()).collect();
+    let states =
+        step.states().map(|port| step.state(&port.name).unwrap().unwrap().to_vec()).collect();
     let planned = step.planned().unwrap();
     assert!(step.resident_bytes() <= planned.total());
     (losses, states, planned.arena_bytes)

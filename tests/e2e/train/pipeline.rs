@@ -309,10 +309,10 @@ fn what_is_not_finite_is_named_with_the_rank_of_its_stage() {
     let ends = job.run(|documents, mut trainer| {
         job.advance(&mut trainer, documents, 1)?;
         let name = format!("param.{bad}");
-        if let Some(bytes) = trainer.step().state(&name) {
+        if let Some(bytes) = trainer.step().state(&name).unwrap() {
             let mut bytes = bytes.to_vec();
             bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-            assert!(trainer.step_mut().set_state(&name, &bytes));
+            assert!(trainer.step_mut().set_state(&name, &bytes).unwrap());
         }
         job.advance(&mut trainer, documents, 2)?;
         Ok(())

@@ -215,9 +215,9 @@ fn what_one_rank_made_that_is_not_finite_is_named_on_all() {
         // One rank's memory goes bad.
         if world.rank() == 1 {
             let name = format!("param.{bad}");
-            let mut bytes = trainer.step().state(&name).unwrap().to_vec();
+            let mut bytes = trainer.step().state(&name).unwrap().unwrap().to_vec();
             bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
-            assert!(trainer.step_mut().set_state(&name, &bytes));
+            assert!(trainer.step_mut().set_state(&name, &bytes).unwrap());
         }
         trainer.advance(&job.batches(&documents, 2, world.rank()))?;
         Ok(())

@@ -125,7 +125,7 @@ fn a_rank_holds_its_part_of_what_is_cut() {
     let job = Job { tensor: 2, ..Job::of("llama-even", 1, 0) };
     let ends = job.run(|_, trainer| {
         let step = trainer.step();
-        let size = |name: &str| step.state(name).unwrap().len();
+        let size = |name: &str| step.state(name).unwrap().unwrap().len();
         let whole = |name: &str| step.whole_state(name).unwrap().unwrap().len();
         for kind in ["param", "grad", "m", "v"] {
             for (weight, parts) in [

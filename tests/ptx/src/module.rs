@@ -24,6 +24,13 @@ impl Module {
         names.sort_unstable();
         names
     }
+
+    /// Bytes of a kernel's parameters, in order; `None` if there is no kernel of that name.
+    #[must_use]
+    pub fn param_bytes(&self, kernel: &str) -> Option<Vec<usize>> {
+        let params = self.kernels.get(kernel)?.params.iter();
+        Some(params.map(|param| param.bytes as usize).collect())
+    }
 }
 
 /// A variable in global or constant memory.

@@ -3,7 +3,7 @@
 use std::{num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::ValueEnum;
-use ir::DType;
+use ir::{CudaArch, DType};
 
 /// More threads than any machine has are a slip of the keyboard.
 const MAX_THREADS: usize = 4096;
@@ -140,13 +140,24 @@ pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
         .ok_or_else(|| format!("write a number from 1 to {MAX_THREADS}"))
 }
 
-pub(super) fn target(text: &str) -> Result<String, String> {
+/// A kind of device to compile for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Chosen {
+    /// This machine's kind of processor.
+    Cpu,
+    /// Every GPU that there are kernels for.
+    Gpus,
+    /// GPUs of one architecture.
+    Gpu(CudaArch),
+}
+
+pub(super) fn target(text: &str) -> Result<Chosen, String> {
     match text {
-        "cpu" => Ok(text.into()),
-        t if t == "cuda" || t.starts_with("cuda:") => {
-            Err("CUDA is not there yet; compile for `cpu`".into())
-        }
-        _ => Err("the only target is `cpu`".into()),
+        "cpu" => Ok(Chosen::Cpu),
+        "cuda" => Ok(Chosen::Gpus),
+        "cuda:sm_80" => Ok(Chosen::Gpu(CudaArch::Sm80)),
+        "cuda:sm_90a" => Ok(Chosen::Gpu(CudaArch::Sm90a)),
+        _ => Err("targets are `cpu`, `cuda`, `cuda:sm_80` and `cuda:sm_90a`".into()),
     }
 }
 

@@ -69,7 +69,8 @@ fn train_as(
     let open = || artifact::open(config, args.artifact.as_deref(), memory, cx);
     let artifact = rank.first(open)?.unwrap_or_else(open)?;
     let bundle = bundle(config)?;
-    let device = Device::cpu(Some(share.of(cx.threads()))).map_err(Failure::input)?;
+    let target = &artifact.manifest().target;
+    let device = Device::open(target, Some(share.of(cx.threads()))).map_err(Failure::input)?;
     let model = Model::load(artifact, device).map_err(Failure::input)?;
     let mut step = TrainStep::load(&model, rank).map_err(failure)?;
     step.reserve(config.train.grad_accum).map_err(failure)?;
@@ -103,7 +104,7 @@ fn train_as(
             }
             .map_err(failure)?;
             if config.lora.is_some() {
-                initialize_lora(&mut step, config.train.seed);
+                initialize_lora(&mut step, config.train.seed).map_err(failure)?;
             }
             (0, dataset.start())
         }

@@ -31,6 +31,8 @@ pub(super) fn decoder(layers: usize) -> (Manifest, Report) {
         },
         source_digest: Default::default(),
         code: Default::default(),
+        modules: Vec::new(),
+        random: None,
         text: Default::default(),
         report: Default::default(),
         programs: vec![program(layers)],
@@ -81,6 +83,7 @@ fn program(layers: usize) -> Program {
         scratch_bytes: 1024,
         flops: t.clone() * Dim::from(*flops * 1000),
         bytes: bytes.parse().unwrap(),
+        cuda: Vec::new(),
     };
     let mut out = Program {
         name: "step".into(),

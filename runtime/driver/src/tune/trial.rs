@@ -81,6 +81,8 @@ impl Trial {
             },
             source_digest: Digest::default(),
             code: &code.image,
+            modules: code.modules.clone(),
+            random: None,
             text: serde_json::Value::Null,
             report: serde_json::Value::Null,
             programs: vec![program],

@@ -46,8 +46,9 @@ impl Device {
         Ok(Device { driver: driver::open(index)? })
     }
 
-    #[cfg(test)]
-    pub(crate) fn with(driver: Arc<dyn Driver>) -> Device {
+    /// A device behind another driver, such as one that emulates it.
+    #[must_use]
+    pub fn with(driver: Arc<dyn Driver>) -> Device {
         Device { driver }
     }
 

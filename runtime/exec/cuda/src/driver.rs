@@ -1,26 +1,28 @@
-//! The few calls of the driver that are used, as a trait, so that their order can be tested where
-//! there is no device.
+//! The few calls of the driver that are used, as a trait, so that where there is no device their
+//! order can be tested, or a device emulated.
 
 mod libcuda;
 
 use std::fmt::Debug;
 
-use crate::{DriverError, Facts, TensorMap, launch::Value};
+use crate::{DriverError, Facts, TensorMap};
 
+pub use crate::launch::Value;
 pub(crate) use libcuda::open;
 
 /// Bytes of a tensor map.
-pub(crate) const MAP_BYTES: usize = 128;
+pub const MAP_BYTES: usize = 128;
 /// CUDA 12.4, the first that tells how many parameters a kernel has.
 pub(crate) const OLDEST: u32 = 12040;
 
-pub(crate) type Answer<T = ()> = Result<T, DriverError>;
+/// What a call answers.
+pub type Answer<T = ()> = Result<T, DriverError>;
 
 macro_rules! handles {
     ($($(#[$doc:meta])* $name:ident),*) => {
         $($(#[$doc])*
         #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-        pub(crate) struct $name(pub(crate) usize);)*
+        pub struct $name(pub usize);)*
     };
 }
 
@@ -41,18 +43,25 @@ handles!(
 
 /// The shape of a launch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) struct Shape {
-    pub(crate) grid: [u32; 3],
-    pub(crate) block: u32,
-    pub(crate) cluster: u32,
-    pub(crate) shared_bytes: u32,
+pub struct Shape {
+    /// Blocks along x, y and z.
+    pub grid: [u32; 3],
+    /// Threads of a block.
+    pub block: u32,
+    /// Blocks of a cluster, along x.
+    pub cluster: u32,
+    /// Dynamic shared memory of a block, in bytes.
+    pub shared_bytes: u32,
+    /// The kernel may begin before what was launched before it has ended: it waits itself.
+    pub dependent: bool,
 }
 
 /// A device's driver. All calls but waits return at once where CUDA's do.
 ///
 /// What a handle stands for must not have been destroyed; callers see to it, by [`crate::Stream`]
 /// keeping what its work uses.
-pub(crate) trait Driver: Debug + Send + Sync {
+#[allow(missing_docs, reason = "the calls are those of CUDA's driver")]
+pub trait Driver: Debug + Send + Sync {
     fn facts(&self) -> &Facts;
     /// Bytes that are free, and all.
     fn memory(&self) -> Answer<(u64, u64)>;

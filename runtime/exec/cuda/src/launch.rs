@@ -1,6 +1,7 @@
 //! A launch as plain data, with all sizes evaluated.
 
 use ir::DType;
+pub use ir::Swizzle;
 use serde::{Deserialize, Serialize};
 
 use crate::{
@@ -24,6 +25,9 @@ pub struct Launch {
     pub cluster: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// The kernel waits itself for what was launched before it, so that it may begin earlier.
+    #[serde(default)]
+    pub dependent: bool,
 }
 
 /// A parameter of a kernel.
@@ -61,28 +65,18 @@ pub struct TensorMap {
     pub swizzle: Swizzle,
 }
 
-/// Permutation of the 16-byte units of shared memory within spans of 256, 512 or 1024 bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Swizzle {
-    /// Two units.
-    Bytes32,
-    /// Four units.
-    Bytes64,
-    /// Eight units.
-    Bytes128,
-}
-
 /// A parameter's bytes, aligned as the driver asks for a tensor map's.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(align(128))]
-pub(crate) struct Value {
+pub struct Value {
     bytes: [u8; MAP_BYTES],
     len: usize,
 }
 
 impl Value {
-    pub(crate) fn bytes(&self) -> &[u8] {
+    /// As the kernel takes them.
+    #[must_use]
+    pub fn bytes(&self) -> &[u8] {
         &self.bytes[..self.len]
     }
 

@@ -29,7 +29,7 @@
 //! Not here: what kernels compute, and which one a program launches.
 
 mod device;
-mod driver;
+pub mod driver;
 mod error;
 mod graph;
 mod kernel;

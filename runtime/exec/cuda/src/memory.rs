@@ -63,6 +63,15 @@ pub struct Address {
     offset: u64,
 }
 
+impl PartialEq for Address {
+    fn eq(&self, other: &Address) -> bool {
+        Arc::ptr_eq(&self.memory.allocation, &other.memory.allocation)
+            && self.offset == other.offset
+    }
+}
+
+impl Eq for Address {}
+
 impl Address {
     /// The place `bytes` behind this one.
     #[must_use]

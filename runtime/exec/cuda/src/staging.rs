@@ -64,6 +64,68 @@ impl Staging {
         Ok(())
     }
 
+    /// Copies several pieces to the device, in one turn where a half holds them all.
+    ///
+    /// # Errors
+    /// As [`upload`](Self::upload).
+    pub fn upload_all<'a>(
+        &mut self,
+        stream: &Stream,
+        pieces: impl IntoIterator<Item = (Address, &'a [u8])> + Clone,
+    ) -> Result<(), CudaError> {
+        let all: usize = pieces.clone().into_iter().map(|(_, data)| data.len()).sum();
+        if all > self.bytes {
+            return pieces.into_iter().try_for_each(|(to, data)| self.upload(stream, &to, data));
+        }
+        let half = self.turn()?;
+        let mut at = 0;
+        for (to, data) in pieces {
+            if data.is_empty() {
+                continue;
+            }
+            let address = to.range(data.len() as u64)?;
+            half.driver.write_pinned(half.pinned, at, data);
+            stream.keep_memory(&to);
+            half.busy = true;
+            half.driver.upload(address, half.pinned, at, data.len(), stream.handle())?;
+            at += data.len();
+        }
+        half.copied.record(stream)
+    }
+
+    /// Copies several pieces from the device, after the stream's work so far; one wait for all that
+    /// a half holds.
+    ///
+    /// # Errors
+    /// As [`download`](Self::download).
+    pub fn download_all(
+        &mut self,
+        stream: &Stream,
+        pieces: &mut [(Address, &mut [u8])],
+    ) -> Result<(), CudaError> {
+        let all: usize = pieces.iter().map(|(_, data)| data.len()).sum();
+        if all > self.bytes {
+            return pieces
+                .iter_mut()
+                .try_for_each(|(from, data)| self.download(stream, from, data));
+        }
+        let half = self.turn()?;
+        let mut at = 0;
+        for (from, data) in pieces.iter().filter(|(_, data)| !data.is_empty()) {
+            let address = from.range(data.len() as u64)?;
+            stream.keep_memory(from);
+            half.driver.download(half.pinned, at, address, data.len(), stream.handle())?;
+            at += data.len();
+        }
+        stream.synchronize()?;
+        let mut at = 0;
+        for (_, data) in pieces {
+            half.driver.read_pinned(half.pinned, at, data);
+            at += data.len();
+        }
+        Ok(())
+    }
+
     /// Copies bytes from the device, after the stream's work so far.
     ///
     /// # Errors

@@ -1,19 +1,11 @@
-//! Inputs, outputs and states of a run, and the sizes that they have in it.
+//! Inputs, outputs and states of a run.
 
 use std::ops::Range;
 
-use ir::{CompiledDim, ModelKind, Region};
+use ir::{ModelKind, Port, Program, Region};
 
-use super::Executable;
+use super::{Engine, Executable, sizes::Sizes};
 use crate::{ExecError, States, bind::Symbolic};
-
-/// Distinct sizes, and their values in the current run.
-#[derive(Debug, Default)]
-pub(super) struct Sizes {
-    pub(super) exprs: Vec<CompiledDim>,
-    pub(super) values: Vec<i64>,
-    pub(super) symbols: Vec<i64>,
-}
 
 /// A port with its sizes by number.
 #[derive(Debug)]
@@ -22,6 +14,20 @@ pub(super) struct Slot {
     pub(super) shape: Vec<usize>,
     pub(super) region: Region,
     pub(super) offset: usize,
+}
+
+impl Slot {
+    pub(super) fn of(port: &Port, program: &Program, sizes: &mut Sizes) -> Result<Slot, ExecError> {
+        let Port { ty, place, .. } = port;
+        let shape: Result<_, ExecError> =
+            ty.shape.iter().map(|dim| sizes.number(program, dim)).collect();
+        Ok(Slot {
+            element_bytes: ty.dtype.size(),
+            shape: shape?,
+            region: place.region,
+            offset: sizes.number(program, &place.offset)?,
+        })
+    }
 }
 
 /// The input that says where sequences begin among packed tokens, see [`ModelKind`].
@@ -44,29 +50,23 @@ pub(super) fn check_segments(inputs: &[(&str, &[u8])]) -> Result<(), String> {
 }
 
 impl Executable {
-    /// The address of each state, all large enough for the current sizes.
-    pub(super) fn state_bases(
-        &self,
-        states: &mut States,
-        bases: &mut Vec<*mut u8>,
-    ) -> Result<(), ExecError> {
+    /// Whether all states are there, large enough for the current sizes.
+    pub(super) fn check_states(&self, states: &States) -> Result<(), ExecError> {
         let program = self.program();
-        bases.clear();
         for (port, slot) in program.states.iter().zip(&self.states) {
             let fail = |reason: String| Symbolic::new(program).port("state", &port.name, reason);
             let bytes = self.sizes.range(slot).map_or(u64::MAX, |r| r.end as u64);
-            let memory = states.bytes_mut(&port.name).ok_or_else(|| fail("is missing".into()))?;
-            if (memory.len() as u64) < bytes {
-                return Err(fail(format!("has {} bytes instead of {bytes}", memory.len())));
+            let has = states.bytes_of(&port.name).ok_or_else(|| fail("is missing".into()))?;
+            if has < bytes {
+                return Err(fail(format!("has {has} bytes instead of {bytes}")));
             }
-            bases.push(memory.as_mut_ptr());
         }
         Ok(())
     }
 
-    /// Copies the inputs to their places, once all of them are known to fit.
-    pub(super) fn write_inputs(
-        &mut self,
+    /// Where in the arena each input goes, once all of them are known to fit.
+    pub(super) fn place_inputs(
+        &self,
         inputs: &[(&str, &[u8])],
         places: &mut Vec<(Range<usize>, usize)>,
     ) -> Result<(), ExecError> {
@@ -83,7 +83,7 @@ impl Executable {
                 return Err(fail("is given twice".into()));
             }
             let range = self.sizes.range(slot).filter(|_| slot.region == Region::Arena);
-            let range = range.filter(|r| r.end as u64 <= self.arena.bytes());
+            let range = range.filter(|r| r.end as u64 <= program.arena_bytes);
             let Some(range) = range.filter(|r| r.len() == bytes.len()) else {
                 return Err(fail(format!("has {} bytes, which is not {}", bytes.len(), port.ty)));
             };
@@ -98,45 +98,24 @@ impl Executable {
             let reason = format!("does not exist; there are {}", known.join(", "));
             return Err(symbolic.port("input", name, reason));
         }
-        for (range, number) in places {
-            self.arena.as_mut_slice()[range.clone()].copy_from_slice(inputs[*number].1);
-        }
         Ok(())
     }
 
     pub(super) fn output_bytes(&self, index: usize) -> Result<&[u8], ExecError> {
         let slot = &self.outputs[index];
-        let memory = match slot.region {
-            Region::Arena => self.arena.as_slice(),
-            Region::Weight(w) => self.model.artifact().weight(w as usize),
-            Region::State(_) | Region::Null => &[],
+        let range = self.sizes.range(slot);
+        let bytes = match (slot.region, &self.engine) {
+            (Region::Arena, Engine::Cpu(cpu)) => range.and_then(|range| cpu.memory().get(range)),
+            (Region::Arena, Engine::Gpu(gpu)) => gpu.output(index),
+            (Region::Weight(w), _) => {
+                range.and_then(|range| self.model.artifact().weight(w as usize).get(range))
+            }
+            (Region::State(_) | Region::Null, _) => None,
         };
-        let bytes = self.sizes.range(slot).and_then(|range| memory.get(range));
         bytes.ok_or_else(|| {
             let name = &self.program().outputs[index].name;
             let reason = "cannot be read: nothing has run, or it is a state";
             Symbolic::new(self.program()).port("output", name, reason)
         })
-    }
-}
-
-impl Sizes {
-    /// Takes the symbols' values, and leaves those of the last run.
-    pub(super) fn evaluate(&mut self, symbols: &mut Vec<i64>) -> Option<()> {
-        self.values.clear();
-        for expr in &self.exprs {
-            self.values.push(expr.eval(symbols)?);
-        }
-        std::mem::swap(&mut self.symbols, symbols);
-        Some(())
-    }
-
-    /// Where a port lies in its memory in the current run.
-    pub(super) fn range(&self, slot: &Slot) -> Option<Range<usize>> {
-        let value = |size: &usize| usize::try_from(*self.values.get(*size)?).ok();
-        let start = value(&slot.offset)?;
-        let bytes =
-            slot.shape.iter().try_fold(slot.element_bytes, |n, d| n.checked_mul(value(d)?))?;
-        Some(start..start.checked_add(bytes)?)
     }
 }

@@ -26,8 +26,8 @@ fn a_program_runs_at_every_size_and_number_of_threads() {
             let want: Vec<f32> = x.iter().map(|x| x + 17.5).collect();
             assert_eq!(f.output::<f32>("y").unwrap(), want);
             total += n + 1;
-            let memory = states.get("memory").unwrap();
-            assert_eq!(bytemuck::cast_slice::<u8, i64>(memory), [0, 0, total]);
+            let memory = states.read("memory").unwrap().unwrap();
+            assert_eq!(bytemuck::cast_slice::<u8, i64>(&memory), [0, 0, total]);
         }
     }
 }
@@ -44,7 +44,7 @@ fn entries_share_states_by_name() {
     g.run(&mut states, &[("N", 1)], &[("x", bytes(&[1.0]))]).unwrap();
     assert_eq!(f.output::<f32>("y").unwrap(), [3.5]);
     assert_eq!(g.output::<f32>("y").unwrap(), [6.0]);
-    assert_eq!(states.get("memory").unwrap(), 4i64.to_le_bytes());
+    assert_eq!(*states.read("memory").unwrap().unwrap(), 4i64.to_le_bytes());
 }
 
 #[test]
@@ -157,7 +157,13 @@ fn the_prediction_holds_what_is_touched() {
     assert_eq!((measured.arena_bytes, measured.scratch_bytes), (512, 4096));
     assert_eq!((predicted.state_bytes, measured.state_bytes), (8000, 4096));
     assert!(measured.total() <= predicted.total());
-    predicted.check_limit().unwrap();
+    predicted.check_limit(model.device()).unwrap();
     let absurd = Memory { arena_bytes: 1 << 60, ..predicted };
-    assert!(absurd.check_limit().unwrap_err().to_string().contains("this process may use"));
+    assert!(
+        absurd
+            .check_limit(model.device())
+            .unwrap_err()
+            .to_string()
+            .contains("this process may use")
+    );
 }

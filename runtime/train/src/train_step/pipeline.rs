@@ -210,7 +210,7 @@ impl TrainStep {
     }
 
     fn new_set(&mut self) -> Result<States, TrainError> {
-        let mut set = States::none();
+        let mut set = States::on(self.model().device());
         for entry in self.work.entries().chain(&self.evaluate) {
             let program = entry.exe.program();
             let symbols = at_most(program, &self.rank.symbols());
@@ -367,10 +367,13 @@ impl TrainStep {
             let Some(number) = port.name.strip_prefix(kind) else { continue };
             let bytes = port.ty.bytes().eval(&env).ok().and_then(|n| usize::try_from(n).ok());
             let bytes = bytes.unwrap_or(0);
-            match into.bytes_mut(&format!("{own}{number}")).and_then(|room| room.get_mut(..bytes)) {
-                Some(room) => group.recv(from, room)?,
+            let received = into.change(&format!("{own}{number}"), |room| {
+                // The planner has made room for the largest.
+                group.recv(from, &mut room[..bytes]).map_err(TrainError::from)
+            })?;
+            if received.is_none() {
                 // Nothing here reads it.
-                None => group.recv(from, &mut vec![0; bytes])?,
+                group.recv(from, &mut vec![0; bytes])?;
             }
         }
         group.send(from, &TAKEN)?;
@@ -381,9 +384,9 @@ impl TrainStep {
     fn add_up_shared(&mut self) -> Result<(), TrainError> {
         let Some(ends) = self.rank.ends() else { return Ok(()) };
         for name in &self.shared {
-            if let Some(grad) = self.states.bytes_mut(&format!("grad.{name}")) {
-                ends.all_reduce(Reduce::Sum, DType::F32, grad)?;
-            }
+            self.states.change(&format!("grad.{name}"), |grad| {
+                ends.all_reduce(Reduce::Sum, DType::F32, grad).map_err(TrainError::from)
+            })?;
         }
         Ok(())
     }

@@ -52,6 +52,7 @@ mod tests {
             scratch_bytes: 0,
             flops: flops.parse().unwrap(),
             bytes: bytes.parse().unwrap(),
+            cuda: Vec::new(),
         };
         let launch = |kernel| Launch { kernel, args: Vec::new(), label: String::new() };
         let program = Program {

@@ -2,12 +2,12 @@
 
 use std::path::Path;
 
-use driver::{Cache, CompileOptions, Quantization, Tuning};
-use ir::{DType, Target};
+use driver::{Assembler, Cache, CompileOptions, Quantization, Tuning};
+use ir::{CudaArch, DType, Target};
 use text::TextBundle;
 
 use crate::{
-    args::{self, Bound, Quantize, TargetCpu},
+    args::{self, Bound, Chosen, Quantize, TargetCpu},
     context::Context,
     failure::{Failure, Result},
 };
@@ -32,24 +32,33 @@ pub(super) fn bare(
             model.display()
         )));
     }
-    let target = match flags.target_cpu {
-        None | Some(TargetCpu::X86_64V3) => Target::x86_64_v3(),
-        Some(TargetCpu::Native) => driver::native_target()
+    let gpus = gpus(flags)?;
+    let target = match (gpus.last(), flags.target_cpu) {
+        (Some(gpu), _) => gpu.clone(),
+        (None, None | Some(TargetCpu::X86_64V3)) => Target::x86_64_v3(),
+        (None, Some(TargetCpu::Native)) => driver::native_target()
             .map_err(|e| Failure::input(format!("--target-cpu native: {e}")))?,
     };
+    let assembler = (!gpus.is_empty()).then(Assembler::find).flatten();
     let threads = Some(cx.threads());
     let text = serde_json::Value::Null;
     let quantize = flags.quantize.map(|quantize| match quantize {
         Quantize::Q8 => Quantization::Q8,
         Quantize::Q4 => Quantization::Q4,
     });
-    let kv_dtype = flags.kv_dtype.unwrap_or(DType::F32);
+    let kv_dtype = flags.kv_dtype.unwrap_or(match flags.dtype {
+        _ if gpus.is_empty() => DType::F32,
+        Some(dtype) => dtype,
+        None => DType::Bf16,
+    });
     let import = Default::default();
     let tuning = flags.tuning.as_deref().map(tuning).transpose()?.unwrap_or_default();
     let kernel_cache = (!flags.no_kernel_cache).then(|| Cache::user().kernels());
     let mut options = CompileOptions {
         import,
         target,
+        gpus,
+        assembler,
         quantize,
         training: None,
         samples: false,
@@ -62,6 +71,7 @@ pub(super) fn bare(
     };
     let import = &mut options.import;
     import.dtype = flags.dtype;
+    import.random = flags.random_weights.then_some(0);
     import.max_seq_len = flags.max_seq_len;
     import.max_batch_tokens = flags.max_batch_tokens.unwrap_or(import.max_batch_tokens);
     import.max_sequences = flags.max_sequences.unwrap_or(import.max_sequences);
@@ -72,6 +82,27 @@ pub(super) fn bare(
         }
     }
     Ok(options)
+}
+
+/// The GPUs that flags name, in the order of their generations.
+fn gpus(flags: &args::CompileOptions) -> Result<Vec<Target>> {
+    let is_named = |arch: CudaArch| {
+        let names =
+            |chosen: &Chosen| matches!(chosen, Chosen::Gpus) || *chosen == Chosen::Gpu(arch);
+        flags.target.iter().any(names)
+    };
+    let all = [(CudaArch::Sm80, Target::sm_80()), (CudaArch::Sm90a, Target::sm_90a())];
+    let gpus: Vec<Target> =
+        all.into_iter().filter(|(arch, _)| is_named(*arch)).map(|(_, gpu)| gpu).collect();
+    if !gpus.is_empty() && flags.target.contains(&Chosen::Cpu) {
+        return Err(Failure::Usage(
+            "--target: an artifact is for the CPU or for GPUs; compile twice for both".into(),
+        ));
+    }
+    if !gpus.is_empty() && flags.target_cpu.is_some() {
+        return Err(Failure::Usage("--target-cpu is for `--target cpu`".into()));
+    }
+    Ok(gpus)
 }
 
 /// Reads a table of schedules.

@@ -54,7 +54,7 @@ pub(super) fn training_options(
         ..args::CompileOptions::default()
     };
     let others = args::CompileOptions {
-        target: None,
+        target: Vec::new(),
         target_cpu: None,
         no_kernel_cache: false,
         tuning: None,
