@@ -101,8 +101,8 @@ impl Lower for CrossEntropy {
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
-        if spec.op == "linear_cross_entropy_grad" {
-            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
+        if target.cuda.is_none() {
+            return Err(refuse(spec, format!("{target} is no GPU")));
         }
         Ok(vec![cuda::kernel(spec).map_err(|reason| refuse(spec, reason))?])
     }

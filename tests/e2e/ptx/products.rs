@@ -39,6 +39,11 @@ fn matmul(rows: usize, k: usize, n: usize, dtype: DType) -> Case {
 /// are `odd`, and copied in words or less, no two accesses may meet in a bank of shared memory.
 /// Returns the results on the last GPU.
 pub(super) fn check(what: &str, case: &Case) -> Vec<Tensor> {
+    check_to(what, case, 1e-5)
+}
+
+/// As [`check`], to another tolerance.
+pub(super) fn check_to(what: &str, case: &Case, tolerance: f64) -> Vec<Tensor> {
     let odd = what.contains("odd");
     let mut results = Vec::new();
     let (spec, want) = case.expected();
@@ -52,7 +57,7 @@ pub(super) fn check(what: &str, case: &Case) -> Vec<Tensor> {
             spec: &spec,
             target: &target,
             want: &want,
-            tolerance: 1e-5,
+            tolerance,
             same: &[Same::Variants],
         };
         for (seed, kernel) in (0..).zip(&kernels) {

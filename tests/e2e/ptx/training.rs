@@ -4,7 +4,7 @@ use ir::{Attrs, DType, Tensor};
 
 use super::{
     case::{Case, noise},
-    products::check,
+    products::{check, check_to},
 };
 
 /// Rows, columns and inner dimension; the type of the weight, which f32 rows are rounded to.
@@ -57,6 +57,26 @@ fn losses_of_the_head() {
                     assert_eq!(all.slice(0, 6, 1, 1).to_bytes(), one.to_bytes(), "{what}");
                 }
             }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_the_head() {
+    for w in [DType::F32, DType::Bf16, DType::F16] {
+        for (what, sizes) in [("odd whole", [70, 264, 40]), ("odd", [9, 37, 19])] {
+            let [case, _] = losses("linear_cross_entropy_dlogits", sizes, w, 6);
+            let [Some(x), Some(weight), targets, dloss] = &case.args[..] else { unreachable!() };
+            let args = [Some(x), Some(weight), targets.as_ref()];
+            let lse =
+                Case::new("linear_cross_entropy", Attrs::none(), &args).expected().1[1].clone();
+            let lse = lse.cast(DType::F32);
+            let args = [Some(x), Some(weight), targets.as_ref(), Some(&lse), dloss.as_ref()];
+            let case = Case::new("linear_cross_entropy_grad", Attrs::none(), &args);
+            let case = case.with_rows(&[0, 2, 3, 4]).with_fixed(&[1]);
+            // Gradients of logits are rounded to the weight's type before they are multiplied.
+            let tolerance = if w == DType::F32 { 1e-5 } else { 1e-2 };
+            let _ = check_to(&format!("{what} gradients, {w}"), &case, tolerance);
         }
     }
 }

@@ -31,7 +31,7 @@ pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
 /// Emits the kernel `symbol` of tiles of one size.
 #[must_use]
 pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>) -> Draft {
-    let e = Emitter::cuda(symbol, tile.threads());
+    let e = Emitter::cuda(symbol, tile.threads()).with_blocks(tile.resident());
     let [m, n] = tile.tile();
     let task = Task {
         a: left(&e, spec),

@@ -18,7 +18,7 @@ pub use output::Output;
 use reader::Reader;
 
 use super::PANEL;
-use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
+use crate::emit::{Barrier, Cmp, Elem, Emitter, Ty, Val};
 
 /// Elements between neighbours along an axis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,6 +116,11 @@ pub struct Run<'a> {
 pub trait Engine {
     /// Threads of a block.
     fn threads(&self) -> u32;
+    /// Blocks for which a multiprocessor has registers: 128 a thread, so that one computes while
+    /// another waits.
+    fn resident(&self) -> u32 {
+        512 / self.threads()
+    }
     /// Rows and columns of a tile.
     fn tile(&self) -> [i64; 2];
     /// Rows that a thread has sums of; the lanes that differ in the lowest two bits of their number
@@ -133,6 +138,15 @@ pub trait Engine {
     /// The block's sums, as [`Engine::each`] takes them. All threads come here; nobody reads or
     /// writes the shared memory behind it any more.
     fn sums(&self, e: &Emitter, task: &Task) -> Vec<Val>;
+    /// Bytes of a left operand of so many steps over k, a multiple of 32, that [`Engine::more`]
+    /// takes from shared memory.
+    fn held_bytes(&self, k: i64) -> u32;
+    /// Writes f32 neighbours along k, two or four from an even step (i32) on, of a row of the tile
+    /// (i32) to such an operand at an address (i32).
+    fn hold(&self, e: &Emitter, to: Val, row: Val, k: Val, values: &[Val]);
+    /// `sums` and the products of a left operand that is held, behind [`Engine::shared_bytes`], and
+    /// of the task's right one. What was held is seen by all, and may be written again behind it.
+    fn more(&self, e: &Emitter, held: Val, task: &Task, sums: &[Val]) -> Vec<Val>;
     /// Calls `body` for each run of a thread's sums of the tile that begins at `first`. Of a
     /// `gated` product panels of two weights alternate, and the runs are those of the result.
     fn each(
@@ -151,39 +165,56 @@ trait Stages {
     fn depth(&self) -> i64;
     /// Bytes of a stage.
     fn bytes(&self) -> i64;
-    /// Writes what has been read of both operands to the stage at an address.
-    fn write(&self, readers: &[Reader<'_>; 2], raw: &[Vec<Vec<Val>>; 2], to: Val);
-    /// Adds the products of the stage at an address, of which `count` (i32) steps count.
-    fn multiply(&self, from: Val, count: Val, sums: &[Val]) -> Vec<Val>;
+    /// Bytes of the left operand's part of a stage, its first.
+    fn left_bytes(&self) -> i64;
+    /// Writes what has been read of an operand, 0 or 1, to the stage at an address.
+    fn write(&self, side: usize, reader: &Reader<'_>, raw: &[Vec<Val>], to: Val);
+    /// Adds the products of a stage, of which `count` (i32) steps count: of a left operand's part
+    /// at one address, and of a right one's in the stage at another.
+    fn multiply(&self, from: [Val; 2], count: Val, sums: &[Val]) -> Vec<Val>;
 }
 
-/// Sums over all of k, which start from zero.
+/// Adds the products over all of k: of two operands, or of one that lies in shared memory, stage
+/// behind stage, and one more.
 fn pipeline(
     e: &Emitter,
-    readers: &[Reader<'_>; 2],
+    readers: &[(usize, Reader<'_>)],
+    held: Option<Val>,
     k: Val,
     stages: &impl Stages,
-    count: usize,
+    sums: &[Val],
 ) -> Vec<Val> {
     let shared = e.shared();
-    let load = |step: Val| readers.each_ref().map(|reader| reader.load(step));
-    stages.write(readers, &load(e.i32(0)), shared);
+    let load = |step: Val| readers.iter().map(|(_, reader)| reader.load(step)).collect::<Vec<_>>();
+    let write = |raw: &[Vec<Vec<Val>>], to: Val| {
+        for ((side, reader), raw) in readers.iter().zip(raw) {
+            stages.write(*side, reader, raw, to);
+        }
+    };
+    write(&load(e.i32(0)), shared);
     e.barrier(Barrier::Block);
     let steps = e.div_ceil_const(k, stages.depth());
     let place = |step: Val| {
         let odd = e.and(step, e.i32(1));
         e.add(shared, e.mul_const(odd, stages.bytes()))
     };
-    let zeros = vec![e.f32(0.0); count];
-    e.for_loop(e.i32(0), steps, 1, &zeros, |step, sums| {
+    e.for_loop(e.i32(0), steps, 1, sums, |step, sums| {
         let next = e.add_const(step, 1);
         let raw = load(next);
         let left = e.sub(k, e.mul_const(step, stages.depth()));
-        let sums = stages.multiply(place(step), left, sums);
-        stages.write(readers, &raw, place(next));
+        let right = place(step);
+        let held = held.map(|held| e.add(held, e.mul_const(step, stages.left_bytes())));
+        let sums = stages.multiply([held.unwrap_or(right), right], left, sums);
+        write(&raw, place(next));
         e.barrier(Barrier::Block);
         sums
     })
+}
+
+/// The thread's number, read again: nothing that follows from the first reading is kept in
+/// registers while products are added up.
+fn thread_again(e: &Emitter) -> Val {
+    e.ptx_values("mov.u32 $0, %tid.x;", &[Ty::Scalar(Elem::I32)], &[])[0]
 }
 
 /// Whether a value lies below a limit and `inside` holds.

@@ -1,13 +1,14 @@
 //! Losses of a language model's head on GPUs, by [`crate::kernels::gemm::tiled`].
 //!
-//! A block has [64 rows](crate::kernels::gemm::tiled::mma::Tile::wide) and walks the vocabulary,
-//! 128 columns at a time, whose logits stay in registers. A thread keeps the greatest logit and the
-//! sum of exponentials of its own columns of each of its rows; lanes and then warps put theirs
-//! together when all columns are done, in one order: a row's bits depend on nothing but the row.
-//! Milakov & Gimelshein 2018, arXiv:1805.02867.
+//! A block has 64 rows and walks the vocabulary, a tile of columns at a time, whose logits stay in
+//! registers. A thread keeps the greatest logit and the sum of exponentials of its own columns of
+//! each of its rows; lanes and then warps put theirs together when all columns are done, in one
+//! order: a row's bits depend on nothing but the row. Milakov & Gimelshein 2018, arXiv:1805.02867.
 //!
 //! Gradients of logits are made in a second pass over the result, where each thread finds the
 //! logits that it has written itself.
+
+mod grad;
 
 use ir::{Dim, KernelSpec};
 
@@ -26,15 +27,23 @@ use crate::{
 /// Numbers of a row and a thread: greatest logit, sum of exponentials, the target's logit.
 const STATS: usize = 3;
 
-/// Emits the kernel of a loss.
-pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, String> {
-    let width = CrossEntropy::width(spec)?;
+/// By the type of w, one for all numbers of rows.
+fn engine(spec: &KernelSpec) -> Result<Box<dyn Engine>, String> {
     let weight = spec.operands[1].as_ref().ok_or("takes x, w and targets")?;
-    let engine: Box<dyn Engine> = match Kind::of(weight.ty.dtype) {
+    Ok(match Kind::of(weight.ty.dtype) {
         Kind::F32 => Box::new(simt::Tile::WIDE),
         Kind::Half(elem) => Box::new(mma::Tile::wide(elem)),
-    };
-    let cx = Cx::cuda(spec, engine.threads());
+    })
+}
+
+/// Emits the kernel of a loss, or of its gradient.
+pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, String> {
+    if spec.op == "linear_cross_entropy_grad" {
+        return grad::kernel(spec);
+    }
+    let width = CrossEntropy::width(spec)?;
+    let engine = engine(spec)?;
+    let cx = Cx::cuda(spec, engine.threads()).with_blocks(engine.resident());
     let e = &cx.e;
     let [x, w] = [0, 1].map(|i| cx.operand(i));
     let int = |dim: &Dim| e.cast(cx.size(dim), Elem::I32);

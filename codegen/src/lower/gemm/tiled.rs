@@ -114,7 +114,7 @@ fn kernel(
     limit: Option<(Dim, i64)>,
     build: &dyn Fn(&Cx<'_>) -> Vec<Product>,
 ) -> CudaKernel {
-    let cx = Cx::cuda(spec, engine.threads());
+    let cx = Cx::cuda(spec, engine.threads()).with_blocks(engine.resident());
     let products = build(&cx);
     let block = cx.e.block('x');
     let tiles = emit(&cx, engine, &products, block);

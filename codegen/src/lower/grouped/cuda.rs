@@ -91,7 +91,7 @@ pub(in crate::lower) fn kernels(
 }
 
 fn kernel(spec: &KernelSpec, experts: &Experts, engine: &dyn Engine) -> CudaKernel {
-    let cx = Cx::cuda(spec, engine.threads());
+    let cx = Cx::cuda(spec, engine.threads()).with_blocks(engine.resident());
     let e = &cx.e;
     let [m, n] = engine.tile();
     let across = (experts.columns() + n - 1) / n;

@@ -54,13 +54,17 @@ impl Tile {
         Tile { elem, m: 16, n: 64, k: 64, warps: [1, 2] }
     }
 
+    /// The type as PTX names it.
+    const fn name(self) -> &'static str {
+        if matches!(self.elem, Elem::F16) { "f16" } else { "bf16" }
+    }
+
     /// Blocks of 16 rows and of 8 columns of a warp.
     const fn blocks(self) -> [i64; 2] {
         [self.m / self.warps[0] / 16, self.n / self.warps[1] / 8]
     }
 
-    fn place(self, e: &Emitter) -> Lane {
-        let thread = e.thread();
+    fn place(self, e: &Emitter, thread: Val) -> Lane {
         let warp = e.shr(thread, 5);
         let along = e.rem_unsigned(warp, e.i32(self.warps[0]));
         let across = e.div_unsigned(warp, e.i32(self.warps[0]));
@@ -102,13 +106,38 @@ impl Engine for Tile {
 
     fn sums(&self, e: &Emitter, task: &Task) -> Vec<Val> {
         let share = (task.k, self.threads());
-        let readers = [
-            Reader::new(e, &task.a, (task.first[0], self.m), [UNIT, self.k], share),
-            Reader::new(e, &task.b, (task.first[1], self.n), [UNIT, self.k], share),
-        ];
-        let dense = readers.each_ref().map(Reader::dense);
-        let gen_ = Gen { e, tile: *self, lane: self.place(e), dense };
-        pipeline(e, &readers, task.k, &gen_, self.count())
+        let a = Reader::new(e, &task.a, (task.first[0], self.m), [UNIT, self.k], share);
+        let b = Reader::new(e, &task.b, (task.first[1], self.n), [UNIT, self.k], share);
+        let dense = [a.dense(), b.dense()];
+        let gen_ = Gen { e, tile: *self, lane: self.place(e, e.thread()), dense };
+        let zeros = vec![e.f32(0.0); self.count()];
+        pipeline(e, &[(0, a), (1, b)], None, task.k, &gen_, &zeros)
+    }
+
+    fn held_bytes(&self, k: i64) -> u32 {
+        u32::try_from(2 * k * self.m).expect("small")
+    }
+
+    fn hold(&self, e: &Emitter, to: Val, row: Val, k: Val, values: &[Val]) {
+        let dense = [Dense::K; 2];
+        let gen_ = Gen { e, tile: *self, lane: self.place(e, e.thread()), dense };
+        let (stage, k) = (e.div_unsigned(k, e.i32(self.k)), e.rem_unsigned(k, e.i32(self.k)));
+        let stage = e.add(to, e.mul_const(stage, gen_.left_bytes()));
+        let unit = gen_.place(0, row, e.shr(k, 3));
+        let at = e.add(e.add(stage, unit), e.shl(e.and(k, e.i32(UNIT - 1)), 1));
+        let text = format!("cvt.rn.{}x2.f32 $0, $2, $1;", self.name());
+        for (i, pair) in (0..).zip(values.chunks_exact(2)) {
+            let pair = e.ptx_pure(&text, &[WORD], pair)[0];
+            e.ptx(&format!("st.shared.b32 [$0+{}], $1;", 4 * i), &[at, pair]);
+        }
+    }
+
+    fn more(&self, e: &Emitter, held: Val, task: &Task, sums: &[Val]) -> Vec<Val> {
+        let share = (task.k, self.threads());
+        let b = Reader::new(e, &task.b, (task.first[1], self.n), [UNIT, self.k], share);
+        let dense = [Dense::K, b.dense()];
+        let gen_ = Gen { e, tile: *self, lane: self.place(e, e.thread()), dense };
+        pipeline(e, &[(1, b)], Some(held), task.k, &gen_, sums)
     }
 
     fn each(
@@ -119,7 +148,7 @@ impl Engine for Tile {
         gated: bool,
         body: &mut dyn FnMut(&Run<'_>),
     ) {
-        let Lane { lane, warp } = self.place(e);
+        let Lane { lane, warp } = self.place(e, e.thread());
         let n = usize::try_from(self.blocks()[1]).expect("few blocks");
         let top = e.add(e.add(first[0], warp[0]), e.shr(lane, 2));
         let left = e.add(first[1], warp[1]);
@@ -161,7 +190,7 @@ struct Gen<'a> {
 impl Gen<'_> {
     /// Where an operand's stage begins within a stage.
     fn offset(&self, side: usize) -> i64 {
-        if side == 0 { 0 } else { self.tile.m * self.tile.k * 2 }
+        if side == 0 { 0 } else { self.left_bytes() }
     }
 
     /// Sixteen-byte units of a line in shared memory.
@@ -244,30 +273,31 @@ impl Stages for Gen<'_> {
         self.tile.k * (self.tile.m + self.tile.n) * 2
     }
 
-    fn write(&self, readers: &[Reader<'_>; 2], raw: &[Vec<Vec<Val>>; 2], to: Val) {
-        let e = self.e;
-        for (side, (reader, raw)) in readers.iter().zip(raw).enumerate() {
-            for (unit, words) in reader.units.iter().zip(raw) {
-                let (line, place) = match reader.dense() {
-                    Dense::K => (unit.line, e.shr(unit.k, 3)),
-                    Dense::Lines => (unit.k, e.shr(unit.line, 3)),
-                    Dense::Panels => {
-                        let panel = e.mul_const(e.shr(unit.line, 4), self.tile.k);
-                        (e.add(panel, unit.k), e.and(e.shr(unit.line, 3), e.i32(1)))
-                    }
-                };
-                let at = e.add(to, self.place(side, line, place));
-                let offset = self.offset(side);
-                let pairs = reader.pairs(words, self.tile.elem);
-                let text = format!("st.shared.v4.b32 [$0+{offset}], {{$1, $2, $3, $4}};");
-                e.ptx(&text, &[&[at], &pairs[..]].concat());
-            }
+    fn left_bytes(&self) -> i64 {
+        self.tile.m * self.tile.k * 2
+    }
+
+    fn write(&self, side: usize, reader: &Reader<'_>, raw: &[Vec<Val>], to: Val) {
+        let (e, offset) = (self.e, self.offset(side));
+        for (unit, words) in reader.units.iter().zip(raw) {
+            let (line, place) = match reader.dense() {
+                Dense::K => (unit.line, e.shr(unit.k, 3)),
+                Dense::Lines => (unit.k, e.shr(unit.line, 3)),
+                Dense::Panels => {
+                    let panel = e.mul_const(e.shr(unit.line, 4), self.tile.k);
+                    (e.add(panel, unit.k), e.and(e.shr(unit.line, 3), e.i32(1)))
+                }
+            };
+            let at = e.add(to, self.place(side, line, place));
+            let pairs = reader.pairs(words, self.tile.elem);
+            let text = format!("st.shared.v4.b32 [$0+{offset}], {{$1, $2, $3, $4}};");
+            e.ptx(&text, &[&[at], &pairs[..]].concat());
         }
     }
 
-    fn multiply(&self, from: Val, _: Val, sums: &[Val]) -> Vec<Val> {
+    fn multiply(&self, from: [Val; 2], _: Val, sums: &[Val]) -> Vec<Val> {
         let e = self.e;
-        let name = if self.tile.elem == Elem::F16 { "f16" } else { "bf16" };
+        let name = self.tile.name();
         let text = format!(
             "mma.sync.aligned.m16n8k16.row.col.f32.{name}.{name}.f32 {{$0, $1, $2, $3}}, {{$8, $9, \
              $10, $11}}, {{$12, $13}}, {{$0, $1, $2, $3}};"
@@ -275,8 +305,9 @@ impl Stages for Gen<'_> {
         let [m, n] = self.tile.blocks();
         let mut sums = sums.to_vec();
         for step in 0..self.tile.k / 16 {
-            let left: Vec<Vec<Val>> = (0..m).map(|i| self.left(from, i, step)).collect();
-            let right: Vec<[Val; 2]> = (0..n / 2).flat_map(|j| self.right(from, j, step)).collect();
+            let left: Vec<Vec<Val>> = (0..m).map(|i| self.left(from[0], i, step)).collect();
+            let right: Vec<[Val; 2]> =
+                (0..n / 2).flat_map(|j| self.right(from[1], j, step)).collect();
             let pairs = left.iter().flat_map(|a| right.iter().map(move |b| (a, b)));
             for ((a, b), sum) in pairs.zip(sums.chunks_exact_mut(4)) {
                 let operands: Vec<Val> = a.iter().chain(b).copied().collect();

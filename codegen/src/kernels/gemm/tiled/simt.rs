@@ -5,11 +5,11 @@
 //! a stage is k by lines; lines are exclusive-ored with bits of k where units along k are written
 //! one below the other, so that neither reads nor writes meet in a bank.
 
-use super::{Dense, Engine, Reader, Run, Stages, Task, pipeline};
+use super::{Dense, Engine, Reader, Run, Stages, Task, pipeline, thread_again};
 use crate::emit::{Cmp, Emitter, Ty, Val};
 
 /// Steps over k of a stage.
-const DEPTH: i64 = 16;
+const DEPTH: i64 = 8;
 /// Elements that a thread reads at once.
 const UNIT: i64 = 4;
 /// Columns of a warp, of which a thread has eight.
@@ -29,13 +29,12 @@ impl Tile {
     pub const LARGE: Tile = Tile { warps: [2, 4], rows: 8 };
     /// 64 by 64, where there are too few tiles of that size for all multiprocessors.
     pub const MEDIUM: Tile = Tile { warps: [1, 2], rows: 8 };
-    /// 64 by 128, for rows that are summed up.
-    pub const WIDE: Tile = Tile { warps: [2, 4], rows: 4 };
+    /// 64 by 64, for rows that are summed up.
+    pub const WIDE: Tile = Tile { warps: [2, 2], rows: 4 };
     /// 32 by 64, for few rows.
     pub const SMALL: Tile = Tile { warps: [1, 2], rows: 4 };
 
-    fn place(self, e: &Emitter) -> Lane {
-        let thread = e.thread();
+    fn place(self, e: &Emitter, thread: Val) -> Lane {
         let (warp, lane) = (e.shr(thread, 5), e.and(thread, e.i32(31)));
         let along = e.rem_unsigned(warp, e.i32(self.warps[0]));
         let across = e.div_unsigned(warp, e.i32(self.warps[0]));
@@ -59,6 +58,12 @@ impl Engine for Tile {
         u32::try_from(32 * self.warps[0] * self.warps[1]).expect("few warps")
     }
 
+    fn resident(&self) -> u32 {
+        // Sums of eight by eight and what they are made of take more than 128 registers.
+        let each = if self.rows == 8 { 384 } else { 512 };
+        each / self.threads()
+    }
+
     fn tile(&self) -> [i64; 2] {
         [self.warps[0] * 8 * self.rows, self.warps[1] * COLUMNS]
     }
@@ -79,13 +84,33 @@ impl Engine for Tile {
     fn sums(&self, e: &Emitter, task: &Task) -> Vec<Val> {
         let [m, n] = self.tile();
         let share = (task.k, self.threads());
-        let readers = [
-            Reader::new(e, &task.a, (task.first[0], m), [UNIT, DEPTH], share),
-            Reader::new(e, &task.b, (task.first[1], n), [UNIT, DEPTH], share),
-        ];
-        let turns = readers.each_ref().map(Reader::dense);
-        let gen_ = Gen { e, tile: *self, lane: self.place(e), turns };
-        pipeline(e, &readers, task.k, &gen_, self.count())
+        let a = Reader::new(e, &task.a, (task.first[0], m), [UNIT, DEPTH], share);
+        let b = Reader::new(e, &task.b, (task.first[1], n), [UNIT, DEPTH], share);
+        let turns = [a.dense(), b.dense()];
+        let gen_ = Gen { e, tile: *self, lane: self.place(e, e.thread()), turns };
+        let zeros = vec![e.f32(0.0); self.count()];
+        pipeline(e, &[(0, a), (1, b)], None, task.k, &gen_, &zeros)
+    }
+
+    fn held_bytes(&self, k: i64) -> u32 {
+        u32::try_from(4 * k * self.tile()[0]).expect("small")
+    }
+
+    fn hold(&self, e: &Emitter, to: Val, row: Val, k: Val, values: &[Val]) {
+        let m = self.tile()[0];
+        let at = e.add(to, e.shl(e.add(e.mul_const(k, m), row), 2));
+        for (i, value) in (0..).zip(values) {
+            e.ptx(&format!("st.shared.f32 [$0+{}], $1;", 4 * i * m), &[at, *value]);
+        }
+    }
+
+    fn more(&self, e: &Emitter, held: Val, task: &Task, sums: &[Val]) -> Vec<Val> {
+        let share = (task.k, self.threads());
+        let lines = (task.first[1], self.tile()[1]);
+        let b = Reader::new(e, &task.b, lines, [UNIT, DEPTH], share);
+        let turns = [Dense::Lines, b.dense()];
+        let gen_ = Gen { e, tile: *self, lane: self.place(e, e.thread()), turns };
+        pipeline(e, &[(1, b)], Some(held), task.k, &gen_, sums)
     }
 
     fn each(
@@ -96,7 +121,7 @@ impl Engine for Tile {
         gated: bool,
         body: &mut dyn FnMut(&Run<'_>),
     ) {
-        let Lane { warp, own: lane } = self.place(e);
+        let Lane { warp, own: lane } = self.place(e, thread_again(e));
         let top = e.add(first[0], e.add(warp[0], lane[0]));
         let left = e.add(first[1], warp[1]);
         for (line, own) in sums.chunks_exact(8).enumerate() {
@@ -132,14 +157,14 @@ impl Gen<'_> {
 
     /// Where an operand's stage begins within a stage.
     fn offset(&self, side: usize) -> i64 {
-        if side == 0 { 0 } else { DEPTH * self.lines(0) * 4 }
+        if side == 0 { 0 } else { self.left_bytes() }
     }
 
     /// What lines are exclusive-ored with at `k`.
     fn turn(&self, side: usize, k: Val) -> Val {
         let e = self.e;
         match self.turns[side] {
-            Dense::K => e.shl(e.and(e.shr(k, 2), e.i32(3)), 3),
+            Dense::K => e.shl(e.and(e.shr(k, 2), e.i32(1)), 4),
             Dense::Lines => e.i32(0),
             Dense::Panels => e.shl(e.and(k, e.i32(1)), 4),
         }
@@ -151,7 +176,7 @@ impl Gen<'_> {
         let (e, lines) = (self.e, self.lines(side));
         let turn = match known {
             Some(k) => match self.turns[side] {
-                Dense::K => e.i32((k >> 2 & 3) << 3),
+                Dense::K => e.i32((k >> 2 & 1) << 4),
                 Dense::Lines => e.i32(0),
                 Dense::Panels => e.i32((k & 1) << 4),
             },
@@ -176,9 +201,9 @@ impl Gen<'_> {
         numbers
     }
 
-    fn step(&self, from: Val, k: (Val, Option<i64>), sums: &[Val]) -> Vec<Val> {
-        let a = self.fragment(from, 0, k);
-        let b = self.fragment(from, 1, k);
+    fn step(&self, from: [Val; 2], k: (Val, Option<i64>), sums: &[Val]) -> Vec<Val> {
+        let a = self.fragment(from[0], 0, k);
+        let b = self.fragment(from[1], 1, k);
         let pairs = a.iter().flat_map(|a| b.iter().map(move |b| (*a, *b)));
         pairs.zip(sums).map(|((a, b), sum)| self.e.fma(a, b, *sum)).collect()
     }
@@ -193,30 +218,30 @@ impl Stages for Gen<'_> {
         DEPTH * (self.lines(0) + self.lines(1)) * 4
     }
 
-    fn write(&self, readers: &[Reader<'_>; 2], raw: &[Vec<Vec<Val>>; 2], to: Val) {
-        let e = self.e;
-        for (side, (reader, raw)) in readers.iter().zip(raw).enumerate() {
-            let lines = self.lines(side);
-            for (unit, words) in reader.units.iter().zip(raw) {
-                let line = e.xor(unit.line, self.turn(side, unit.k));
-                let at = e.add(e.mul_const(unit.k, lines), line);
-                let at = e.add(to, e.shl(at, 2));
-                let floats = reader.floats(words);
-                let offset = self.offset(side);
-                if reader.dense() == Dense::K {
-                    for (i, value) in (0..).zip(floats) {
-                        let offset = offset + 4 * i * lines;
-                        e.ptx(&format!("st.shared.f32 [$0+{offset}], $1;"), &[at, value]);
-                    }
-                } else {
-                    let text = format!("st.shared.v4.f32 [$0+{offset}], {{$1, $2, $3, $4}};");
-                    e.ptx(&text, &[&[at], &floats[..]].concat());
+    fn left_bytes(&self) -> i64 {
+        DEPTH * self.lines(0) * 4
+    }
+
+    fn write(&self, side: usize, reader: &Reader<'_>, raw: &[Vec<Val>], to: Val) {
+        let (e, lines, offset) = (self.e, self.lines(side), self.offset(side));
+        for (unit, words) in reader.units.iter().zip(raw) {
+            let line = e.xor(unit.line, self.turn(side, unit.k));
+            let at = e.add(e.mul_const(unit.k, lines), line);
+            let at = e.add(to, e.shl(at, 2));
+            let floats = reader.floats(words);
+            if reader.dense() == Dense::K {
+                for (i, value) in (0..).zip(floats) {
+                    let offset = offset + 4 * i * lines;
+                    e.ptx(&format!("st.shared.f32 [$0+{offset}], $1;"), &[at, value]);
                 }
+            } else {
+                let text = format!("st.shared.v4.f32 [$0+{offset}], {{$1, $2, $3, $4}};");
+                e.ptx(&text, &[&[at], &floats[..]].concat());
             }
         }
     }
 
-    fn multiply(&self, from: Val, count: Val, sums: &[Val]) -> Vec<Val> {
+    fn multiply(&self, from: [Val; 2], count: Val, sums: &[Val]) -> Vec<Val> {
         let e = self.e;
         let types: Vec<Ty> = sums.iter().map(|sum| sum.ty()).collect();
         let whole = e.cmp(Cmp::Ge, count, e.i32(DEPTH));
