@@ -12,6 +12,7 @@ fn floats(shape: &[usize], seed: u64) -> Tensor {
     noise(DType::F32, DType::F32, shape, seed)
 }
 
+#[allow(clippy::cast_possible_truncation, reason = "rounding is what is asked for")]
 fn f32s(t: &Tensor) -> Vec<f32> {
     t.to_f64s().into_iter().map(|v| v as f32).collect()
 }

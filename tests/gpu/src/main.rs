@@ -64,7 +64,7 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
         return Ok(true);
     }
     if args.models {
-        return models::run(&args.folder, &args.only);
+        return models::run(&args.folder, &args.only, |line| println!("{line}"));
     }
     let folder = Folder::new(&args.folder);
     let mut cases = folder.read()?;

@@ -94,11 +94,15 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<(), String> {
     Ok(())
 }
 
-/// Opens every model of a folder and checks it; prints a line each. Whether all are right.
+/// Opens every model of a folder, checks it, and says a line of it. Whether all are right.
 ///
 /// # Errors
 /// Files that cannot be read.
-pub fn run(folder: &Path, only: &str) -> Result<bool, Box<dyn std::error::Error>> {
+pub fn run(
+    folder: &Path,
+    only: &str,
+    mut say: impl FnMut(String),
+) -> Result<bool, Box<dyn std::error::Error>> {
     let mut files: Vec<_> = fs::read_dir(folder.join("models"))?
         .collect::<Result<Vec<_>, _>>()?
         .into_iter()
@@ -122,8 +126,8 @@ pub fn run(folder: &Path, only: &str) -> Result<bool, Box<dyn std::error::Error>
             .and_then(|mut session| check(&mut session, &expected));
         right &= outcome.is_ok();
         match outcome {
-            Ok(()) => println!("{name}: right"),
-            Err(why) => println!("{name}: WRONG: {why}"),
+            Ok(()) => say(format!("{name}: right")),
+            Err(why) => say(format!("{name}: WRONG: {why}")),
         }
     }
     Ok(right)

@@ -157,7 +157,7 @@ impl OnGpu {
         self.outputs.get(index)?.as_deref()
     }
 
-    pub(super) fn run(&mut self, run: Run<'_>, times: &mut Times) -> Result<(), ExecError> {
+    pub(super) fn run(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
         let states = run.program.states.iter().map(|port| {
             run.states.address(&port.name).ok_or_else(|| ExecError::Port {
                 entry: run.program.name.clone(),
@@ -167,20 +167,21 @@ impl OnGpu {
             })
         });
         let states = states.collect::<Result<Vec<Address>, _>>()?;
-        let inputs: Vec<(Address, &[u8])> =
-            run.inputs.map(|(range, bytes)| (self.arena.at(range.start as u64), bytes)).collect();
+        let inputs: Vec<(Address, &[u8])> = (&mut *run.inputs)
+            .map(|(range, bytes)| (self.arena.at(range.start as u64), bytes))
+            .collect();
         self.gpu.staging().upload_all(self.gpu.stream(), inputs.iter().cloned())?;
         match &mut times.launches {
             Some(launches) => {
                 launches.clear();
-                self.walk(&run, &states, Some(launches), &mut times.waits)?;
+                self.walk(run, &states, Some(launches), &mut times.waits)?;
             }
             None if !self.meetings.is_empty() => {
-                self.walk(&run, &states, None, &mut times.waits)?;
+                self.walk(run, &states, None, &mut times.waits)?;
             }
-            None => self.replay(&run, &states)?,
+            None => self.replay(run, &states)?,
         }
-        self.fetch(&run)
+        self.fetch(run)
     }
 
     /// Starts the graph of a run like this one, if there have been some.
