@@ -40,6 +40,7 @@ mod rowwise;
 mod segment;
 mod size_vector;
 mod space;
+mod team;
 mod update;
 mod view;
 mod window;

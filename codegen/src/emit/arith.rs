@@ -181,6 +181,12 @@ impl Emitter {
         self.intrinsic("copysign", &[a, sign])
     }
 
+    /// Number of bits that are set in an integer.
+    #[must_use]
+    pub fn count_ones(&self, a: Val) -> Val {
+        self.intrinsic("ctpop", &[a])
+    }
+
     /// Square root, correctly rounded.
     #[must_use]
     pub fn sqrt(&self, a: Val) -> Val {

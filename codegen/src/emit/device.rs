@@ -181,9 +181,50 @@ impl Emitter {
     /// of the warp must come here.
     #[must_use]
     pub fn shuffle_xor(&self, value: Val, mask: u32) -> Val {
-        let ty = value.ty();
-        let text = format!("shfl.sync.bfly.b32 $0, $1, {mask}, 31, -1;");
-        self.ptx_values(&text, &[ty], &[value])[0]
+        self.shuffle_lanes("bfly", value, mask, 31)
+    }
+
+    /// The lanes of the warp for which `condition` holds, as bits of an i32; every lane of the warp
+    /// must come here.
+    #[must_use]
+    pub fn ballot(&self, condition: Val) -> Val {
+        let all = self.i32(-1);
+        self.op(I32, format_args!("nvvm.vote.sync ballot {all}, {condition} -> i32"))
+    }
+
+    /// The value of the lane that is `distance` below, in the first `distance` lanes their own;
+    /// every lane of the warp must come here.
+    #[must_use]
+    pub fn shuffle_up(&self, value: Val, distance: u32) -> Val {
+        self.shuffle_lanes("up", value, distance, 0)
+    }
+
+    /// As an operation that LLVM knows to be convergent: text may move to where lanes are missing.
+    fn shuffle_lanes(&self, kind: &str, value: Val, by: u32, clamp: i64) -> Val {
+        let (ty, all) = (value.ty(), self.i32(-1));
+        let (by, clamp) = (self.i32(by.into()), self.i32(clamp));
+        let op = format_args!("nvvm.shfl.sync {kind} {all}, {value}, {by}, {clamp} : {ty} -> {ty}");
+        self.op(ty, op)
+    }
+
+    /// Loads 32 bits of shared memory, `byte` bytes behind an i32 address.
+    #[must_use]
+    pub fn load_shared(&self, elem: Elem, address: Val, byte: i64) -> Val {
+        let text = format!("ld.shared.{} $0, [$1+{byte}];", word(elem));
+        self.ptx_values(&text, &[Ty::Scalar(elem)], &[address])[0]
+    }
+
+    /// Loads four times 32 bits of shared memory from a multiple of sixteen bytes.
+    #[must_use]
+    pub fn load_shared_four(&self, elem: Elem, address: Val, byte: i64) -> Vec<Val> {
+        let text = format!("ld.shared.v4.{} {{$0, $1, $2, $3}}, [$4+{byte}];", word(elem));
+        self.ptx_values(&text, &[Ty::Scalar(elem); 4], &[address])
+    }
+
+    /// Stores 32 bits to shared memory, `byte` bytes behind an i32 address.
+    pub fn store_shared(&self, value: Val, address: Val, byte: i64) {
+        let text = format!("st.shared.{} [$0+{byte}], $1;", word(value.elem()));
+        self.ptx(&text, &[address, value]);
     }
 
     /// PTX without results. Operands are `$0`, `$1` and so on; a dollar sign is `$$`.
@@ -252,6 +293,16 @@ impl Emitter {
         let field =
             |i| self.op(Ty::Scalar(elem), format_args!("llvm.extractvalue {value}[{i}] : {ty}"));
         (0..count).map(field).collect()
+    }
+}
+
+/// The PTX type of 32 or 64 bits in memory.
+fn word(elem: Elem) -> &'static str {
+    match elem {
+        Elem::F32 => "f32",
+        Elem::I32 => "b32",
+        Elem::I64 => "b64",
+        other => panic!("no word of {other}"),
     }
 }
 

@@ -12,6 +12,7 @@
 //! that join no channels slide windows instead (`depthwise`).
 
 mod axes;
+mod cuda;
 mod depthwise;
 mod patches;
 
@@ -20,10 +21,14 @@ use ir::{Dim, KernelSpec, Target, Window};
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
+    flat,
     matmul::{Block, Lhs},
     view::{View, check_f32s},
 };
-use crate::emit::{Cmp, Elem, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Ty, Val},
+};
 use axes::{Axis, Phase};
 use patches::Patches;
 
@@ -67,7 +72,7 @@ impl Lower for Conv {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let shape = Shape::of(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
-        if !shape.transposed && shape.inputs == 1 && shape.outputs <= DEPTHWISE {
+        if shape.slides() {
             let tiles = depthwise::emit(&cx, &shape);
             return Ok(cx.finish(tiles, 0));
         }
@@ -75,6 +80,17 @@ impl Lower for Conv {
         let tiles = conv.emit();
         let scratch = conv.scratch_bytes();
         Ok(cx.finish(tiles, scratch))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let shape = Shape::of(spec).map_err(|reason| refuse(spec, reason))?;
+        if !shape.slides() {
+            return Ok(vec![cuda::kernel(spec, shape)]);
+        }
+        let cx = Cx::cuda(spec, flat::THREADS);
+        let points = depthwise::emit(&cx, &shape);
+        Ok(vec![cx.finish_flat(&points)])
     }
 }
 
@@ -105,6 +121,11 @@ impl Shape {
             if transposed { (first / groups, *second) } else { (*second, first / groups) };
         let taps = kernel.iter().product();
         Ok(Shape { windows, transposed, groups, inputs, outputs, taps })
+    }
+
+    /// Whether channels are not joined, so that windows slide.
+    fn slides(&self) -> bool {
+        !self.transposed && self.inputs == 1 && self.outputs <= DEPTHWISE
     }
 
     /// Input channels of a block of k.

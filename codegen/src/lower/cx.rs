@@ -136,8 +136,13 @@ impl<'s> Cx<'s> {
     }
 
     /// `for row in` this call's share of `0..rows`, with tiles of about [`TILE_ELEMENTS`] elements,
-    /// `each` a row. Returns the number of tiles.
+    /// `each` a row. Returns the number of tiles. On a GPU a thread has one row, which is what
+    /// [`Cx::finish_flat`] makes of the number.
     pub(super) fn share_rows(&self, rows: &Dim, each: &Dim, body: impl FnOnce(Val)) -> Dim {
+        if self.e.is_device() {
+            let _ = self.each_thread(rows, body);
+            return rows.clone();
+        }
         let each = each.as_const().unwrap_or(TILE_ELEMENTS).max(1);
         let per_tile = (TILE_ELEMENTS / each).max(1);
         let (first, end) = self.share(rows, per_tile);
@@ -154,8 +159,14 @@ impl<'s> Cx<'s> {
     }
 
     /// `for i in 0..count`, sixteen at a time and the rest one by one: `body(i, lanes)`.
+    ///
+    /// On a GPU all go one by one: lanes are threads there.
     pub(super) fn strips(&self, first: Val, end: Val, body: impl Fn(Val, u32)) {
         let e = &self.e;
+        if e.is_device() {
+            e.for_each(first, end, 1, |i| body(i, 1));
+            return;
+        }
         let whole = self.strip_end(first, end);
         e.for_each(first, whole, LANES.into(), |i| body(i, LANES));
         e.for_each(whole, end, 1, |i| body(i, 1));

@@ -3,6 +3,8 @@
 //! A tile is a strip of columns: a call clears its columns of the whole table and then walks the
 //! tokens in order, so that no two calls write to one place and every sum has one order.
 
+mod cuda;
+
 use ir::{DType, Dim, KernelSpec, Target};
 
 use super::{
@@ -10,7 +12,10 @@ use super::{
     cx::{Cx, refuse, stored_bytes},
     view::{check_f32s, check_rank},
 };
-use crate::emit::{Cmp, Elem, Ty};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Ty},
+};
 
 /// The family.
 pub(super) struct EmbeddingGrad;
@@ -64,6 +69,11 @@ impl Lower for EmbeddingGrad {
             });
         });
         Ok(cx.finish(dy.shape[1].ceil_div(COLUMNS), 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec)])
     }
 
     fn bytes(&self, spec: &KernelSpec) -> Dim {

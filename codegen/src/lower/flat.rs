@@ -3,10 +3,17 @@
 use ir::Dim;
 
 use super::cx::Cx;
-use crate::emit::{Cmp, Elem, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Val},
+};
 
 /// Threads of a block.
 pub(super) const THREADS: u32 = 256;
+
+fn grid(count: &Dim, threads: i64) -> [Dim; 3] {
+    [count.ceil_div(threads), 1.into(), 1.into()]
+}
 
 impl Cx<'_> {
     /// Runs `body(point)` for every point of `0..count`, a thread each, and returns the grid.
@@ -16,7 +23,13 @@ impl Cx<'_> {
         let block = e.cast(e.block('x'), Elem::I64);
         let point = e.add(e.mul_const(block, threads), e.cast(e.thread(), Elem::I64));
         e.if_then(e.cmp(Cmp::Lt, point, self.size(count)), || body(point));
-        [count.ceil_div(threads), 1.into(), 1.into()]
+        grid(count, threads)
+    }
+
+    /// The finished kernel in which so many threads have one point each.
+    pub(super) fn finish_flat(self, count: &Dim) -> CudaKernel {
+        let grid = grid(count, self.e.threads().into());
+        self.finish_cuda(grid, 0, &[], |_| false)
     }
 
     /// Whether rows of `n` elements, `strides` apart, can be walked `lanes` at a time, given that

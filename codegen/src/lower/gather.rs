@@ -4,6 +4,7 @@
 //! block.
 
 mod cuda;
+mod scatter;
 
 use ir::{DType, Dim, KernelSpec, Target, normalize_axis};
 
@@ -232,6 +233,11 @@ impl Lower for ScatterNd {
             });
         });
         Ok(cx.finish(Dim::from(1), 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        scatter::kernel(spec).map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
     }
 }
 

@@ -3,6 +3,8 @@
 //! Sixteen partial sums run along the innermost axis of all channels of a group and are folded by
 //! halves; what is left of each run beyond whole strips is summed one by one, and added last.
 
+mod cuda;
+
 use ir::{Dim, KernelSpec, Target};
 
 use super::{
@@ -12,6 +14,7 @@ use super::{
     view::{View, check_f32s},
 };
 use crate::{
+    cuda::CudaKernel,
     emit::{Elem, Emitter, Ty, Val},
     math,
 };
@@ -65,6 +68,11 @@ impl Lower for GroupNorm {
             group.emit(cx.size(&count));
         });
         Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec)])
     }
 }
 

@@ -1,5 +1,7 @@
 //! Tokens to experts and back: `moe_permute` and `moe_combine`.
 
+mod cuda;
+
 use ir::{DType, Dim, KernelSpec, Target};
 
 use super::{
@@ -7,7 +9,10 @@ use super::{
     cx::{Cx, refuse},
     view::{View, check_f32s, check_rank},
 };
-use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Emitter, Ty, Val},
+};
 
 /// `moe_permute`.
 pub(super) struct Permute;
@@ -72,6 +77,11 @@ impl Lower for Permute {
         });
         Ok(cx.finish(Dim::from(1), 4 * experts.max(1).cast_unsigned()))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::permute(spec)])
+    }
 }
 
 /// What the passes of a counting sort see.
@@ -125,33 +135,58 @@ impl Lower for Combine {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
         let e = &cx.e;
-        let [from, slots, weights] = [0, 1, 2].map(|i| cx.operand(i));
         let to = cx.result(0);
-        let rows = cx.size(&from.shape[0]);
-        let each = cx.size(&slots.shape[1]);
         let tiles = cx.share_rows(&to.shape[0], &to.shape[1], |token| {
-            let slots = slots.at(&cx, cx.scale(token, &slots.strides[0]));
-            let weights = weights.at(&cx, cx.scale(token, &weights.strides[0]));
-            let to = to.at(&cx, cx.scale(token, &to.strides[0]));
-            cx.strips(e.i64(0), cx.size(&to.shape[1]), |i, lanes| {
-                let ty = Emitter::f32s(lanes);
-                let from = from.at(&cx, cx.scale(i, &from.strides[1]));
-                let sum = e.for_loop(e.i64(0), each, 1, &[e.zero(ty)], |j, sum| {
-                    let slot = slots.load(&cx, cx.scale(j, &slots.strides[1]));
-                    let slot = e.cast(slot, Elem::I64);
-                    let inside = e.and(e.cmp(Cmp::Ge, slot, e.i64(0)), e.cmp(Cmp::Lt, slot, rows));
-                    let add = || {
-                        let weight = weights.load(&cx, cx.scale(j, &weights.strides[1]));
-                        let row = cx.scale(slot, &from.strides[0]);
-                        let y = from.load_strip(&cx, row, &from.strides[1], lanes);
-                        vec![e.fma(e.splat(weight, lanes), y, sum[0])]
-                    };
-                    e.if_else(inside, &[ty], add, || vec![sum[0]])
-                });
-                let step = &to.strides[1];
-                to.store_strip(&cx, sum[0], cx.scale(i, step), step);
+            combine(&cx, token, |token| {
+                cx.strips(e.i64(0), cx.size(&to.shape[1]), |i, lanes| token.strip(i, lanes));
             });
         });
         Ok(cx.finish(tiles, 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::combine_kernel(spec)])
+    }
+}
+
+/// What a token's experts computed, and where it goes.
+struct Combined<'c> {
+    cx: &'c Cx<'c>,
+    from: View,
+    slots: View,
+    weights: View,
+    to: View,
+}
+
+/// Calls `body` with a token.
+fn combine<'c>(cx: &'c Cx<'c>, token: Val, body: impl FnOnce(&Combined<'c>)) {
+    let of_token = |view: View| view.at(cx, cx.scale(token, &view.strides[0]));
+    let [slots, weights, to] = [cx.operand(1), cx.operand(2), cx.result(0)].map(of_token);
+    body(&Combined { cx, from: cx.operand(0), slots, weights, to });
+}
+
+impl Combined<'_> {
+    /// So many columns from `i` on.
+    fn strip(&self, i: Val, lanes: u32) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let rows = cx.size(&self.from.shape[0]);
+        let each = cx.size(&self.slots.shape[1]);
+        let ty = Emitter::f32s(lanes);
+        let from = self.from.at(cx, cx.scale(i, &self.from.strides[1]));
+        let sum = e.for_loop(e.i64(0), each, 1, &[e.zero(ty)], |j, sum| {
+            let slot = self.slots.load(cx, cx.scale(j, &self.slots.strides[1]));
+            let slot = e.cast(slot, Elem::I64);
+            let inside = e.and(e.cmp(Cmp::Ge, slot, e.i64(0)), e.cmp(Cmp::Lt, slot, rows));
+            let add = || {
+                let weight = self.weights.load(cx, cx.scale(j, &self.weights.strides[1]));
+                let row = cx.scale(slot, &from.strides[0]);
+                let y = from.load_strip(cx, row, &from.strides[1], lanes);
+                vec![e.fma(e.splat(weight, lanes), y, sum[0])]
+            };
+            e.if_else(inside, &[ty], add, || vec![sum[0]])
+        });
+        let step = &self.to.strides[1];
+        self.to.store_strip(cx, sum[0], cx.scale(i, step), step);
     }
 }

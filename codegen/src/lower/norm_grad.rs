@@ -4,6 +4,8 @@
 //! in `rowwise`, and then mapped together, so that the block's sums are loaded and stored once for
 //! four rows; what they add is in the order of the rows.
 
+mod cuda;
+
 use ir::{KernelSpec, NORM_GRAD_ROWS, Target};
 
 use super::{
@@ -12,6 +14,7 @@ use super::{
     view::{View, check_f32s, check_rank},
 };
 use crate::{
+    cuda::CudaKernel,
     emit::{Elem, Ty, Val},
     math,
 };
@@ -36,10 +39,8 @@ impl Lower for NormGrad {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
         let e = &cx.e;
-        let [x, w, dy] = [0, 1, 2].map(|i| cx.operand(i));
-        let sums = (1..spec.results.len()).map(|i| cx.result(i)).collect();
-        let (rows, n) = (x.shape[0].clone(), cx.size(&x.shape[1]));
-        let grad = Grad { cx: &cx, x, w, dy, dx: cx.result(0), sums, n };
+        let grad = Grad::of(&cx);
+        let rows = grad.x.shape[0].clone();
         let block = NORM_GRAD_ROWS as i64;
         e.for_each(e.tile_begin(), e.tile_end(), 1, |tile| {
             let first = e.mul_const(tile, block);
@@ -47,6 +48,11 @@ impl Lower for NormGrad {
             grad.block(tile, first, count);
         });
         Ok(cx.finish(rows.ceil_div(block), 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cuda::kernel(spec)])
     }
 }
 
@@ -63,6 +69,9 @@ struct Grad<'c> {
     n: Val,
 }
 
+/// Sums two values along a row.
+type Sum<'a> = dyn Fn(&dyn Fn(Val, u32) -> [Val; 2]) -> [Val; 2] + 'a;
+
 /// A row's operands and what its reductions gave.
 struct Row {
     x: View,
@@ -74,6 +83,15 @@ struct Row {
     r: Val,
     /// Mean of `g · n`.
     slope: Val,
+}
+
+impl<'c> Grad<'c> {
+    fn of(cx: &'c Cx<'c>) -> Grad<'c> {
+        let [x, w, dy] = [0, 1, 2].map(|i| cx.operand(i));
+        let sums = (1..cx.spec.results.len()).map(|i| cx.result(i)).collect();
+        let n = cx.size(&x.shape[1]);
+        Grad { cx, x, w, dy, dx: cx.result(0), sums, n }
+    }
 }
 
 impl Grad<'_> {
@@ -115,30 +133,37 @@ impl Grad<'_> {
         let (cx, e) = (self.cx, &self.cx.e);
         let rows: Vec<Row> = rows.map(|row| self.reduce(row)).collect();
         cx.strips(e.i64(0), self.n, |i, lanes| {
-            let splat = |v: Val| e.splat(v, lanes);
             let w = self.load(&self.w, i, lanes);
-            let mut totals: Vec<Val> = sums.iter().map(|s| self.load(s, i, lanes)).collect();
-            for row in &rows {
-                let (mut x, dy) = (self.load(&row.x, i, lanes), self.load(&row.dy, i, lanes));
-                let mut g = e.mul(dy, w);
-                if let Some((mean, level)) = row.means {
-                    (x, g) = (e.sub(x, splat(mean)), e.sub(g, splat(level)));
-                }
-                let n = e.mul(x, splat(row.r));
-                let dx = e.mul(e.sub(g, e.mul(n, splat(row.slope))), splat(row.r));
-                self.store(&row.dx, i, dx);
-                let adds = [e.mul(dy, n), dy];
-                for (total, add) in totals.iter_mut().zip(adds) {
-                    *total = e.add(*total, add);
-                }
-            }
+            let totals: Vec<Val> = sums.iter().map(|s| self.load(s, i, lanes)).collect();
+            let totals = rows.iter().fold(totals, |totals, row| self.step(row, w, i, &totals));
             for (sums, total) in sums.iter().zip(totals) {
                 self.store(sums, i, total);
             }
         });
     }
 
+    /// Writes a strip of a row's gradient, and adds to the sums.
+    fn step(&self, row: &Row, w: Val, i: Val, totals: &[Val]) -> Vec<Val> {
+        let (e, lanes) = (&self.cx.e, w.lanes());
+        let splat = |v: Val| e.splat(v, lanes);
+        let (mut x, dy) = (self.load(&row.x, i, lanes), self.load(&row.dy, i, lanes));
+        let mut g = e.mul(dy, w);
+        if let Some((mean, level)) = row.means {
+            (x, g) = (e.sub(x, splat(mean)), e.sub(g, splat(level)));
+        }
+        let n = e.mul(x, splat(row.r));
+        let dx = e.mul(e.sub(g, e.mul(n, splat(row.slope))), splat(row.r));
+        self.store(&row.dx, i, dx);
+        let adds = [e.mul(dy, n), dy];
+        totals.iter().zip(adds).map(|(total, add)| e.add(*total, add)).collect()
+    }
+
     fn reduce(&self, row: Val) -> Row {
+        self.reduce_with(row, &|value| self.sum(value))
+    }
+
+    /// Reduces a row; `sum(value)` sums two values along it.
+    fn reduce_with(&self, row: Val, sum: &Sum<'_>) -> Row {
         let e = &self.cx.e;
         let [x, dy, dx] = [&self.x, &self.dy, &self.dx].map(|v| self.row_of(v, row));
         let count = e.cast(self.n, Elem::F32);
@@ -151,19 +176,19 @@ impl Grad<'_> {
             math::rsqrt(e, e.add(mean, eps))
         };
         let (means, sums) = if self.centred() {
-            let [x, g] = self.sum(|i, lanes| {
+            let [x, g] = sum(&|i, lanes| {
                 let (x, g) = load(i, lanes);
                 [x, g]
             });
             let (mean, level) = (e.div(x, count), e.div(g, count));
-            let sums = self.sum(|i, lanes| {
+            let sums = sum(&|i, lanes| {
                 let (x, g) = load(i, lanes);
                 let x = e.sub(x, e.splat(mean, lanes));
                 [e.mul(x, x), e.mul(g, x)]
             });
             (Some((mean, level)), sums)
         } else {
-            let sums = self.sum(|i, lanes| {
+            let sums = sum(&|i, lanes| {
                 let (x, g) = load(i, lanes);
                 [e.mul(x, x), e.mul(g, x)]
             });
@@ -175,7 +200,7 @@ impl Grad<'_> {
     }
 
     /// Sums of two values along the row.
-    fn sum(&self, value: impl Fn(Val, u32) -> [Val; 2]) -> [Val; 2] {
+    fn sum(&self, value: &dyn Fn(Val, u32) -> [Val; 2]) -> [Val; 2] {
         let (cx, e) = (self.cx, &self.cx.e);
         let whole = cx.strip_end(e.i64(0), self.n);
         let add = |sums: &[Val], values: [Val; 2]| {

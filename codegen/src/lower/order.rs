@@ -9,6 +9,7 @@
 //! the worst that can still count, what may count joins the pool, and a full pool is sorted and cut
 //! to `k`. So most of a row is only read and compared.
 
+mod cuda;
 mod keys;
 
 use ir::{Dim, KernelSpec, Target, normalize_axis};
@@ -19,7 +20,10 @@ use super::{
     space::Space,
     view::{View, computable},
 };
-use crate::emit::{Cmp, Elem, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Ty, Val},
+};
 use keys::Keys;
 
 /// The family.
@@ -78,6 +82,10 @@ impl Lower for Order {
         let scratch = pool.bytes();
         Ok(cx.finish(tiles, scratch))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        cuda::kernel(spec).map(|kernel| vec![kernel])
+    }
 }
 
 /// Sizes of a specification.
@@ -85,6 +93,9 @@ struct Plan {
     axis: usize,
     /// Elements of a row that the result has.
     count: Dim,
+    /// Elements of a row, and of a row of the result, at most.
+    longest: i64,
+    most: i64,
     /// Pairs that there is room for.
     room: i64,
     /// Whether that is all of a row.
@@ -110,7 +121,7 @@ impl Plan {
         let room = if whole { longest } else { pool };
         // Wide keys behind narrow indices stay aligned.
         let room = (room + 1) / 2 * 2;
-        Ok(Plan { axis, count: count.clone(), room, whole })
+        Ok(Plan { axis, count: count.clone(), longest, most, room, whole })
     }
 }
 

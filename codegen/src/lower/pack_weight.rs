@@ -3,16 +3,20 @@
 //! A weight that stays is packed at compile time; this is for one that training has just updated,
 //! or that is a gradient's factor.
 
-use ir::{DType, KernelSpec, Target};
+use ir::{DType, Dim, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
+    flat,
     pack::{ROWS, Rows, pack_rows},
     space::Space,
-    view::{View, memory_elem},
+    view::{View, memory_elem, register_elem},
 };
-use crate::emit::{Cmp, Elem, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Ty, Val},
+};
 
 /// The family.
 pub(super) struct PackWeight;
@@ -63,6 +67,39 @@ impl Lower for PackWeight {
         });
         Ok(cx.finish(tiles, 0))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![threads(spec)])
+    }
+}
+
+/// On a GPU a thread moves one element of a panel.
+fn threads(spec: &KernelSpec) -> CudaKernel {
+    let cx = Cx::cuda(spec, flat::THREADS);
+    let e = &cx.e;
+    let (w, y) = (cx.operand(0).bits(), cx.result(0).bits());
+    let lead = w.shape.len() - 2;
+    let (rows, columns) = (&w.shape[lead], &w.shape[lead + 1]);
+    let batch = Space::new(&w.shape[..lead], &[w.strides[..lead].to_vec()]).merged();
+    let panels = columns.ceil_div(ROWS);
+    let each = panels.clone() * rows.clone() * Dim::from(ROWS);
+    let grid = cx.each_thread(&(batch.points() * each), |point| {
+        let line = e.div_unsigned(point, e.i64(ROWS));
+        let row = e.rem_unsigned(line, cx.size(rows));
+        let panel = e.div_unsigned(line, cx.size(rows));
+        let from = batch.offsets(&cx, e.div_unsigned(panel, cx.size(&panels)))[0];
+        let panel = e.rem_unsigned(panel, cx.size(&panels));
+        let lane = e.rem_unsigned(point, e.i64(ROWS));
+        let column = e.add(e.mul_const(panel, ROWS), lane);
+        let from = cx.offset(from, row, &w.strides[lead]);
+        let from = cx.offset(from, column, &w.strides[lead + 1]);
+        let inside = e.cmp(Cmp::Lt, column, cx.size(columns));
+        let zero = e.zero(Ty::Scalar(register_elem(w.dtype)));
+        let value = e.if_else(inside, &[zero.ty()], || vec![w.load(&cx, from)], || vec![zero]);
+        y.store(&cx, value[0], point);
+    });
+    cx.finish_cuda(grid, 0, &[], |_| false)
 }
 
 /// Writes `count` columns of a matrix side by side; what stands beside them is undefined.

@@ -1,15 +1,19 @@
 //! Poolings over windows.
 
-use ir::{KernelSpec, Target, Window};
+use ir::{Dim, KernelSpec, Target, Window};
 
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
     elementwise::maximum,
+    flat,
     view::check_f32s,
     window::{Fold, Slide},
 };
-use crate::emit::{Elem, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Elem, Val},
+};
 
 /// The family.
 pub(super) struct Pool;
@@ -26,31 +30,43 @@ impl Lower for Pool {
 
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
-        let windows = windows(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
-        let (x, y) = (cx.operand(0), cx.result(0));
-        let slide = Slide { cx: &cx, windows: &windows, x, y, multiplier: 1 };
-        let e = &cx.e;
-        let tiles = slide.rows(|row| {
-            if spec.op == "max_pool" {
-                row.fold(&Fold {
-                    start: f64::NEG_INFINITY,
-                    step: |most, _, x| maximum(e, most, x),
-                    finish: |most, _: &[Val], _| most,
-                });
-            } else {
-                row.fold(&Fold {
-                    start: 0.0,
-                    step: |sum, _, x| e.add(sum, x),
-                    finish: |sum: Val, at: &[Val], border| {
-                        let count = e.cast(elements(&slide, at, border), Elem::F32);
-                        e.div(sum, e.splat(count, sum.lanes()))
-                    },
-                });
-            }
-        });
+        let tiles = pool(&cx).map_err(|reason| refuse(spec, reason))?;
         Ok(cx.finish(tiles, 0))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::cuda(spec, flat::THREADS);
+        let points = pool(&cx).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![cx.finish_flat(&points)])
+    }
+}
+
+/// Emits the kernel; returns the number of tiles, or of threads.
+fn pool(cx: &Cx<'_>) -> Result<Dim, String> {
+    let (e, spec) = (&cx.e, cx.spec);
+    let windows = windows(spec)?;
+    let (x, y) = (cx.operand(0), cx.result(0));
+    let slide = Slide { cx, windows: &windows, x, y, multiplier: 1 };
+    Ok(slide.rows(|row| {
+        if spec.op == "max_pool" {
+            row.fold(&Fold {
+                start: f64::NEG_INFINITY,
+                step: |most, _, x| maximum(e, most, x),
+                finish: |most, _: &[Val], _| most,
+            });
+        } else {
+            row.fold(&Fold {
+                start: 0.0,
+                step: |sum, _, x| e.add(sum, x),
+                finish: |sum: Val, at: &[Val], border| {
+                    let count = e.cast(elements(&slide, at, border), Elem::F32);
+                    e.div(sum, e.splat(count, sum.lanes()))
+                },
+            });
+        }
+    }))
 }
 
 /// The elements that a mean is over.

@@ -6,10 +6,14 @@ use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, LANES, refuse},
     elementwise::maximum,
+    flat,
     space::Space,
     view::{View, strides},
 };
-use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Emitter, Ty, Val},
+};
 
 /// The family.
 pub(super) struct QuantizeRows;
@@ -68,6 +72,53 @@ impl Lower for QuantizeRows {
         });
         Ok(cx.finish(tiles, 0))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![warps(spec)])
+    }
+}
+
+/// On a GPU a warp has a block, a lane for each number.
+fn warps(spec: &KernelSpec) -> CudaKernel {
+    let cx = Cx::cuda(spec, flat::THREADS);
+    let e = &cx.e;
+    let (x, y) = (cx.operand(0), cx.result(0));
+    let (k, lead) = x.shape.split_last().expect("supported");
+    let blocks = k.ceil_div(QUANT_BLOCK as i64);
+    let bits = if spec.attrs.int("weight_bits") == 8 { 8 } else { 4 };
+    let outer = Space::new(lead, &[x.strides[..lead.len()].to_vec()]).merged();
+    let count = outer.points() * blocks.clone() * Dim::from(QUANT_BLOCK);
+    let grid = cx.each_thread(&count, |point| {
+        let lane = e.rem_unsigned(point, e.i64(QUANT_BLOCK as i64));
+        let block = e.div_unsigned(point, e.i64(QUANT_BLOCK as i64));
+        let row = e.div_unsigned(block, cx.size(&blocks));
+        let column = e.rem_unsigned(block, cx.size(&blocks));
+        let column = e.add(e.mul_const(column, QUANT_BLOCK as i64), lane);
+        let (zero, ty) = (e.f32(0.0), Ty::Scalar(Elem::F32));
+        let x = e.if_else(
+            e.cmp(Cmp::Lt, column, cx.size(k)),
+            &[ty],
+            || vec![x.load(&cx, e.add(outer.offsets(&cx, row)[0], column))],
+            || vec![zero],
+        )[0];
+        let most = cx.fold_warp(e.abs(x), |a, b| maximum(e, a, b));
+        let limit = e.f32(f32::from(quant_row_limit(bits)));
+        let v = e.round_even(e.mul(x, inverse(e, limit, most)));
+        let q = e.cast(e.select(e.cmp(Cmp::Eq, v, v), v, zero), Elem::I32);
+        let to = y.at(&cx, e.mul_const(block, quant_row_bytes(bits) as i64)).base;
+        let first = e.cmp(Cmp::Eq, lane, e.i64(0));
+        e.if_then(first, || e.store(e.div(most, limit), to));
+        if bits == 8 {
+            let values = e.at_const(to, Elem::I8, 4);
+            e.store_at(e.cast(q, Elem::I16), values, lane);
+        } else {
+            let sum = cx.fold_warp(q, |a, b| e.add(a, b));
+            e.if_then(first, || e.store(sum, e.at_const(to, Elem::I8, 4)));
+            e.store_at(e.cast(q, Elem::I8), e.at_const(to, Elem::I8, 8), lane);
+        }
+    });
+    cx.finish_cuda(grid, 0, &[], |_| false)
 }
 
 fn write_block(cx: &Cx<'_>, to: &View, block: Val, bits: usize, load: impl Fn(i64) -> Val) {

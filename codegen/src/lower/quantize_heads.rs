@@ -6,10 +6,14 @@ use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, LANES, refuse},
     elementwise::maximum,
+    flat,
     quantize::{inverse, lanes_max},
     space::Space,
 };
-use crate::emit::{Cmp, Elem, Emitter, Val};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Emitter, Val},
+};
 
 /// The family.
 pub(super) struct QuantizeHeads;
@@ -56,12 +60,51 @@ impl Lower for QuantizeHeads {
             let inverse = inverse(e, e.f32(127.0), most);
             scales.store(&cx, e.div(most, e.f32(127.0)), row);
             cx.strips(e.i64(0), e.i64(size), |i, lanes| {
-                let v = e.round_even(e.mul(load(i, lanes), e.splat(inverse, lanes)));
-                // Zero where a NaN or an infinity made the scale not finite.
-                let v = e.select(e.cmp(Cmp::Eq, v, v), v, e.zero(v.ty()));
-                to.store(&cx, e.cast(v, Elem::I32), i);
+                to.store(&cx, quantized(e, load(i, lanes), inverse), i);
             });
         });
         Ok(cx.finish(tiles, 0))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![warps(spec)])
+    }
+}
+
+/// On a GPU a warp has a row.
+fn warps(spec: &KernelSpec) -> CudaKernel {
+    let cx = Cx::cuda(spec, flat::THREADS);
+    let e = &cx.e;
+    let (x, q, scales) = (cx.operand(0), cx.result(0), cx.result(1));
+    let (width, lead) = x.shape.split_last().expect("supported");
+    let step = x.strides[lead.len()].clone();
+    let outer = Space::new(lead, &[x.strides[..lead.len()].to_vec()]).merged();
+    let grid = cx.each_thread(&(outer.points() * Dim::from(32)), |point| {
+        let row = e.div_unsigned(point, e.i64(32));
+        let from = x.at(&cx, outer.offsets(&cx, row)[0]);
+        let to = q.at(&cx, cx.scale(row, width));
+        let load = |i: Val| from.load(&cx, cx.scale(i, &step));
+        let (lane, end) = (e.rem_unsigned(point, e.i64(32)), cx.size(width));
+        let most = e.for_loop(lane, end, 32, &[e.f32(0.0)], |i, most| {
+            vec![maximum(e, most[0], e.abs(load(i)))]
+        });
+        let most = cx.fold_warp(most[0], |a, b| maximum(e, a, b));
+        let inverse = inverse(e, e.f32(127.0), most);
+        e.if_then(e.cmp(Cmp::Eq, lane, e.i64(0)), || {
+            scales.store(&cx, e.div(most, e.f32(127.0)), row);
+        });
+        e.for_each(lane, end, 32, |i| {
+            to.store(&cx, quantized(e, load(i), inverse), i);
+        });
+    });
+    cx.finish_cuda(grid, 0, &[], |_| false)
+}
+
+/// The nearest integer to `x · inverse`; zero where a NaN or an infinity made the scale not
+/// finite.
+fn quantized(e: &Emitter, x: Val, inverse: Val) -> Val {
+    let v = e.round_even(e.mul(x, e.splat(inverse, x.lanes())));
+    let v = e.select(e.cmp(Cmp::Eq, v, v), v, e.zero(v.ty()));
+    e.cast(v, Elem::I32)
 }

@@ -214,25 +214,37 @@ impl Lower for Cumsum {
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
-        let e = &cx.e;
-        let (x, y) = (cx.operand(0), cx.result(0));
-        let axis = normalize_axis(spec.attrs.int("axis"), x.shape.len())
-            .ok_or_else(|| refuse(spec, "axis out of range"))?;
-        let mut extents = x.shape.clone();
-        let n = extents.remove(axis);
-        let mut strides = [x.strides.clone(), y.strides.clone()];
-        let [sx, sy] = strides.each_mut().map(|s| s.remove(axis));
-        let outer = Space::new(&extents, &strides).merged();
-        let tiles = cx.share_rows(&outer.points(), &n, |point| {
-            let at = outer.offsets(&cx, point);
-            let (x, y) = (x.at(&cx, at[0]), y.at(&cx, at[1]));
-            let zero = literal(e, x.dtype, 1, 0.0, 0);
-            let _ = e.for_loop(e.i64(0), cx.size(&n), 1, &[zero], |i, sums| {
-                let sum = e.add(sums[0], x.load(&cx, cx.scale(i, &sx)));
-                y.store(&cx, sum, cx.scale(i, &sy));
-                vec![sum]
-            });
-        });
+        let tiles = running(&cx)?;
         Ok(cx.finish(tiles, 0))
     }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::cuda(spec, cuda::ROW_THREADS);
+        let rows = running(&cx)?;
+        Ok(vec![cx.finish_flat(&rows)])
+    }
+}
+
+/// Running sums of every row; returns the number of tiles.
+fn running(cx: &Cx<'_>) -> Result<Dim, LowerError> {
+    let (e, spec) = (&cx.e, cx.spec);
+    let (x, y) = (cx.operand(0), cx.result(0));
+    let axis = normalize_axis(spec.attrs.int("axis"), x.shape.len())
+        .ok_or_else(|| refuse(spec, "axis out of range"))?;
+    let mut extents = x.shape.clone();
+    let n = extents.remove(axis);
+    let mut strides = [x.strides.clone(), y.strides.clone()];
+    let [sx, sy] = strides.each_mut().map(|s| s.remove(axis));
+    let outer = Space::new(&extents, &strides).merged();
+    Ok(cx.share_rows(&outer.points(), &n, |point| {
+        let at = outer.offsets(cx, point);
+        let (x, y) = (x.at(cx, at[0]), y.at(cx, at[1]));
+        let zero = literal(e, x.dtype, 1, 0.0, 0);
+        let _ = e.for_loop(e.i64(0), cx.size(&n), 1, &[zero], |i, sums| {
+            let sum = e.add(sums[0], x.load(cx, cx.scale(i, &sx)));
+            y.store(cx, sum, cx.scale(i, &sy));
+            vec![sum]
+        });
+    }))
 }

@@ -7,6 +7,7 @@ use super::{
     cx::{Cx, refuse},
     view::{computable, register_elem},
 };
+use crate::cuda::CudaKernel;
 
 /// The family.
 pub(super) struct SizeVector;
@@ -43,15 +44,25 @@ impl Lower for SizeVector {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let sizes = sizes(spec).map_err(|reason| refuse(spec, reason))?;
         let cx = Cx::new(spec);
-        let e = &cx.e;
-        let y = cx.result(0);
-        let step = y.strides.first().cloned().unwrap_or_default();
-        e.for_each(e.tile_begin(), e.tile_end(), 1, |_| {
-            for (i, size) in (0..).zip(&sizes) {
-                let value = e.cast(cx.size(size), register_elem(y.dtype));
-                y.store(&cx, value, cx.scale(e.i64(i), &step));
-            }
-        });
+        cx.e.for_each(cx.e.tile_begin(), cx.e.tile_end(), 1, |_| write(&cx, &sizes));
         Ok(cx.finish(Dim::from(1), 0))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let sizes = sizes(spec).map_err(|reason| refuse(spec, reason))?;
+        let cx = Cx::cuda(spec, 32);
+        let one = Dim::from(1);
+        let _ = cx.each_thread(&one, |_| write(&cx, &sizes));
+        Ok(vec![cx.finish_flat(&one)])
+    }
+}
+
+fn write(cx: &Cx<'_>, sizes: &[Dim]) {
+    let (e, y) = (&cx.e, cx.result(0));
+    let step = y.strides.first().cloned().unwrap_or_default();
+    for (i, size) in (0..).zip(sizes) {
+        let value = e.cast(cx.size(size), register_elem(y.dtype));
+        y.store(cx, value, cx.scale(e.i64(i), &step));
     }
 }

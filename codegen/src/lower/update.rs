@@ -6,6 +6,7 @@ use std::sync::Arc;
 use ir::{Body, Builder, Graph, KernelSpec, Module, OpRef, Target};
 
 use super::{Emitted, Lower, LowerError, cx::refuse, fused::Fused};
+use crate::cuda::CudaKernel;
 
 /// The family.
 pub(super) struct Update;
@@ -30,6 +31,12 @@ impl Lower for Update {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let spec = as_loop(spec).map_err(|reason| refuse(spec, reason))?;
         Fused::LOOPS.emit(&spec, target)
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+        let spec = as_loop(spec).map_err(|reason| refuse(spec, reason))?;
+        Fused::LOOPS.emit_cuda(&spec, target)
     }
 }
 

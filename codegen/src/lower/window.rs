@@ -32,6 +32,8 @@ pub(super) struct Row<'a> {
     y: View,
     /// Indices along the other axes that windows slide over.
     at: Vec<Val>,
+    /// Along the innermost axis, where a thread of a GPU has one window.
+    column: Option<Val>,
 }
 
 /// What is made of a window.
@@ -46,15 +48,21 @@ pub(super) struct Fold<Step, Finish> {
 }
 
 impl<'a> Slide<'a> {
-    /// Runs `body` for this call's rows; returns the number of tiles.
+    /// Runs `body` for this call's rows; returns the number of tiles. On a GPU a thread has one
+    /// window of a row, and neighbours have neighbouring ones.
     pub(super) fn rows(&'a self, body: impl FnOnce(&Row<'a>)) -> Dim {
         let (cx, e) = (self.cx, &self.cx.e);
         let (inner, lead) = self.y.shape.split_last().expect("an axis of windows");
         let count = lead.iter().fold(Dim::from(1), |n, d| n * d.clone());
         let taps: i64 = self.windows.iter().map(|w| w.kernel).product();
         let work = inner.clone() * Dim::from(taps);
-        cx.share_rows(&count, &work, |row| {
-            let mut rest = row;
+        let points = if e.is_device() { count * inner.clone() } else { count };
+        cx.share_rows(&points, &work, |point| {
+            let column = e.is_device().then(|| e.rem_unsigned(point, cx.size(inner)));
+            let mut rest = match column {
+                Some(_) => e.div_unsigned(point, cx.size(inner)),
+                None => point,
+            };
             let mut at: Vec<Val> = lead[1..]
                 .iter()
                 .rev()
@@ -77,6 +85,7 @@ impl<'a> Slide<'a> {
                 x: self.x.at(cx, x),
                 y: self.y.at(cx, y),
                 at: at.split_off(2),
+                column,
             });
         })
     }
@@ -118,6 +127,9 @@ impl Row<'_> {
         Step: Fn(Val, Val, Val) -> Val,
         Finish: Fn(Val, &[Val], Option<Val>) -> Val,
     {
+        if let Some(column) = self.column {
+            return self.window(fold, column, None);
+        }
         let (cx, e) = (self.slide.cx, &self.slide.cx.e);
         let last = self.slide.windows.len() - 1;
         let w = self.slide.windows[last];

@@ -227,7 +227,7 @@ fn kernels(spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
 }
 
 /// Asserts that there is nothing to complain about, and returns the disassembly.
-fn clean(folder: &Path, name: &str, kernel: &CudaKernel, target: &Target) -> String {
+pub(super) fn clean(folder: &Path, name: &str, kernel: &CudaKernel, target: &Target) -> String {
     let ptx = ptx_of(kernel, target);
     let (sass, said) = assemble(folder, name, &ptx, &target.cpu).unwrap_or_else(|e| panic!("{e}"));
     assert!(said.contains("0 bytes spill stores, 0 bytes spill loads"), "{name}: {said}");

@@ -1,6 +1,6 @@
 //! Kernels without tensor cores: every family, on both GPUs, in shapes with and without tails.
 
-use ir::{Attr, Attrs, DType, Tensor};
+use ir::{Attr, Attrs, DType, KernelSpec, Tensor};
 
 use super::{
     case::{Case, noise},
@@ -8,16 +8,30 @@ use super::{
 };
 
 /// Runs the one kernel of a case on both GPUs under two orders of warps.
-fn check(what: &str, case: &Case, tolerance: f64) {
+pub(super) fn check(what: &str, case: &Case, tolerance: f64) {
     let (spec, want) = case.expected();
+    check_spec(what, case, &spec, &want, tolerance);
+}
+
+/// As [`check`], for a specification of one's own.
+pub(super) fn check_spec(
+    what: &str,
+    case: &Case,
+    spec: &KernelSpec,
+    want: &[Tensor],
+    tolerance: f64,
+) {
     for target in targets() {
-        let kernels = case.kernels(&spec, &target);
+        let kernels = case.kernels(spec, &target);
         let [kernel] = &kernels[..] else { panic!("{what}: {} kernels", kernels.len()) };
-        let (family, spec, want, target) = ("families", &spec, &want[..], &target);
+        let (family, target) = ("families", &target);
         let trial = Trial { what, family, case, spec, target, want, tolerance, same: &[] };
         for seed in [1, 2] {
             let (_, report) = trial.run(kernel, seed);
-            assert_eq!(report.bank_conflicts, 0, "{what}: bank conflicts");
+            // Data alone says where these go in shared memory.
+            if !matches!(spec.op, "topk" | "sort" | "argsort" | "scatter_nd" | "embedding_grad") {
+                assert_eq!(report.bank_conflicts, 0, "{what}: bank conflicts");
+            }
         }
     }
 }

@@ -21,8 +21,8 @@ pub(super) struct Axis {
     pub(super) spread: i64,
     pub(super) scale: i64,
     pub(super) shift: i64,
-    kernel: i64,
-    k_step: i64,
+    pub(super) kernel: i64,
+    pub(super) k_step: i64,
     dilation: i64,
     pad: i64,
     /// Extents and strides of operand and output.
@@ -81,9 +81,9 @@ pub(super) struct Line {
     /// Where position zero begins in the operand.
     pub(super) start: Val,
     /// The first element of the window.
-    k0: Val,
+    pub(super) k0: Val,
     /// How many elements of it are met.
-    taps: Val,
+    pub(super) taps: Val,
 }
 
 /// What is done with an element of a window, given its number and its shifts.

@@ -11,7 +11,7 @@ use crate::{
     },
 };
 
-/// Emits the kernel; returns the number of tiles.
+/// Emits the kernel; returns the number of tiles, or on a GPU of threads.
 pub(super) fn emit(cx: &Cx<'_>, shape: &Shape) -> Dim {
     let e = &cx.e;
     let (x, w, bias, y) = (cx.operand(0), cx.operand(1), cx.optional(2), cx.result(0));

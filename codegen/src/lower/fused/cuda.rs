@@ -30,5 +30,5 @@ pub(super) fn kernel(spec: &KernelSpec, code: &Code) -> CudaKernel {
         let line = nest.line(&cx, &offsets, &steps);
         line.strip(&cx, e.mul_const(e.rem_unsigned(point, each), lanes.into()), lanes);
     });
-    cx.finish_cuda(grid, 0, &[], |_| lanes > 1)
+    cx.finish_cuda(grid, 0, &[], |arg| lanes > 1 && steps[arg as usize].is(1))
 }

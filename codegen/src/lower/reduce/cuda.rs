@@ -12,6 +12,9 @@ use crate::{
     lower::{cx::Cx, flat},
 };
 
+/// Threads of a block in which each has a row of its own.
+pub(super) const ROW_THREADS: u32 = 64;
+
 pub(super) fn kernel(spec: &KernelSpec) -> CudaKernel {
     let cx = Cx::cuda(spec, flat::THREADS);
     let e = &cx.e;

@@ -102,10 +102,11 @@ pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, LowerError> {
     let rows = Rows::of(&cx)?;
     let team = Team::new(&rows);
     let point = cx.e.cast(cx.e.block('x'), Elem::I64);
+    let lanes = team.lanes;
     rows.row(&cx, point, Some(team)).emit();
     let grid = [rows.outer.points(), 1.into(), 1.into()];
     let shared = u32::try_from(FOLDS * WARPS * 4).expect("small");
-    Ok(cx.finish_cuda(grid, shared, &[], |_| true))
+    Ok(cx.finish_cuda(grid, shared, &[], |_| lanes > 1))
 }
 
 /// Threads for a row of `n`.
