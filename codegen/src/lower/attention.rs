@@ -139,12 +139,8 @@ impl Lower for Attention {
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
-        if spec.op != "attention" {
-            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
-        }
-        let sizes = Attention::sizes(spec);
-        let kernel = sizes.and_then(|sizes| cuda::kernel(spec, sizes));
-        kernel.map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
+        let kernels = Attention::sizes(spec).and_then(|sizes| cuda::kernels(spec, sizes, target));
+        kernels.map_err(|reason| refuse(spec, reason))
     }
 }
 
@@ -288,10 +284,10 @@ impl Lower for PagedAttention {
         Ok(cx.finish(tiles, scratch))
     }
 
-    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         let sizes = PagedAttention::sizes(spec);
-        let kernel = sizes.and_then(|sizes| cuda::kernel(spec, sizes));
-        kernel.map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
+        let kernels = sizes.and_then(|sizes| cuda::kernels(spec, sizes, target));
+        kernels.map_err(|reason| refuse(spec, reason))
     }
 
     fn flops(&self, spec: &KernelSpec) -> Dim {

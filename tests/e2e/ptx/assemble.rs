@@ -189,12 +189,46 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
             spec("kv_write", none(), &[k.clone(), v.clone(), new.clone(), new, slots], &[k, v]),
         ),
         ("silu", spec("silu", none(), &[x(F32)], &[x(F32)])),
+        ("attention-f32-64", attention_f32("attention_lse", "64")),
+        ("attention-f32-128", attention_f32("attention_lse", "128")),
+        ("attention-f32-256", attention_f32("attention_lse", "256")),
+        ("attention-grad-64", attention_f32("attention_grad", "64")),
+        ("attention-grad-128", attention_f32("attention_grad", "128")),
+        ("attention-grad-256", attention_f32("attention_grad", "256")),
         ("attention-64", attention("64")),
         ("attention-128", attention("128")),
+        ("attention-256", attention("256")),
         ("paged-attention-64", paged("64")),
         ("paged-attention-128", paged("128")),
         ("paged-attention-256", paged("256")),
+        ("paged-attention-i8-64", paged_integers("64")),
+        ("paged-attention-i8-128", paged_integers("128")),
     ]
+}
+
+/// Keys and values in i8, with scales.
+fn paged_integers(size: &str) -> KernelSpec {
+    let mut spec = paged(size);
+    for operand in &mut spec.operands[1..3] {
+        operand.as_mut().expect("keys and values").ty.dtype = DType::I8;
+    }
+    let scales = layout(DType::F32, &["N", "8", "16"]);
+    spec.operands.extend([Some(scales.clone()), Some(scales)]);
+    spec
+}
+
+/// With logarithms of sums, or the gradient, as training has it.
+fn attention_f32(op: &str, size: &str) -> KernelSpec {
+    use DType::F32;
+    let heads = layout(F32, &["T", "12", size]);
+    let (offsets, logs) = (layout(DType::I32, &["S + 1"]), layout(F32, &["T", "12"]));
+    let all = |count: usize| vec![heads.clone(); count];
+    if op == "attention_lse" {
+        let operands = [all(3), vec![offsets]].concat();
+        return spec(op, scaled(), &operands, &[heads.clone(), logs]);
+    }
+    let operands = [all(4), vec![logs, heads.clone(), offsets]].concat();
+    spec(op, scaled(), &operands, &all(3))
 }
 
 fn scaled() -> Attrs {

@@ -11,6 +11,7 @@
 //! in its order, and nothing else. So values depend neither on how tiles are shared among threads
 //! nor on what else is in a tile.
 
+mod cuda;
 mod scores;
 
 use std::ops::Range;
@@ -20,6 +21,7 @@ use ir::{Dim, KernelSpec, Target};
 use self::scores::{Role, Scores};
 use super::{Piece, Sizes, bound, i32s, paged::after_window, pieces, required, sizes};
 use crate::{
+    cuda::CudaKernel,
     emit::{Cmp, Elem, Ty, Val},
     lower::{
         Emitted, Lower, LowerError,
@@ -108,6 +110,12 @@ impl Lower for AttentionGrad {
         });
         let scratch = grad.scores.block.scratch_bytes();
         Ok(cx.finish(tiles, scratch))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        let sizes = AttentionGrad::sizes(spec);
+        let kernel = sizes.and_then(|sizes| cuda::kernel(spec, sizes, target));
+        kernel.map(|kernel| vec![kernel]).map_err(|reason| refuse(spec, reason))
     }
 }
 

@@ -1,46 +1,84 @@
 //! Chunks of keys and values in shared memory: copies, and fragments for `mma.sync.m16n8k16`.
 //!
-//! Sixteen-byte units are permuted as in [`crate::kernels::gemm::sm80`]. Of keys a chunk is a row
-//! of elements for each key, or a row of keys for each element, as they lie in memory.
+//! The ring has stages of a chunk's keys and its values, each copied by itself. Sixteen-byte units
+//! are permuted as in [`crate::kernels::gemm::sm80`]. A chunk's keys are a row of elements for each
+//! key or, of keys in blocks, a row of sixteen keys for each element, as they lie in memory.
+
+mod copies;
+mod integers;
 
 use ir::DType;
 
-use super::{Piece, ROWS, Sizes, WARPS, WORD};
+use super::{
+    CHUNK, Sizes, WORD,
+    tile::{Numbering, Tiles},
+};
+pub(super) use integers::Scales;
+
 use crate::{
-    emit::{Cmp, Elem, Emitter, Val},
-    lower::{cx::Cx, view::View},
+    emit::{Elem, Emitter, Val},
+    lower::{
+        cx::Cx,
+        view::{View, memory_elem},
+    },
 };
 
+/// Keys that are surely in one block of memory.
+const GROUP: i64 = super::super::GROUP;
+/// Groups of a chunk.
+const GROUPS: i64 = CHUNK / GROUP;
+
 /// Where keys and values lie.
-pub(super) enum Memory {
-    /// `[T, H, D]`.
+enum Memory {
+    /// Rows by token.
     Dense { k: View, v: View },
     /// `[NB, H, D, BS]` and `[NB, H, BS, Dv]`, by block tables `[S, MB]`.
     Paged { k: View, v: View, tables: View, block: i64 },
 }
 
-impl Memory {
-    pub(super) fn of(cx: &Cx<'_>, _: Sizes) -> Memory {
-        let (k, v) = (cx.operand(1), cx.operand(2));
-        if cx.spec.op == "attention" {
-            return Memory::Dense { k, v };
-        }
-        let block = k.shape[3].as_const().expect("`supports` checked the block size");
-        Memory::Paged { k, v, tables: cx.operand(3), block }
-    }
+/// Keys and values that are integers: their scales, and where a chunk of them is in bf16.
+struct Quantized {
+    /// `[NB, H, BS]`, of keys and of values.
+    scales: [View; 2],
+    work: Val,
+}
 
-    fn dtype(&self) -> DType {
+/// A unit's place among groups of keys.
+#[derive(Clone, Copy)]
+struct Place {
+    group: Val,
+    /// The number of the group, where it is the same for all threads.
+    known: Option<usize>,
+    within: Val,
+}
+
+/// Number of a block of sixteen elements of values.
+#[derive(Clone, Copy)]
+pub(super) enum Block {
+    Known(i64),
+    /// Behind a number that is a multiple of four.
+    Behind(Val, i64),
+    /// A multiple of four behind any number.
+    Any(Val, i64),
+}
+
+impl Block {
+    pub(super) fn number(self, e: &Emitter) -> Val {
         match self {
-            Memory::Dense { k, .. } | Memory::Paged { k, .. } => k.dtype,
+            Block::Known(block) => e.i32(block),
+            Block::Behind(first, block) | Block::Any(first, block) => e.add_const(first, block),
         }
     }
 }
 
-/// The ring of two chunks, and the queries.
+/// The ring of chunks.
 pub(super) struct Chunks<'a> {
-    pub(super) cx: &'a Cx<'a>,
-    pub(super) sizes: Sizes,
-    pub(super) memory: Memory,
+    cx: &'a Cx<'a>,
+    sizes: Sizes,
+    memory: Memory,
+    quantized: Option<Quantized>,
+    /// Stages of the ring, which begins here.
+    pub(super) stages: i64,
     pub(super) shared: Val,
 }
 
@@ -54,182 +92,151 @@ pub(super) fn place(e: &Emitter, row: Val, unit: Val, units: i64) -> Val {
     e.shl(e.add(e.mul_const(row, units), e.xor(unit, turn)), 4)
 }
 
-impl Chunks<'_> {
-    /// The type of keys and values as PTX names it.
+/// As [`place`], of unit `bit + 2 step`, for a bit: lanes' parts of the sum are few.
+fn place_step(e: &Emitter, row: Val, (bit, step): (Val, i64), units: i64) -> Val {
+    let (turn, among) = match units {
+        _ if units % 8 == 0 => (e.and(row, e.i32(7)), 8),
+        _ if units % 4 == 0 => (e.and(e.shr(row, 1), e.i32(3)), 4),
+        _ => (e.and(e.shr(row, 2), e.i32(1)), 2),
+    };
+    let unit = e.xor(e.xor(bit, turn), e.i32(2 * step % among));
+    let begin = e.shl(e.add(e.mul_const(row, units), unit), 4);
+    e.add_const(begin, 2 * step / among * among * 16)
+}
+
+/// Bytes of a chunk in the type of tensor cores' operands.
+pub(super) const fn chunk_bytes(sizes: Sizes) -> i64 {
+    CHUNK * 2 * (padded(sizes.key) + padded(sizes.value))
+}
+
+/// Bytes of a stage; of integers, with scales behind them.
+pub(super) const fn stage_bytes(sizes: Sizes, integers: bool) -> i64 {
+    if integers { chunk_bytes(sizes) / 2 + 2 * 4 * CHUNK } else { chunk_bytes(sizes) }
+}
+
+/// Elements of a head with those that fill up the last step.
+pub(super) const fn padded(size: i64) -> i64 {
+    (size + 15) / 16 * 16
+}
+
+impl<'a> Chunks<'a> {
+    /// Chunks in a ring of so many stages; integers become numbers at `work`.
+    pub(super) fn new(cx: &'a Cx<'a>, tiles: &Tiles<'a>, stages: i64, work: Val) -> Chunks<'a> {
+        let (k, v) = (cx.operand(1), cx.operand(2));
+        let memory = if tiles.numbering == Numbering::Paged {
+            let block = k.shape[3].as_const().expect("`supports` checked the block size");
+            Memory::Paged { k, v, tables: cx.operand(3), block }
+        } else {
+            Memory::Dense { k, v }
+        };
+        let quantized = (cx.operand(1).dtype == DType::I8)
+            .then(|| Quantized { scales: [6, 7].map(|i| cx.operand(i)), work });
+        Chunks { cx, sizes: tiles.sizes, memory, quantized, stages, shared: cx.e.shared() }
+    }
+
+    fn dtype(&self) -> DType {
+        match &self.memory {
+            Memory::Dense { k, .. } | Memory::Paged { k, .. } => k.dtype,
+        }
+    }
+
+    /// The type of operands as PTX names it.
     pub(super) fn type_name(&self) -> &'static str {
-        if self.memory.dtype() == DType::F16 { "f16" } else { "bf16" }
+        if self.dtype() == DType::F16 { "f16" } else { "bf16" }
+    }
+
+    /// Two ones of that type.
+    pub(super) fn ones(&self) -> Val {
+        let one = if self.dtype() == DType::F16 { 0x3c00 } else { 0x3f80 };
+        self.cx.e.i32(one << 16 | one)
     }
 
     fn elem(&self) -> Elem {
-        if self.memory.dtype() == DType::F16 { Elem::F16 } else { Elem::Bf16 }
+        memory_elem(self.dtype())
     }
 
-    /// Keys of a chunk.
-    pub(super) fn keys(&self) -> i64 {
-        if self.sizes.value > 64 { 32 } else { 64 }
+    /// Bytes of a chunk's keys as operands.
+    const fn key_bytes(&self) -> i64 {
+        CHUNK * 2 * padded(self.sizes.key)
     }
 
-    fn key_bytes(&self) -> i64 {
-        self.keys() * self.sizes.key * 2
+    /// Where the values of a stage begin.
+    const fn values_of_stage(&self) -> i64 {
+        if self.quantized.is_some() { self.key_bytes() / 2 } else { self.key_bytes() }
     }
 
-    pub(super) fn stage_bytes(&self) -> i64 {
-        self.key_bytes() + self.keys() * self.sizes.value * 2
-    }
-
-    /// Bytes of shared memory.
-    pub(super) fn bytes(&self) -> i64 {
-        2 * self.stage_bytes() + ROWS * self.sizes.key * 2
-    }
-
-    /// Where the queries are.
-    pub(super) fn queries(&self) -> Val {
-        self.cx.e.add_const(self.shared, 2 * self.stage_bytes())
-    }
-
-    /// Copies sixteen bytes, or zeros.
-    fn copy(&self, to: Val, from: Val, inside: Val) {
-        let e = &self.cx.e;
-        let bytes = e.select(inside, e.i32(16), e.i32(0));
-        e.ptx("cp.async.cg.shared.global [$0], [$1], 16, $2;", &[to, from, bytes]);
-    }
-
-    /// Begins the copies of a chunk of the piece's sequence, of which `keys` are to be read, to the
-    /// stage at byte `stage`.
-    pub(super) fn fetch(&self, piece: Piece, chunk: Val, keys: Val, stage: Val) {
-        let (cx, e) = (self.cx, &self.cx.e);
-        let first = e.mul_const(chunk, self.keys());
-        let to_keys = e.add(self.shared, stage);
-        let to_values = e.add_const(to_keys, self.key_bytes());
-        let head = e.cast(e.block('y'), Elem::I64);
-        // The last key stands in for those that are not read.
-        let last = e.add_const(keys, -1);
-        let rows = |width: i64, to: Val, address: &dyn Fn(Val, Val) -> Val| {
-            let units = width / 8;
-            self.share(self.keys() * units, |index| {
-                let row = e.div_unsigned(index, e.i32(units));
-                let unit = e.rem_unsigned(index, e.i32(units));
-                let key = e.add(first, row);
-                let from = address(e.min(key, last), e.cast(e.shl(unit, 3), Elem::I64));
-                let to = e.add(to, place(e, row, unit, units));
-                self.copy(to, from, e.cmp(Cmp::Lt, key, keys));
-            });
-        };
-        match &self.memory {
-            Memory::Dense { k, v } => {
-                for (view, width, to) in
-                    [(k, self.sizes.key, to_keys), (v, self.sizes.value, to_values)]
-                {
-                    rows(width, to, &|key, column| {
-                        let token = e.add(piece.start, e.cast(key, Elem::I64));
-                        let row =
-                            cx.offset(cx.scale(token, &view.strides[0]), head, &view.strides[1]);
-                        e.at(view.base, self.elem(), e.add(row, column))
-                    });
-                }
-            }
-            Memory::Paged { k, v, tables, block } => {
-                let table = tables.at(cx, cx.scale(piece.segment, &tables.strides[0]));
-                let find = |key: Val| {
-                    let entry = e.cast(e.div_unsigned(key, e.i32(*block)), Elem::I64);
-                    let entry = table.load(cx, cx.scale(entry, &tables.strides[1]));
-                    (e.cast(entry, Elem::I64), e.rem_unsigned(key, e.i32(*block)))
-                };
-                let units = self.keys() / 8;
-                self.share(self.sizes.key * units, |index| {
-                    let row = e.div_unsigned(index, e.i32(units));
-                    let unit = e.rem_unsigned(index, e.i32(units));
-                    let key = e.add(first, e.shl(unit, 3));
-                    let inside = e.cmp(Cmp::Lt, key, keys);
-                    let (entry, slot) = find(e.select(inside, key, e.i32(0)));
-                    let at = cx.offset(cx.scale(entry, &k.strides[0]), head, &k.strides[1]);
-                    let at = cx.offset(at, e.cast(row, Elem::I64), &k.strides[2]);
-                    let from = e.at(k.base, self.elem(), e.add(at, e.cast(slot, Elem::I64)));
-                    self.copy(e.add(to_keys, place(e, row, unit, units)), from, inside);
-                });
-                rows(self.sizes.value, to_values, &|key, column| {
-                    let (entry, slot) = find(key);
-                    let at = cx.offset(cx.scale(entry, &v.strides[0]), head, &v.strides[1]);
-                    let at = cx.offset(at, e.cast(slot, Elem::I64), &v.strides[2]);
-                    e.at(v.base, self.elem(), e.add(at, column))
-                });
-            }
+    /// Where operands of the chunk in a stage are.
+    fn operands(&self, stage: Val) -> Val {
+        match &self.quantized {
+            Some(quantized) => quantized.work,
+            None => self.cx.e.add(self.shared, stage),
         }
     }
 
-    /// Calls `body(index)` for this thread's share of `0..count`, a multiple of the threads.
-    fn share(&self, count: i64, body: impl Fn(Val)) {
-        let (e, threads) = (&self.cx.e, i64::from(self.cx.e.threads()));
-        let thread = e.thread();
-        (0..count / threads).for_each(|i| body(e.add_const(thread, i * threads)));
-    }
-
-    /// The warp's rows of queries at sixteen-wide step `step`.
-    pub(super) fn query_fragment(&self, thread: Val, step: i64) -> [Val; 4] {
+    /// Keys of group `group` (of sixteen) at step `step`, as two blocks of eight columns.
+    pub(super) fn key_fragment(
+        &self,
+        thread: Val,
+        stage: Val,
+        group: Val,
+        step: i64,
+    ) -> [[Val; 2]; 2] {
         let e = &self.cx.e;
-        let row =
-            e.add(e.shl(e.and(e.shr(thread, 5), e.i32(WARPS - 1)), 4), e.and(thread, e.i32(15)));
-        let unit = e.add_const(e.and(e.shr(thread, 4), e.i32(1)), 2 * step);
-        let at = place(e, row, unit, self.sizes.key / 8);
-        self.ldmatrix("", e.add(self.queries(), at))
-    }
-
-    /// Keys `16j..` at step `step`, as two blocks of eight columns.
-    pub(super) fn key_fragment(&self, thread: Val, stage: Val, j: i64, step: i64) -> [[Val; 2]; 2] {
-        let from = self.cx.e.add(self.shared, stage);
+        let from = self.operands(stage);
+        let [row8, low, high] = self.lane(thread);
+        let size = padded(self.sizes.key);
         match self.memory {
             Memory::Dense { .. } => {
-                let [row8, low, high] = self.lane(thread);
-                let e = &self.cx.e;
-                let key = e.add_const(e.add(row8, e.shl(high, 3)), 16 * j);
-                let unit = e.add_const(low, 2 * step);
-                let at = place(e, key, unit, self.sizes.key / 8);
+                let key = e.add(e.add(row8, e.shl(high, 3)), e.shl(group, 4));
+                let at = place_step(e, key, (low, step), size / 8);
                 pairs(self.ldmatrix("", e.add(from, at)))
             }
             Memory::Paged { .. } => {
-                self.columns(thread, from, (self.cx.e.i32(0), j), step, self.keys())
+                let row = e.add_const(e.add(row8, e.shl(low, 3)), 16 * step);
+                let row = e.add(e.mul_const(group, size), row);
+                pairs(self.ldmatrix(".trans", e.add(from, place(e, row, high, 2))))
             }
         }
     }
 
-    /// Elements `16j..` of values at sixteen keys, as two blocks of eight columns.
+    /// A block of sixteen elements of values at sixteen keys, as two blocks of eight columns.
     pub(super) fn value_fragment(
         &self,
         thread: Val,
         stage: Val,
-        j: i64,
+        block: Block,
         step: i64,
     ) -> [[Val; 2]; 2] {
         let e = &self.cx.e;
-        let from = e.add_const(e.add(self.shared, stage), self.key_bytes());
-        let first = self.cx.e.mul_const(self.part(thread), self.sizes.value / 16);
-        self.columns(thread, from, (first, j), step, self.sizes.value)
-    }
-
-    /// Columns `16j..`, from unit `first` on, of dense rows of `width`, of which a step is sixteen.
-    fn columns(
-        &self,
-        thread: Val,
-        from: Val,
-        (first, j): (Val, i64),
-        step: i64,
-        width: i64,
-    ) -> [[Val; 2]; 2] {
-        let e = &self.cx.e;
+        let from = e.add_const(self.operands(stage), self.key_bytes());
         let [row8, low, high] = self.lane(thread);
         let row = e.add_const(e.add(row8, e.shl(low, 3)), 16 * step);
-        let unit = e.add(first, e.add_const(high, 2 * j));
-        let at = place(e, row, unit, width / 8);
+        let units = padded(self.sizes.value) / 8;
+        let at = match block {
+            Block::Known(block) => place_step(e, row, (high, block), units),
+            Block::Behind(first, block) => {
+                e.add(place_step(e, row, (high, block), units), e.shl(first, 5))
+            }
+            Block::Any(first, behind) => {
+                let unit = e.add(e.shl(first, 1), high);
+                e.add_const(place(e, row, unit, units), 32 * behind)
+            }
+        };
         pairs(self.ldmatrix(".trans", e.add(from, at)))
     }
 
-    /// The thread's part of the values' elements.
-    pub(super) fn part(&self, thread: Val) -> Val {
+    /// Sixteen rows from `row` on of an operand at `from`, rows of `units`, at step `step`.
+    pub(super) fn left_fragment(
+        &self,
+        thread: Val,
+        from: Val,
+        row: Val,
+        (units, step): (i64, i64),
+    ) -> [Val; 4] {
         let e = &self.cx.e;
-        if self.sizes.parts() == 1 {
-            return e.i32(0);
-        }
-        e.shr(thread, 7)
+        let row = e.add(row, e.and(thread, e.i32(15)));
+        let bit = e.and(e.shr(thread, 4), e.i32(1));
+        self.ldmatrix("", e.add(from, place_step(e, row, (bit, step), units)))
     }
 
     /// The row of eight that a lane names for `ldmatrix`, and both bits of the matrix's number.

@@ -1,73 +1,83 @@
-//! Scores to weights, chunk by chunk (Milakov & Gimelshein 2018, arXiv:1805.02867).
+//! Scores to weights, chunk by chunk (Milakov & Gimelshein 2018, arXiv:1805.02867), and strands to
+//! one sum.
 
-use super::{Block, Row};
 use crate::{
-    emit::{Cmp, Emitter, Val},
+    emit::{Cmp, Elem, Emitter, Ty, Val},
+    lower::cx::Cx,
     math,
 };
 
-impl Block<'_> {
-    /// The state after a chunk, and the weights of its keys. The state is, of both rows each, the
-    /// largest score so far, in units of log2, and the lane's part of the sum of weights; then the
-    /// sums of values, scaled to the new largest score.
-    pub(super) fn weigh(
-        &self,
-        rows: [Row; 2],
-        chunk: Val,
-        scores: &[Val],
-        state: &[Val],
-    ) -> (Vec<Val>, Vec<Val>) {
-        let e = &self.cx.e;
-        let pair = e.shl(e.and(self.thread, e.i32(3)), 1);
-        let first = e.add(e.mul_const(chunk, self.chunks.keys()), pair);
-        let lowest = e.f32(f32::NEG_INFINITY);
-        let mut scores = scores.to_vec();
-        let (mut maxima, mut totals, mut factors) = (Vec::new(), Vec::new(), Vec::new());
-        for (half, row) in rows.into_iter().enumerate() {
-            let own = || (0..scores.len()).filter(move |i| i / 2 % 2 == half);
-            let places: Vec<usize> = own().collect();
-            for &i in &places {
-                let offset = i64::try_from(i / 4 * 8 + i % 2).expect("small");
-                let key = e.add_const(first, offset);
-                let seen = e.and(e.cmp(Cmp::Ge, key, row.from), e.cmp(Cmp::Lt, key, row.to));
-                scores[i] = e.select(seen, self.scaled(scores[i]), lowest);
-            }
-            let largest = places.iter().fold(state[half], |max, i| e.max(max, scores[*i]));
-            let max =
-                [1, 2].into_iter().fold(largest, |max, mask| e.max(max, e.shuffle_xor(max, mask)));
-            // While a row has seen no key, its weights are those of -inf - 0.
-            let some = e.cmp(Cmp::Gt, max, lowest);
-            let shift = e.select(some, max, e.f32(0.0));
-            let factor = power_of_two(e, e.sub(state[half], shift));
-            let mut total = e.mul(state[2 + half], factor);
-            for &i in &places {
-                scores[i] = power_of_two(e, e.sub(scores[i], shift));
-                total = e.add(total, scores[i]);
-            }
-            maxima.push(max);
-            totals.push(total);
-            factors.push(factor);
-        }
-        let sums = state[4..].iter().enumerate().map(|(i, sum)| e.mul(*sum, factors[i / 2 % 2]));
-        let state = maxima.into_iter().chain(totals).chain(sums).collect();
-        (state, scores)
+/// A product of query and key as a score in units of log2, capped if the operator says so.
+pub(in crate::lower::attention) fn scaled(cx: &Cx<'_>, product: Val) -> Val {
+    let (e, attrs) = (&cx.e, &cx.spec.attrs);
+    let (scale, cap) = (attrs.float("scale"), attrs.float("softcap"));
+    let units = std::f64::consts::LOG2_E;
+    if cap > 0.0 {
+        let capped = math::tanh(e, e.mul(product, e.like(product, scale / cap)));
+        return e.mul(capped, e.like(product, cap * units));
     }
+    e.mul(product, e.like(product, scale * units))
+}
 
-    /// A score in units of log2, capped if the operator says so.
-    fn scaled(&self, score: Val) -> Val {
-        let e = &self.cx.e;
-        let attrs = &self.cx.spec.attrs;
-        let (scale, cap) = (attrs.float("scale"), attrs.float("softcap"));
-        let units = std::f64::consts::LOG2_E;
-        if cap > 0.0 {
-            let capped = math::tanh(e, e.mul(score, e.like(score, scale / cap)));
-            return e.mul(capped, e.like(score, cap * units));
-        }
-        e.mul(score, e.like(score, scale * units))
-    }
+/// What products are multiplied with, and nothing else, to be scores in units of log2, if it is
+/// positive: then the largest product is the largest score.
+pub(in crate::lower::attention) fn factor(cx: &Cx<'_>) -> Option<Val> {
+    let attrs = &cx.spec.attrs;
+    let factor = attrs.float("scale") * std::f64::consts::LOG2_E;
+    let plain = attrs.float("softcap") <= 0.0 && factor > 0.0;
+    plain.then(|| cx.e.float(Ty::Scalar(Elem::F32), factor))
+}
+
+/// The largest score so far and the factor that what was summed so far gets, given the one before
+/// and the chunk's. Until a row has seen a key, its largest score is -inf, and it is compared with
+/// zero: the last value is what scores are compared with.
+pub(in crate::lower::attention) fn advance(
+    e: &Emitter,
+    before: Val,
+    chunk: Val,
+) -> (Val, Val, Val) {
+    let max = e.max(before, chunk);
+    let some = e.cmp(Cmp::Gt, max, e.f32(f32::NEG_INFINITY));
+    let shift = e.select(some, max, e.f32(0.0));
+    (max, power_of_two(e, e.sub(before, shift)), shift)
+}
+
+/// How a strand joins those before it, given the largest scores of both: that of all, and the
+/// factors of what the strands before summed and of what this one did.
+pub(in crate::lower::attention) fn joining(
+    e: &Emitter,
+    total: Val,
+    strand: Val,
+) -> (Val, [Val; 2]) {
+    let (max, factor, shift) = advance(e, total, strand);
+    (max, [factor, power_of_two(e, e.sub(strand, shift))])
+}
+
+/// A strand's sum joined to that of those before it.
+pub(in crate::lower::attention) fn join(
+    e: &Emitter,
+    total: Val,
+    strand: Val,
+    factors: [Val; 2],
+) -> Val {
+    e.fma(strand, factors[1], e.mul(total, factors[0]))
+}
+
+/// What sums of values are multiplied with, given the sum of weights.
+pub(in crate::lower::attention) fn reciprocal(e: &Emitter, total: Val) -> Val {
+    let none = e.cmp(Cmp::Eq, total, e.f32(0.0));
+    e.select(none, e.f32(0.0), e.div(e.f32(1.0), total))
+}
+
+/// The logarithm of a sum of exponentials, from the largest score in units of log2 and the sum of
+/// weights; -inf where there is none.
+pub(in crate::lower::attention) fn log_sum(e: &Emitter, max: Val, total: Val) -> Val {
+    let some = e.cmp(Cmp::Gt, max, e.f32(f32::NEG_INFINITY));
+    let max = e.mul(max, e.f32(std::f32::consts::LN_2));
+    e.select(some, e.add(math::log(e, total), max), e.f32(f32::NEG_INFINITY))
 }
 
 /// `2^x`, to two units in the last place; results below 2^-126 are zero.
-fn power_of_two(e: &Emitter, x: Val) -> Val {
+pub(in crate::lower::attention) fn power_of_two(e: &Emitter, x: Val) -> Val {
     e.ptx_pure("ex2.approx.ftz.f32 $0, $1;", &[x.ty()], &[x])[0]
 }

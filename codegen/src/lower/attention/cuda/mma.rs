@@ -1,0 +1,222 @@
+//! Attention with `mma.sync`, keys and values in bf16 or f16.
+
+mod cluster;
+mod pass;
+
+use ir::{DType, Dim, KernelSpec, Target};
+
+use super::{
+    CHUNK, STRANDS, Sizes, WARPS,
+    chunk::{Chunks, chunk_bytes, padded, stage_bytes},
+    numbering, required, result_of,
+    tile::{Numbering, Tiles, aligned},
+    walk::Walk,
+};
+use crate::{
+    cuda::CudaKernel,
+    emit::{Cmp, Elem, Emitter, Val},
+    lower::{attention::dense, cx::Cx},
+};
+use pass::{Form, Pass};
+
+/// Rows of a large tile, sixteen a warp.
+const LARGE: i64 = 64;
+/// Rows of a small one.
+const SMALL: i64 = 16;
+
+/// Checks what the kernels need beyond what the operators' family does.
+pub(super) fn check(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Result<(), String> {
+    let (q, k, v) = (required(spec, 0)?, required(spec, 1)?, required(spec, 2)?);
+    let integers = integers(spec);
+    let fits = integers || matches!(k.ty.dtype, DType::Bf16 | DType::F16);
+    if !fits || k.ty.dtype != v.ty.dtype {
+        return Err(format!("tensor cores take bf16, f16 and i8, not {k} and {v}"));
+    }
+    let head = |n: i64| n % 8 == 0 && (8..=256).contains(&n);
+    if !head(sizes.key) || !head(sizes.value) {
+        return Err(format!("heads of {} and {}", sizes.key, sizes.value));
+    }
+    if numbering(spec) == Numbering::Batched && spec.operands.get(4).is_some_and(Option::is_some) {
+        return Err("tensor cores take no bias".into());
+    }
+    let least = |form: Form| stage_bytes(sizes, integers) + others_bytes(sizes, form, integers);
+    if [Form::Small, Form::Large].into_iter().any(|form| least(form) > shared(target)[1]) {
+        return Err(format!("heads of {} and {} do not fit", sizes.key, sizes.value));
+    }
+    dense(q, q.ty.rank() - 1)?;
+    if numbering(spec) != Numbering::Paged {
+        dense(k, k.ty.rank() - 1)?;
+    }
+    let unit = if integers { 16 } else { 8 };
+    for (layout, unit) in [(q, 8), (k, unit), (v, unit), (&spec.results[0], 8)] {
+        if !aligned(layout, unit) {
+            return Err(format!("{layout}: strides must be multiples of {unit}"));
+        }
+    }
+    if integers {
+        if sizes.value % 16 != 0 {
+            return Err(format!("values of {} integers", sizes.value));
+        }
+        for scales in [required(spec, 6)?, required(spec, 7)?] {
+            if scales.ty.dtype != DType::F32 || !aligned(scales, 4) {
+                return Err(format!("scales {scales}"));
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether keys and values are integers.
+fn integers(spec: &KernelSpec) -> bool {
+    spec.operands[1].as_ref().is_some_and(|k| k.ty.dtype == DType::I8)
+}
+
+/// How the rows of a launch are divided.
+#[derive(Clone, Copy)]
+struct Variant {
+    /// Rows of a tile.
+    rows: i64,
+    /// Blocks that share a tile, a strand each.
+    cluster: i64,
+    /// Launches with so many tokens at most.
+    limit: Option<i64>,
+}
+
+/// What a tile has in shared memory besides the ring, and before the operands that integers become.
+fn area_bytes(sizes: Sizes, form: Form, integers: bool) -> i64 {
+    let queries = 2 * padded(sizes.key);
+    match form {
+        // Queries, and the strands' totals.
+        Form::Large => {
+            let part = (padded(sizes.value) / 16 + parts(sizes) - 1) / parts(sizes) * 16;
+            LARGE * queries + 4 * LARGE * parts(sizes) * part
+        }
+        // Queries, weights, of integers twice, and largest scores.
+        Form::Small => {
+            let weights = 2 * CHUNK * (1 + i64::from(integers));
+            SMALL * (queries + weights) + 4 * WARPS * SMALL
+        }
+    }
+}
+
+/// The same, with those operands.
+fn others_bytes(sizes: Sizes, form: Form, integers: bool) -> i64 {
+    area_bytes(sizes, form, integers) + chunk_bytes(sizes) * i64::from(integers)
+}
+
+/// Bytes of shared memory of a block where a multiprocessor has two of them, and at most.
+fn shared(target: &Target) -> [i64; 2] {
+    if target.cpu == "sm_90a" { [113 << 10, 227 << 10] } else { [81 << 10, 163 << 10] }
+}
+
+/// Stages of the ring of a form: as many as there is memory for in two blocks of a multiprocessor,
+/// at most three; or, if that is none, in one block, and fewer. Of integers there are fewer too.
+fn stages(sizes: Sizes, form: Form, integers: bool, target: &Target) -> i64 {
+    let [half, whole] = shared(target);
+    let others = others_bytes(sizes, form, integers);
+    let fit = |bytes: i64| (bytes - others) / stage_bytes(sizes, integers);
+    let most = match form {
+        // Where heads are that large, or integers, registers are few.
+        Form::Large => 1,
+        Form::Small => 2,
+    };
+    let stages = if fit(half) > 0 { fit(half) } else { fit(whole).min(most) };
+    stages.clamp(1, if integers { most } else { 3 })
+}
+
+/// Groups of warps that share the rows of a large tile, each with its part of the values' elements.
+const fn parts(sizes: Sizes) -> i64 {
+    if sizes.value > 128 { 2 } else { 1 }
+}
+
+/// The kernels, those for fewer rows first.
+pub(super) fn kernels(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Vec<CudaKernel> {
+    let large = Variant { rows: LARGE, cluster: 1, limit: None };
+    if target.cpu != "sm_90a" {
+        return vec![kernel(spec, sizes, target, large)];
+    }
+    let multiprocessors = target.cuda.map_or(1, |cuda| i64::from(cuda.multiprocessors));
+    let few = (multiprocessors / sizes.kv_heads).max(1);
+    let small = Variant { rows: SMALL, cluster: STRANDS, limit: Some(few) };
+    vec![kernel(spec, sizes, target, small), kernel(spec, sizes, target, large)]
+}
+
+fn kernel(spec: &KernelSpec, sizes: Sizes, target: &Target, variant: Variant) -> CudaKernel {
+    let threads = u32::try_from(32 * WARPS * parts(sizes)).expect("few warps");
+    let mut cx = Cx::cuda(spec, threads);
+    let small = padded(sizes.key) <= 64 && padded(sizes.value) <= 64;
+    if target.cpu == "sm_90a" && small && !integers(spec) {
+        cx.e = cx.e.with_blocks(3);
+    }
+    let numbering = numbering(spec);
+    let tiles = Tiles { cx: &cx, sizes, numbering, rows: variant.rows };
+    let bytes = emit(&tiles, target, variant);
+    let grid = [tiles.count() * Dim::from(variant.cluster), Dim::from(sizes.kv_heads), 1.into()];
+    let tokens = if numbering == Numbering::Batched {
+        cx.operand(0).shape[0].clone() * cx.operand(0).shape[2].clone()
+    } else {
+        cx.operand(0).shape[0].clone()
+    };
+    let exchange = cluster::bytes(sizes) * i64::from(variant.cluster > 1);
+    let shared = u32::try_from(bytes.max(exchange)).expect("chunks fit");
+    // All but tables, offsets and positions.
+    let result = result_of(spec);
+    let scales = |arg: u32| integers(spec) && (arg == 6 || arg == 7);
+    let aligned = |arg: u32| arg < 3 || arg == result || scales(arg);
+    let mut kernel = cx.finish_cuda(grid, shared, &[], aligned);
+    kernel.cluster = u32::try_from(variant.cluster).expect("few blocks");
+    kernel.limit = variant.limit.map(|most| (tokens, most));
+    kernel
+}
+
+/// Emits the kernel and returns how many bytes of shared memory it needs.
+fn emit(tiles: &Tiles<'_>, target: &Target, variant: Variant) -> i64 {
+    let cx = tiles.cx;
+    let e = &cx.e;
+    let (mut x, mut rank) = (e.block('x'), None);
+    if variant.cluster > 1 {
+        rank = Some(e.rem_unsigned(x, e.i32(variant.cluster)));
+        x = e.div_unsigned(x, e.i32(variant.cluster));
+    } else if cx.spec.attrs.str("mask") == "causal" {
+        // Later tiles see more: they begin first.
+        x = e.add_const(e.sub(e.special("nctaid.x"), x), -1);
+    }
+    let tile = tiles.find(x, e.block('y'));
+    let integers = integers(cx.spec);
+    let ring = |form: Form| {
+        let stages = stages(tiles.sizes, form, integers, target);
+        (stages, stages * stage_bytes(tiles.sizes, integers))
+    };
+    let attend = |form: Form, rank: Option<Val>| {
+        let seen = tiles.seen(tile);
+        let [from, to] = seen.any;
+        let lo = e.div_unsigned(from, e.i32(CHUNK));
+        let walk = Walk { lo, hi: e.div_ceil_const(to, CHUNK), only: rank };
+        let (stages, bytes) = ring(form);
+        let area = e.add_const(e.shared(), bytes);
+        let work = e.add_const(area, area_bytes(tiles.sizes, form, integers));
+        let chunks = Chunks::new(cx, tiles, stages, work);
+        let pass = Pass::new(cx, tiles, &chunks, (tile, seen), (form, area));
+        let (maxima, sums) = pass.run(walk);
+        match rank {
+            None => pass.store(&maxima, &sums),
+            Some(rank) => pass.combine(rank, &maxima, &sums),
+        }
+    };
+    e.if_then(e.cmp(Cmp::Gt, tile.rows, e.i32(0)), || {
+        if variant.cluster > 1 {
+            attend(Form::Small, rank);
+            return;
+        }
+        let few = e.cmp(Cmp::Le, tile.rows, e.i32(SMALL));
+        e.either(few, || attend(Form::Small, None), || attend(Form::Large, None));
+    });
+    let forms = if variant.cluster > 1 { &[Form::Small][..] } else { &[Form::Small, Form::Large] };
+    let bytes = forms.iter().map(|form| ring(*form).1 + others_bytes(tiles.sizes, *form, integers));
+    bytes.max().unwrap_or(0)
+}
+
+/// A column as an offset of elements.
+fn column(e: &Emitter, index: Val) -> Val {
+    e.cast(index, Elem::I64)
+}
