@@ -31,6 +31,10 @@ const DIGITS: i64 = 256;
 pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, LowerError> {
     let plan = Plan::of(spec).map_err(|reason| refuse(spec, reason))?;
     let is_whole = plan.longest <= WHOLE;
+    if !is_whole && plan.most > PLACES {
+        let why = format!("at most {PLACES} elements of a row of more than {WHOLE} on a GPU");
+        return Err(refuse(spec, why));
+    }
     let threads: u32 = match plan.longest {
         n if n <= 32 => 32,
         n if n <= 128 => 128,
