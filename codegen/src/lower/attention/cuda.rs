@@ -3,22 +3,23 @@
 //!
 //! # The order of sums
 //! Keys come in chunks of [`CHUNK`], from the sequence's start on; spans of [`walk::SPAN`] chunks
-//! belong to [`STRANDS`] strands in turn. A row has an online softmax over the chunks of each strand
-//! by itself, and at the end those of the strands are folded, first to last. What a row does not see
-//! (keys, chunks, whole strands) leaves its sums as they are. So its bits depend on what it sees,
-//! and on nothing else: neither on the batch, nor on how a prompt is split, nor on who computes a
-//! strand. Queries and weights are rounded to the type of keys and values, scores and sums are f32,
-//! and the sum of weights is that of the rounded ones: it is one more column of the values, of ones.
+//! belong to [`STRANDS`] strands in turn. A row has an online softmax over the chunks of each
+//! strand by itself, and at the end those of the strands are folded, first to last. What a row does
+//! not see (keys, chunks, whole strands) leaves its sums as they are. So its bits depend on what it
+//! sees, and on nothing else: neither on the batch, nor on how a prompt is split, nor on who
+//! computes a strand. Queries and weights are rounded to the type of keys and values (bf16 where
+//! those are i8), scores and sums are f32, and the sum of weights is that of the rounded ones: it
+//! is one more column of the values, of ones.
 //!
 //! # Who computes what
-//! With tensor cores ([`mma`]) where keys and values are in bf16 or f16 and lie so that sixteen
+//! Tensor cores ([`mma`]) where keys and values are in bf16, f16 or i8 and lie so that sixteen
 //! bytes can be copied at once; else ([`simt`]) in f32, with one softmax over all chunks.
 //!
-//! Of [`mma`], a block has a tile of rows, tokens times query heads of one key/value head. More than sixteen
-//! rows are divided among the warps; of up to sixteen all warps have all rows, and divide the keys
-//! of a chunk for the scores and the elements of values for the sums. A block walks strand after
-//! strand and folds each as it ends. On `sm_90a` launches of few tokens give each strand to a block
-//! of a cluster, and fold through the cluster's shared memory.
+//! Of [`mma`], a block has a tile of rows, tokens times query heads of one key/value head. More
+//! than sixteen rows are divided among the warps; of up to sixteen all warps have all rows, and
+//! divide the keys of a chunk for the scores and the elements of values for the sums. A block walks
+//! strand after strand and folds each as it ends. On `sm_90a` launches of few tokens give each
+//! strand to a block of a cluster, and fold through the cluster's shared memory.
 
 mod chunk;
 pub(super) mod fma;

@@ -238,8 +238,8 @@ impl<'a> Threads<'a> {
         }
     }
 
-    /// `Σ_k a[row][k] · b[other][k]` for so many rows and, of `b`, rows `lane + 16 j`; `width` is a
-    /// multiple of four.
+    /// `Σ_k a[row][k] · b[other][k]` for so many rows and, of `b`, rows `lane + 16 j`; `width` is
+    /// a multiple of four.
     pub(in crate::lower::attention) fn rows_by_rows(
         &self,
         (a, b): (Matrix, Matrix),

@@ -1,7 +1,7 @@
 //! The order in which a block meets the chunks of keys: strand by strand.
 //!
-//! Spans of [`SPAN`] chunks, from the sequence's start on, belong to the strands in turn. A strand's
-//! chunks come in the order of their keys.
+//! Spans of [`SPAN`] chunks, from the sequence's start on, belong to the strands in turn. A
+//! strand's chunks come in the order of their keys.
 
 use crate::emit::{Cmp, Emitter, Val};
 

@@ -1,5 +1,5 @@
-//! A tile whose strands are with the blocks of a cluster: each writes its sums to its shared memory,
-//! and all read those of all, in the strands' order, for their share of the results.
+//! A tile whose strands are with the blocks of a cluster: each writes its sums to its shared
+//! memory, and all read those of all, in the strands' order, for their share of the results.
 
 use super::{
     super::{
