@@ -86,7 +86,7 @@ impl Lower for Conv {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let shape = Shape::of(spec).map_err(|reason| refuse(spec, reason))?;
         if !shape.slides() {
-            return Ok(vec![cuda::kernel(spec, shape)]);
+            return Ok(vec![cuda::kernel(spec, &shape)]);
         }
         let cx = Cx::cuda(spec, flat::THREADS);
         let points = depthwise::emit(&cx, &shape);

@@ -231,6 +231,7 @@ fn integers(sequences: &[&[i64]], size: usize, window: i64) -> Case {
     let (k_scales, v_scales) = (scales(5), scales(6));
     for i in [1, 2] {
         let values = case.args[i].as_ref().unwrap();
+        #[allow(clippy::cast_possible_truncation, reason = "small whole numbers")]
         let ints = values.to_f64s().into_iter().map(|x| (x * 127.0).round() as i64);
         case.args[i] = Some(Tensor::from_i64s(DType::I8, values.shape(), ints));
     }

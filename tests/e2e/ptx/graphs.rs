@@ -50,7 +50,8 @@ fn convolutions() {
 
 #[test]
 fn transposed_convolutions() {
-    let cases: [(&[usize], &[usize], Attrs, &[i64]); 5] = [
+    type Shapes<'a> = (&'a [usize], &'a [usize], Attrs, &'a [i64]);
+    let cases: [Shapes<'_>; 5] = [
         (&[1, 5, 6, 7], &[5, 4, 3, 3], windows(&[2, 3], &[1, 2, 0, 0], &[1, 1], 1), &[0, 0]),
         (&[2, 19, 3, 5], &[19, 70, 2, 2], windows(&[2, 2], &[0; 4], &[1, 1], 1), &[0, 0]),
         (&[1, 6, 9], &[6, 5, 4], windows(&[3], &[1, 2], &[2], 2), &[1]),

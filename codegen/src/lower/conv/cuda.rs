@@ -33,11 +33,11 @@ const BYTES: i64 = PATCHES + 4 * COLUMNS * DEPTH;
 
 const F32: Ty = Ty::Scalar(Elem::F32);
 
-pub(super) fn kernel(spec: &KernelSpec, shape: Shape) -> CudaKernel {
+pub(super) fn kernel(spec: &KernelSpec, shape: &Shape) -> CudaKernel {
     let cx = Cx::cuda(spec, THREADS);
     let e = &cx.e;
     let (x, y) = (cx.operand(0), cx.result(0));
-    let axes = Axis::all(&shape, &x, &y);
+    let axes = Axis::all(shape, &x, &y);
     let positions = axes.iter().fold(Dim::from(1), |n, axis| n * axis.count.clone());
     let all = positions * y.shape[0].clone();
     let phases: i64 = axes.iter().map(|axis| axis.phases).product();
@@ -52,7 +52,7 @@ pub(super) fn kernel(spec: &KernelSpec, shape: Shape) -> CudaKernel {
     let (w, bias) = (cx.operand(1), cx.optional(2));
     let first_row = e.mul_const(e.block('y'), ROWS);
     let first = e.mul_const(e.cast(e.block('x'), Elem::I64), COLUMNS);
-    let conv = Conv { cx: &cx, shape: &shape, axes: &axes, phase: &phase, group, x, w, y };
+    let conv = Conv { cx: &cx, shape, axes: &axes, phase: &phase, group, x, w, y };
     let sums = conv.multiply(first_row, first, cx.size(&all));
     conv.store(&sums, bias.as_ref(), first_row, first, cx.size(&all));
     cx.finish_cuda(grid, u32::try_from(BYTES).expect("small"), &[], |_| false)

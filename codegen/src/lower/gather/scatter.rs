@@ -46,7 +46,7 @@ pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, String> {
         });
     });
     e.barrier(Barrier::Block);
-    let moved = Space::new(&updates.shape, &[updates.strides.clone()]).merged();
+    let moved = Space::new(&updates.shape, std::slice::from_ref(&updates.strides)).merged();
     let kept = Space::new(&y.shape, &[data.strides.clone(), y.strides.clone()]).merged();
     e.for_each(e.add(first, thread), end, THREADS, |point| {
         let row = e.sub(e.div_unsigned(point, width), first_row);
