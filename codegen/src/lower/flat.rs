@@ -19,8 +19,8 @@ impl Cx<'_> {
         [count.ceil_div(threads), 1.into(), 1.into()]
     }
 
-    /// Runs `body(points)` for every point of `0..count`, so many a thread where they are left, else
-    /// one by one, and returns the grid. A thread's points are a block's threads apart.
+    /// Runs `body(points)` for every point of `0..count`, so many a thread where there are as many,
+    /// else one by one, and returns the grid. A thread's points are a block's threads apart.
     pub(super) fn each_thread_of(
         &self,
         count: &Dim,
