@@ -70,7 +70,7 @@ impl Assembler {
     fn run(&self, ptx: &str, arch: &str) -> io::Result<Vec<u8>> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
-        let base = env::temp_dir().join(format!("brolly-ptx-{}.{number}", std::process::id()));
+        let base = env::temp_dir().join(format!("brolly-ptx-{}-{number}", std::process::id()));
         let files = Files { text: base.with_extension("ptx"), image: base.with_extension("cubin") };
         std::fs::write(&files.text, ptx)?;
         let mut program = Command::new(&self.path);

@@ -236,6 +236,10 @@ impl Kernels for Codegen {
         self.gpus.iter().try_for_each(|gpu| family.supports_cuda(spec, gpu))
     }
 
+    fn converts(&self, spec: &KernelSpec) -> bool {
+        !self.gpus.is_empty() && self.supports(spec).is_ok()
+    }
+
     fn seconds(
         &self,
         op: OpRef,

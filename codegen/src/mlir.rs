@@ -7,6 +7,7 @@
 
 #![allow(unsafe_code, reason = "MLIR and LLVM are C libraries")]
 
+mod dependent;
 mod llvm;
 
 use crate::{Kernel, mlir::llvm::Backend};
@@ -28,7 +29,11 @@ pub use llvm::Cpu;
 pub(crate) use llvm::llvm_version;
 
 /// The code that turns text into objects: what it makes may change with any of it.
-pub(crate) const SOURCE: &str = concat!(include_str!("mlir.rs"), include_str!("mlir/llvm.rs"));
+pub(crate) const SOURCE: &str = concat!(
+    include_str!("mlir.rs"),
+    include_str!("mlir/dependent.rs"),
+    include_str!("mlir/llvm.rs")
+);
 
 /// Lowers `scf`, `vector`, `arith` and `llvm` to `llvm` alone.
 const PIPELINE: &str = "builtin.module(canonicalize,cse,convert-scf-to-cf,convert-vector-to-llvm,\
@@ -92,7 +97,8 @@ pub fn assembly(kernel: &Kernel, cpu: &Cpu) -> Result<String, CompileError> {
     Ok(String::from_utf8_lossy(&bytes).into_owned())
 }
 
-/// Compiles one kernel for a GPU, `sm_80` or `sm_90a`, to PTX.
+/// Compiles one kernel for a GPU, `sm_80` or `sm_90a`, to PTX. Kernels for `sm_90a` wait themselves
+/// for what was launched before them, so that launches may overlap.
 ///
 /// # Errors
 /// As [`compile`].
@@ -104,7 +110,8 @@ pub fn ptx(symbol: &str, mlir: &str, arch: &str) -> Result<String, CompileError>
         args: Vec::new(),
         dims: Vec::new(),
     };
-    assembly(&kernel, &Cpu::cuda(arch))
+    let text = assembly(&kernel, &Cpu::cuda(arch))?;
+    Ok(if arch == "sm_90a" { dependent::insert(&text) } else { text })
 }
 
 /// Calls `compile` with each kernel, on `threads` threads; results in the kernels' order.

@@ -17,7 +17,7 @@ use crate::{
     decoder::HEAD,
     fit, json,
     models::{self, Family, Model},
-    sentence,
+    sentence, shapes,
 };
 
 /// A model's architecture, read from its config alone.
@@ -234,6 +234,38 @@ pub(crate) fn import(
     let types = weights.iter().map(|(name, t)| (name.clone(), ty(t))).collect();
     let (module, info) = description.build(prefix, types, options)?;
     Ok(Imported { module, weights: Box::new(weights), info })
+}
+
+/// Imports a shape: a folder's `config.json`, or one that has a name. Nothing is known of weights.
+///
+/// # Errors
+/// As [`import`]; that there is no such folder or name.
+pub(crate) fn import_shape(
+    path: &Path,
+    options: &ImportOptions,
+) -> Result<Imported, Vec<FrontendError>> {
+    let named = path.to_str().and_then(shapes::find);
+    let (file, text) = match named {
+        Some(text) if !path.exists() => (path.to_path_buf(), text.as_bytes().to_vec()),
+        _ if path.is_dir() => {
+            let file = path.join("config.json");
+            let text = json::read_bytes(&file)?;
+            (file, text)
+        }
+        _ => {
+            let known: Vec<&str> = shapes::shapes().collect();
+            let known = known.join(", ");
+            let why = format!("is no shape: give a folder with config.json, or one of {known}");
+            return Err(vec![FrontendError::file(path, why)]);
+        }
+    };
+    let description = Description::parse(&file, &text, options)?;
+    let dtype = |rank: usize| match rank {
+        0 | 1 => DType::F32,
+        _ => options.dtype.unwrap_or(DType::Bf16),
+    };
+    let (module, info) = description.module_of(dtype, options)?;
+    Ok(Imported { module, weights: Box::new(ModelTensors::new()), info })
 }
 
 /// Imports a folder of a language model to be trained: whatever the checkpoint stores, matrices are

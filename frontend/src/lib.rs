@@ -27,6 +27,7 @@ pub mod onnx;
 mod rope;
 pub mod safetensors;
 mod sentence;
+mod shapes;
 mod stack;
 
 use std::path::Path;
@@ -37,6 +38,7 @@ pub use error::FrontendError;
 pub use files::model_files;
 pub use huggingface::Description;
 pub use models::architectures;
+pub use shapes::shapes;
 
 /// How to import a model: the bounds that the compiled form is made for, and how weights are kept.
 #[derive(Clone, Debug, PartialEq)]
@@ -54,6 +56,9 @@ pub struct ImportOptions {
     pub logit_rows: u64,
     /// Bounds of the sizes of an ONNX graph's inputs, by name; see [`onnx`] for the others.
     pub bounds: Symbols,
+    /// Imports the shape of a model alone: weights are numbers that follow from this seed, matrices
+    /// bf16 unless another type is asked for.
+    pub random: Option<u64>,
 }
 
 impl Default for ImportOptions {
@@ -65,6 +70,7 @@ impl Default for ImportOptions {
             max_sequences: 64,
             logit_rows: 64,
             bounds: Symbols::new(),
+            random: None,
         }
     }
 }
@@ -91,12 +97,16 @@ pub fn import_to_train(
     huggingface::import_to_train(folder, options)
 }
 
-/// Imports a Hugging Face folder or an `.onnx` file.
+/// Imports a Hugging Face folder or an `.onnx` file. With [`ImportOptions::random`] the path may be
+/// one of [`shapes`] too, and a folder need hold `config.json` alone.
 ///
 /// # Errors
 /// Every problem found, see [`FrontendError`].
 pub fn import(path: &Path, options: &ImportOptions) -> Result<Imported, Vec<FrontendError>> {
     let onnx = path.extension().is_some_and(|e| e.eq_ignore_ascii_case("onnx"));
+    if options.random.is_some() {
+        return huggingface::import_shape(path, options);
+    }
     match std::fs::metadata(path) {
         Err(e) => Err(vec![FrontendError::file(path, format!("cannot be read: {e}"))]),
         Ok(meta) if meta.is_dir() => huggingface::import(path, options),

@@ -8,12 +8,12 @@
 //!
 //! The header's `__metadata__` holds `brolly.manifest`, the [`Manifest`] as a JSON string, and
 //! `brolly.digest`, its blake3. The data are, in this order, `__code.cpu` (one position-independent
-//! image, mapped read-execute from the file) or `__code.cuda` (modules for GPUs), `__text` and `__report` (JSON) and the packed
-//! weights. What is a page or more begins on a page boundary, everything else on 64 bytes; since
-//! safetensors allows no holes, tensors `__pad.N` of zeros fill the gaps. The whole header follows
-//! from the manifest, and every byte of the file is checked by it: manifest, code and text when the
-//! file is [opened](Artifact::open), weights too unless they are large (see
-//! [`Artifact::verify_weights`]).
+//! image, mapped read-execute from the file) or `__code.cuda` (modules for GPUs), `__text` and
+//! `__report` (JSON) and the packed weights. What is a page or more begins on a page boundary,
+//! everything else on 64 bytes; since safetensors allows no holes, tensors `__pad.N` of zeros fill
+//! the gaps. The whole header follows from the manifest, and every byte of the file is checked by
+//! it: manifest, code and text when the file is [opened](Artifact::open), weights too unless they
+//! are large (see [`Artifact::verify_weights`]).
 //!
 //! **Versions.** [`FORMAT`] counts changes of the manifest or the calling convention of kernels,
 //! even additions. A runtime reads [`OLDEST_FORMAT`]`..=`[`FORMAT`] and refuses anything else: an
@@ -21,8 +21,8 @@
 //! an old number. Format 2 added [`Program::window`](crate::Program::window), format 3
 //! [`Program::collectives`](crate::Program::collectives) and
 //! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split),
-//! format 5 [`Manifest::modules`] and [`Kernel::cuda`](crate::Kernel::cuda); manifests of older
-//! formats lack them.
+//! format 5 [`Manifest::modules`], [`Kernel::cuda`](crate::Kernel::cuda) and [`Manifest::random`];
+//! manifests of older formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
 //! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
@@ -34,6 +34,7 @@ mod check;
 mod error;
 mod layout;
 mod manifest;
+mod random;
 mod read;
 #[cfg(test)]
 mod tests;

@@ -145,10 +145,10 @@ pub struct ShardOf {
 
 /// A kernel: machine code of the image or, in a program for GPUs, [`Kernel::cuda`].
 ///
-/// Code of the image has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut u8,
-/// tile_begin: i64, tile_end: i64)`: `args` are the operands, then the results; `dims` the values
-/// of [`Kernel::dims`]; `scratch` is [`Kernel::scratch_bytes`] of memory of the calling thread,
-/// aligned to 64 bytes. Any split of `0..tiles` into ranges gives the same result.
+/// Code of the image has the C signature `fn(args: *const *mut u8, dims: *const i64, scratch: *mut
+/// u8, tile_begin: i64, tile_end: i64)`: `args` are the operands, then the results; `dims` the
+/// values of [`Kernel::dims`]; `scratch` is [`Kernel::scratch_bytes`] of memory of the calling
+/// thread, aligned to 64 bytes. Any split of `0..tiles` into ranges gives the same result.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Kernel {
     /// The operator that it computes.
@@ -329,6 +329,12 @@ pub trait Kernels: Sync {
     /// # Errors
     /// A sentence that says what is not supported, such as the stride of an operand.
     fn supports(&self, spec: &KernelSpec) -> Result<(), String>;
+
+    /// Whether there is a kernel for a specification in which operands or results are of a narrower
+    /// float type than the operator has them: it converts as it loads and stores.
+    fn converts(&self, _spec: &KernelSpec) -> bool {
+        false
+    }
 
     /// Seconds that an application of the operator takes, its symbols at `env`; `None` where no
     /// kernel computes this operator.

@@ -7,13 +7,14 @@
 //! arena's size is the exact peak.
 
 mod arena;
+mod casts;
 mod flatten;
 #[cfg(test)]
 mod tests;
 mod views;
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     sync::Arc,
 };
 
@@ -100,6 +101,10 @@ struct Planner<'a> {
     /// Outputs that are made in states which no parameter reads, with the states' numbers.
     made: Vec<(Arc<str>, Value, u32)>,
     storage: BTreeMap<Value, Storage>,
+    /// Values that are exact casts of others, and are not there yet.
+    widened: BTreeMap<Value, Value>,
+    /// Casts of what is stored in their type already.
+    narrowed: BTreeSet<NodeId>,
     buffers: Vec<Buffer>,
     weights: Vec<Arc<str>>,
     states: Vec<Port>,
@@ -152,6 +157,8 @@ impl<'a> Planner<'a> {
             state_outputs: outputs.collect(),
             made: Vec::new(),
             storage: BTreeMap::new(),
+            widened: BTreeMap::new(),
+            narrowed: BTreeSet::new(),
             buffers: Vec::new(),
             weights: Vec::new(),
             states: Vec::new(),
@@ -246,11 +253,14 @@ impl<'a> Planner<'a> {
     fn visit_now(&mut self, id: NodeId) {
         let node = self.graph.node(id);
         let value = Value { node: id, port: 0 };
+        if self.is_spared(id) {
+            return;
+        }
         let inputs: Option<Vec<Option<Storage>>> = node
             .inputs()
             .iter()
             .map(|v| match v {
-                Some(v) => self.storage.get(v).cloned().map(Some),
+                Some(v) => self.storage_of(v).map(Some),
                 None => Some(None),
             })
             .collect();
@@ -292,6 +302,16 @@ impl<'a> Planner<'a> {
             "all_reduce" | "reduce_scatter" | "all_gather" => self.collective(id, &inputs),
             _ => self.kernel(id, inputs),
         }
+    }
+
+    /// Where a value is, or will be: of one that has to be widened first, in its own type.
+    fn storage_of(&self, v: &Value) -> Option<Storage> {
+        let waits = || {
+            let from = self.storage.get(self.widened.get(v)?)?;
+            let layout = Layout::contiguous(self.graph.ty(*v));
+            Some(Storage { layout, ..from.clone() })
+        };
+        self.storage.get(v).cloned().or_else(waits)
     }
 
     /// Copies each operand into its part of the result.
@@ -501,6 +521,17 @@ impl<'a> Planner<'a> {
             body,
             symbols: self.symbols.clone(),
         };
+        self.read_narrow(id, &mut spec, &mut inputs);
+        for (i, v) in node.inputs().iter().enumerate() {
+            let Some(v) = v.filter(|v| !self.storage.contains_key(v)) else { continue };
+            if inputs[i].as_ref().is_some_and(|s| s.layout.ty.dtype == self.graph.ty(v).dtype) {
+                self.widen(v);
+                let Some(storage) = self.storage.get(&v).cloned() else { return };
+                spec.operands[i] = Some(storage.layout.clone());
+                inputs[i] = Some(storage);
+            }
+        }
+        let narrow = self.store_narrow(id, &mut spec);
         if self.kernels.supports(&spec).is_err() {
             // A view that this kernel cannot read becomes a copy in row-major order.
             for (i, input) in inputs.iter_mut().enumerate() {
@@ -524,13 +555,15 @@ impl<'a> Planner<'a> {
         for (port, layout) in spec.results.clone().iter().enumerate() {
             let storage = match in_place.iter().find(|(r, _)| *r == port) {
                 Some((_, operand)) => inputs[*operand].clone().expect("operand"),
-                None => self.made_in(Value { node: id, port }).unwrap_or_else(|| {
-                    let name = match spec.results.len() {
-                        1 => self.label(id),
-                        _ => format!("{}.{port}", self.label(id)),
-                    };
-                    self.fresh(&name, &layout.ty)
-                }),
+                None => {
+                    self.made_in(narrow.unwrap_or(Value { node: id, port })).unwrap_or_else(|| {
+                        let name = match spec.results.len() {
+                            1 => self.label(id),
+                            _ => format!("{}.{port}", self.label(id)),
+                        };
+                        self.fresh(&name, &layout.ty)
+                    })
+                }
             };
             self.storage.insert(Value { node: id, port }, storage.clone());
             args.push(Some(storage));

@@ -3,94 +3,185 @@
 
 mod driver;
 
-use std::{ops::ControlFlow, path::Path, sync::Arc};
+use std::{
+    num::NonZeroUsize,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
+use ::driver::{Assembler, CompileOptions};
+use driver::{Emulated, device};
 use frontend::ImportOptions;
+use gpu_check::models::{self, Expected};
 use ir::{CudaArch, DType, Target, artifact::Artifact};
 use serve::{Session, SessionOptions};
 
 use crate::{
-    families::{expect, greedy},
+    families::expect,
     support::{compile_to, data, open, options},
 };
 
-/// How far log-probabilities of a model in bf16 may be from the CPU's, at most and in the mean: a
+/// How far numbers of a model in bf16 may be from the CPU's, at most and in the mean: a
 /// GPU rounds activations to bf16 before each product, the CPU does not.
 const TOLERANCE: [f32; 2] = [0.2, 0.04];
 
-/// Compiles a fixture for a GPU and opens it on an emulated one.
-fn on_gpu(
-    name: &str,
-    arch: CudaArch,
-    import: &ImportOptions,
-    dtype: DType,
-) -> (Session, Arc<driver::Emulated>) {
-    let target = match arch {
-        CudaArch::Sm80 => Target::sm_80(),
-        CudaArch::Sm90a => Target::sm_90a(),
-    };
-    let mut options = options(import.clone());
-    options.gpus = vec![target.clone()];
-    options.target = target;
-    options.kv_dtype = dtype;
-    let file = format!("{name}-{}", arch.name());
-    let (path, _) = compile_to(&file, &data("families").join(name), &options);
-    open_on_gpu(&path, arch)
+/// Models in bf16 or f16 whose kernels the emulator computes, each with the type.
+const MODELS: [(&str, DType); 2] = [("llama-rope-llama3", DType::Bf16), ("qwen3-f16", DType::F16)];
+
+/// The first prompts of a fixture, cut so that an emulator computes them in seconds.
+fn prompts(name: &str) -> Vec<Vec<u32>> {
+    let expect = expect(&data("families").join(name));
+    let cut = |(i, prompt): (usize, Vec<u32>)| prompt.into_iter().take(45 - 14 * i).collect();
+    expect.prompts.into_iter().enumerate().take(2).map(cut).collect()
 }
 
-fn open_on_gpu(path: &Path, arch: CudaArch) -> (Session, Arc<driver::Emulated>) {
+fn open_on_gpu(path: &Path, arch: CudaArch, seats: usize) -> (Session, Arc<Emulated>) {
     let artifact = Arc::new(Artifact::open(path).unwrap());
-    let (device, driver) = driver::device(arch);
-    let device = exec::Device::cuda(device, std::num::NonZeroUsize::new(1)).unwrap();
-    let options = SessionOptions { device: Some(device), ..SessionOptions::default() };
+    let (device, driver) = device(arch);
+    let device = exec::Device::cuda(device, NonZeroUsize::new(1)).unwrap();
+    let sequences = NonZeroUsize::new(seats);
+    let options = SessionOptions { device: Some(device), sequences, ..SessionOptions::default() };
     (Session::of(artifact, options).unwrap(), driver)
 }
 
-fn assert_near(what: &str, got: &[Option<f32>], want: &[Option<f32>], tolerance: [f32; 2]) {
-    assert_eq!(got.len(), want.len());
-    let off = got.iter().zip(want).map(|pair| match pair {
-        (Some(got), Some(want)) => (got - want).abs(),
-        (None, None) => 0.0,
-        _ => f32::INFINITY,
-    });
-    let off: Vec<f32> = off.collect();
-    let most = off.iter().fold(0.0, |most: f32, off| if *off <= most { most } else { *off });
-    let mean = off.iter().sum::<f32>() / off.len() as f32;
-    assert!(
-        most <= tolerance[0] && mean <= tolerance[1],
-        "{what}: {most} at most, {mean} in the mean"
-    );
+fn assembler() -> Option<Assembler> {
+    Assembler::at(&crate::ptx::programs()?.join("ptxas"))
+}
+
+/// Writes a model and what is expected of it for a real device, if cases are asked for.
+fn record(name: &str, expected: &Expected, compile: impl FnOnce() -> PathBuf) {
+    let Some(folder) = std::env::var_os("BROLLY_GPU_CASES") else { return };
+    let folder = Path::new(&folder).join("models");
+    std::fs::create_dir_all(&folder).unwrap();
+    std::fs::copy(compile(), folder.join(format!("{name}.brolly"))).unwrap();
+    let text = serde_json::to_vec(expected).unwrap();
+    std::fs::write(folder.join(format!("{name}.json")), text).unwrap();
 }
 
 #[test]
-fn a_language_model_computes_on_a_gpu_what_it_does_on_the_cpu() {
-    let name = "llama-rope-llama3";
-    let expect = expect(&data("families").join(name));
-    let import = ImportOptions {
-        max_seq_len: Some(128),
-        max_batch_tokens: 48,
-        dtype: Some(DType::Bf16),
-        ..ImportOptions::default()
+fn models_compute_on_gpus_what_they_do_on_the_cpu() {
+    for (name, dtype) in MODELS {
+        let folder = data("families").join(name);
+        let import = ImportOptions {
+            max_seq_len: Some(96),
+            max_batch_tokens: 32,
+            dtype: Some(dtype),
+            ..ImportOptions::default()
+        };
+        let compile = |kind: &str, gpus: Vec<Target>| {
+            let mut options = options(import.clone());
+            options.kv_dtype = dtype;
+            options.target = gpus.last().cloned().unwrap_or(options.target);
+            options.gpus = gpus;
+            // An emulator takes PTX.
+            options.assembler = (kind == "device").then(assembler).flatten();
+            compile_to(&format!("{name}-{kind}"), &folder, &options).0
+        };
+        let mut cpu = open(&compile("cpu", Vec::new()), 1);
+        let expected = models::expect(&mut cpu, prompts(name), TOLERANCE).unwrap();
+        record(name, &expected, || compile("device", vec![Target::sm_80(), Target::sm_90a()]));
+        // One file has the code of both.
+        let path = compile("gpus", vec![Target::sm_80(), Target::sm_90a()]);
+        for arch in [CudaArch::Sm80, CudaArch::Sm90a] {
+            let (mut gpu, driver) = open_on_gpu(&path, arch, 2);
+            let found = models::check(&mut gpu, &expected);
+            found.unwrap_or_else(|why| panic!("{name} on {}: {why}", arch.name()));
+            let (launches, replays) = driver.counts();
+            assert!(launches > 0 && replays > 0, "steps of one size are recorded once");
+        }
+    }
+}
+
+#[test]
+fn an_artifact_says_which_device_it_is_for() {
+    let folder = data("families").join("qwen3-f16");
+    let compile = |name: &str, gpus: Vec<Target>| {
+        let mut options = options(ImportOptions::default());
+        options.kv_dtype = DType::F16;
+        options.target = gpus.last().cloned().unwrap_or(options.target);
+        options.gpus = gpus;
+        compile_to(name, &folder, &options).0
     };
-    let mut cpu_options = options(import.clone());
-    cpu_options.kv_dtype = DType::Bf16;
-    let (path, _) = compile_to("gpu-on-cpu", &data("families").join(name), &cpu_options);
-    let mut cpu = open(&path, 1);
-    let prompt: Vec<u32> = expect.prompts.iter().flatten().copied().take(70).collect();
-    let want = cpu.score(&prompt).unwrap();
-    for arch in [CudaArch::Sm80, CudaArch::Sm90a] {
-        let (mut gpu, driver) = on_gpu(name, arch, &import, DType::Bf16);
-        let got = gpu.score(&prompt).unwrap();
-        assert_near(arch.name(), &got, &want, TOLERANCE);
-        // A prefix has the same bits, whatever else is in the step.
-        assert_eq!(gpu.score(&prompt[..33]).unwrap(), got[..33]);
-        let start = &prompt[..20];
-        let new = gpu.generate(start, &greedy(6), |_| ControlFlow::Continue(())).unwrap();
-        let whole: Vec<u32> = start.iter().chain(&new.tokens).copied().collect();
-        let scores = gpu.score(&whole).unwrap();
-        let scores: Vec<f32> = scores[20..].iter().map(|score| score.unwrap()).collect();
-        assert_eq!(new.logprobs, scores, "{}", arch.name());
-        let (_, replays) = driver.counts();
-        assert!(replays > 0, "steps of one token are recorded");
+    let on = |path: &Path, device: exec::Device| {
+        let options = SessionOptions { device: Some(device), ..SessionOptions::default() };
+        let artifact = Arc::new(Artifact::open(path).unwrap());
+        Session::of(artifact, options).unwrap_err().to_string()
+    };
+    let gpu = |arch| exec::Device::cuda(device(arch).0, NonZeroUsize::new(1)).unwrap();
+    let hopper = compile("only-sm90a", vec![Target::sm_90a()]);
+    let error = on(&hopper, gpu(CudaArch::Sm80));
+    assert!(error.contains("its code is for sm_90a") && error.contains("8.0"), "{error}");
+    assert!(error.contains("--target cuda"), "{error}");
+    let error = on(&hopper, exec::Device::cpu(NonZeroUsize::new(1)).unwrap());
+    assert!(error.ends_with("its code is for GPUs, and it is to run on the CPU"), "{error}");
+    let cpu = compile("only-cpu", Vec::new());
+    let error = on(&cpu, gpu(CudaArch::Sm80));
+    assert!(error.ends_with("its code is for CPUs, and it is to run on a GPU"), "{error}");
+}
+
+/// Every program of the suite, as it is compiled for both architectures at once.
+#[test]
+fn every_program_has_kernels_for_gpus() {
+    let gpus = vec![Target::sm_80(), Target::sm_90a()];
+    let on_gpus = |options: CompileOptions| CompileOptions {
+        target: Target::sm_90a(),
+        gpus: gpus.clone(),
+        ..options
+    };
+    let names = |folder: &str| {
+        let entries = std::fs::read_dir(data(folder)).unwrap();
+        let mut names: Vec<String> =
+            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
+        names.sort();
+        names
+    };
+    let mut models: Vec<(String, PathBuf, CompileOptions)> = Vec::new();
+    for name in names("families") {
+        let folder = data("families").join(&name);
+        for dtype in [None, Some(DType::F32), Some(DType::Bf16)] {
+            let import = ImportOptions { dtype, ..ImportOptions::default() };
+            for kv_dtype in [DType::F32, DType::Bf16, DType::I8] {
+                let options = CompileOptions { kv_dtype, ..options(import.clone()) };
+                models.push((format!("{name} {dtype:?} {kv_dtype}"), folder.clone(), options));
+            }
+        }
+    }
+    for name in names("onnx") {
+        let file = data("onnx").join(&name).join("model.onnx");
+        models.push((name, file, options(ImportOptions::default())));
+    }
+    models.extend(crate::train::models());
+    let mut failed = Vec::new();
+    for (name, model, options) in models {
+        if let Err(error) = ::driver::check(&model, &on_gpus(options)) {
+            let problems = error.problems();
+            failed.push(format!("{name}: {}", problems.first().cloned().unwrap_or_default()));
+        }
+    }
+    assert!(failed.is_empty(), "{} fail:\n{}", failed.len(), failed.join("\n"));
+}
+
+#[test]
+fn training_on_a_gpu_follows_the_cpu() {
+    for (case, dtype, tolerance) in
+        [("llama-gqa3", None, 1e-4), ("gpt2-gelu-new", Some(DType::Bf16), 2e-2)]
+    {
+        let cpu = exec::Device::cpu(NonZeroUsize::new(1)).unwrap();
+        let want = crate::train::first_steps(case, |options| options.import.dtype = dtype, cpu, 2);
+        for (arch, target) in
+            [(CudaArch::Sm80, Target::sm_80()), (CudaArch::Sm90a, Target::sm_90a())]
+        {
+            let gpu = exec::Device::cuda(device(arch).0, NonZeroUsize::new(1)).unwrap();
+            let how = |options: &mut CompileOptions| {
+                options.import.dtype = dtype;
+                options.target = target.clone();
+                options.gpus = vec![target.clone()];
+            };
+            let got = crate::train::first_steps(case, how, gpu, 2);
+            for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
+                let off = (got - want).abs() / want.abs();
+                assert!(off <= tolerance, "{case} on {}: {got}, not {want}", arch.name());
+            }
+        }
     }
 }

@@ -5,9 +5,14 @@ mod assemble;
 mod attention;
 mod case;
 mod device;
+mod experts;
 mod families;
 mod map;
 mod products;
 mod quantized;
 mod record;
+mod simt;
 mod timings;
+mod training;
+
+pub(crate) use assemble::programs;

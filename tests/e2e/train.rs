@@ -92,6 +92,54 @@ fn options_of(update: Update) -> CompileOptions {
     CompileOptions { training: Some(training_of(update, vec![])), ..options(import) }
 }
 
+/// Training steps of all families, by all rules, in all types of weights.
+pub(crate) fn models() -> Vec<(String, PathBuf, CompileOptions)> {
+    let rules = [
+        adamw(0.1),
+        Update::Lion { betas: BETAS, weight_decay: 0.1 },
+        Update::Sgd { momentum: 0.0, nesterov: false, weight_decay: 0.1 },
+        Update::Sgd { momentum: 0.9, nesterov: true, weight_decay: 0.1 },
+        Update::Adafactor { eps: 1e-3, clip_threshold: 1.0, weight_decay: 0.1 },
+    ];
+    let mut models = Vec::new();
+    for case in ["llama-gqa3", "qwen3-mqa-tied", "gpt2-gelu-new", "mistral-window7"] {
+        for (i, rule) in rules.iter().enumerate() {
+            for dtype in [None, Some(ir::DType::Bf16), Some(ir::DType::F16)] {
+                if i > 0 && dtype.is_some() {
+                    continue;
+                }
+                let mut options = options_of(rule.clone());
+                options.import.dtype = dtype;
+                models.push((format!("{case} {rule:?} {dtype:?}"), folder(case), options));
+            }
+        }
+    }
+    models
+}
+
+/// Loss and norm of the gradient of the first steps of a model on a device, by AdamW.
+pub(crate) fn first_steps(
+    case: &str,
+    how: impl FnOnce(&mut CompileOptions),
+    device: Device,
+    steps: usize,
+) -> Vec<[f64; 2]> {
+    let mut options = options_of(adamw(0.1));
+    how(&mut options);
+    let kind = if device.facts().is_some() { "gpu" } else { "cpu" };
+    let (path, _) = compile_to(&format!("train-{kind}-{case}"), &folder(case), &options);
+    let model = Model::load(Arc::new(Artifact::open(&path).unwrap()), device).unwrap();
+    let mut step = TrainStep::load(&model, &Rank::alone()).unwrap();
+    begin(&mut step, case).unwrap();
+    let mut trainer = Trainer::new(step, rule(), 0);
+    let documents = Documents::read();
+    let metrics = (1..=steps).map(|number| {
+        let metrics = trainer.advance(&batches(&documents, number)).unwrap();
+        [metrics.loss, metrics.grad_norm]
+    });
+    metrics.collect()
+}
+
 /// The step of a model, its parameters those of the checkpoint.
 fn load(case: &str, threads: usize) -> TrainStep {
     load_with(&format!("train-{case}"), case, &options_of(adamw(0.1)), threads)

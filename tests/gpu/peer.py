@@ -97,6 +97,10 @@ def products():
                 noise(m, k, dtype=torch.float32),
                 w,
             )
+    # With f32 weights: PyTorch multiplies those as f32 unless it is told to take tf32.
+    for m in (1, 4, 16, 256, 4096):
+        x, w = noise(m, 4096, dtype=torch.float32), noise(4096, 4096, dtype=torch.float32)
+        add(f"linear f32 by f32 {m}x4096x4096", lambda x, w: F.linear(x, w), x, w)
 
 
 def attention():

@@ -1,12 +1,14 @@
 #!/bin/bash
 # Checks a GPU machine: run.sh OUT writes what it finds to the folder OUT and prints it.
 #
-# Needs a driver, and python3 with torch for the peer. Every section has a time limit; the exit
-# status is 1 if any kernel is wrong or any case was not run.
+# Needs a driver, and python3 with torch (and transformers, for whole models) for the peers. Every
+# section has a time limit; the exit status is 1 if any kernel or model is wrong or any case was not
+# run.
 cd "$(dirname "$0")" || exit 1
 out=${1:?usage: run.sh OUT}
 mkdir -p "$out"
-chmod +x gpu-check
+chmod +x gpu-check brolly
+export BROLLY_CACHE=$out/cache
 status=0
 
 section() {
@@ -14,15 +16,58 @@ section() {
     echo "== $1 ($SECONDS s)"
 }
 
+# Runs `brolly bench` on a shape: NAME, tokens of the prompt, new tokens, streams.
+bench() {
+    local file="$out/bench-$1-$2-$4.json"
+    if timeout 60 ./brolly bench "shapes/$1.brolly" --prompt-tokens "$2" --gen-tokens "$3" \
+        --batch "$4" --json >"$file" 2>>"$out/bench.log"; then
+        tr ',' '\n' <"$file" | grep -E '"(first_token_ms|prefill_tokens_per_s|decode_tokens_per_s|decode_step_ms|predicted_peak_bytes|measured_peak_bytes|read_bandwidth|decode_percent_of_bandwidth|prefill_percent_of_peak|load_ms)"' |
+            tr '\n' ' ' | sed "s/^/$1, $2 + $3 tokens, $4 streams: /"
+        echo
+    else
+        echo "$1, $2 + $3 tokens, $4 streams: FAILED"
+        tail -n 3 "$out/bench.log"
+        status=1
+    fi
+}
+
 section "machine"
 nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit,memory.used \
     --format=csv,noheader || echo "no nvidia-smi"
 
+section "models"
+timeout 60 ./gpu-check . --models 2>"$out/models.log" | tee "$out/models.txt"
+[ "${PIPESTATUS[0]}" = 0 ] || status=1
+tail -n 5 "$out/models.log"
+
 section "checks"
-timeout 120 ./gpu-check . --seconds 105 --json "$out/checks.json" 2>"$out/checks.log" |
+timeout 100 ./gpu-check . --seconds 90 --json "$out/checks.json" 2>"$out/checks.log" |
     tee "$out/checks.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 tail -n 5 "$out/checks.log"
+
+section "shapes"
+bench llama-1b 512 64 1
+bench llama-8b 2048 64 1
+bench llama-8b 512 64 64
+
+section "cold start"
+store=/dev/shm
+[ -w "$store" ] || store=$out
+if ./gpu-check . --store shapes/llama-8b.brolly "$store/llama-8b.brolly"; then
+    for _ in 1 2; do
+        begin=$(date +%s.%N)
+        timeout 60 ./brolly generate "$store/llama-8b.brolly" --tokens 1,2,3,4 --max-tokens 1 --json \
+            >"$out/cold.json" 2>>"$out/bench.log" || status=1
+        echo "llama-8b from start to first token: $(echo "$(date +%s.%N) - $begin" | bc) s"
+    done
+fi
+rm -f "$store/llama-8b.brolly"
+
+section "peer: whole models"
+timeout 100 python3 models_peer.py "$out/models-peer.json" 2>"$out/models-peer.log" ||
+    echo "the peer failed:"
+tail -n 6 "$out/models-peer.log"
 
 section "peer"
 peer=()

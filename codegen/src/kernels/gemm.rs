@@ -1,21 +1,25 @@
-//! Products with weights on the tensor cores of CUDA GPUs: `y = act(a · w + bias) + residual`.
+//! Products on CUDA GPUs: `y = act(a · w + bias) + residual`.
 //!
-//! Operands are multiplied as bf16 or f16, the weight's own type, and added in f32; f32 rows of `a`
-//! are rounded to that type (to nearest even) on their way into the product. An output is one chain
-//! of sixteen-wide steps over k from 0 on, by one instruction, in every variant for an
-//! architecture: its bits depend neither on the number of rows nor on the tile, which is why there
-//! is no split over k: a chain of K/16 dependent steps takes less time than its weights take to
-//! arrive. Two architectures need not agree in the last bits.
+//! On tensor cores, operands are multiplied as bf16 or f16, the weight's own type, and added in
+//! f32; f32 rows of `a` are rounded to that type (to nearest even) on their way into the product.
+//! An output is one chain of sixteen-wide steps over k from 0 on, by one instruction, in every
+//! variant for an architecture: its bits depend neither on the number of rows nor on the tile,
+//! which is why there is no split over k: a chain of K/16 dependent steps takes less time than its
+//! weights take to arrive. Two architectures need not agree in the last bits.
 //!
 //! - [`sm80`]: `cp.async`, `ldmatrix`, `mma.sync`.
 //! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`; for few rows the kernels of [`sm80`], since its
 //!   `mma.sync.m16n8k16` gives the bits of `wgmma` where both see k in the same [`Order`].
 //! - [`quantized`]: weights of 8 or 4 bits, for both; its sums have an order of their own.
+//! - [`simt`]: f32, for both, by fused multiply-adds.
+//! - [`tiled`]: operands in any layout, for both, by either kind of instruction.
 
 mod epilogue;
 pub mod quantized;
+pub mod simt;
 pub mod sm80;
 pub mod sm90a;
+pub mod tiled;
 
 use ir::Dim;
 
@@ -73,7 +77,7 @@ pub struct Gemm {
     pub a: Matrix,
     /// Number of the weight's operand.
     pub w: u32,
-    /// Its element, bf16 or f16; of a quantised one, what its integers become.
+    /// Its element: f32, bf16 or f16; of a quantised one, what its integers become.
     pub w_elem: Elem,
     /// The weight is in lanes, as [`quantized`] reads it, with integers of so many bits; its form
     /// is panels.
@@ -143,10 +147,10 @@ impl Gemm {
     /// # Errors
     /// What no kernel computes.
     pub fn check(&self) -> Result<(), String> {
-        if !matches!(self.w_elem, Elem::Bf16 | Elem::F16) {
-            return Err(format!("tensor cores multiply bf16 and f16, not {}", self.w_elem));
+        if !matches!(self.w_elem, Elem::F32 | Elem::Bf16 | Elem::F16) {
+            return Err(format!("multiplies f32, bf16 and f16, not {}", self.w_elem));
         }
-        if self.a.elem != self.w_elem && self.a.elem != Elem::F32 {
+        if ![self.a.elem, self.w_elem].contains(&Elem::F32) && self.a.elem != self.w_elem {
             return Err(format!("{} times {}", self.a.elem, self.w_elem));
         }
         if self.k < 1 || self.n < 1 {

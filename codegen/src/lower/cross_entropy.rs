@@ -7,6 +7,8 @@
 //! sum is one chain of fused multiply-adds, so values do not depend on how tiles are shared out.
 //! The sum of exponentials is [`super::log_sum_exp`]'s, over chunks of [`CHUNK`].
 
+mod cuda;
+
 use ir::{DType, KernelSpec, Target};
 
 use super::{
@@ -17,6 +19,7 @@ use super::{
     view::{View, check_f32s, check_rank},
 };
 use crate::{
+    cuda::CudaKernel,
     emit::{Cmp, Elem, Ty, Val},
     math,
 };
@@ -95,6 +98,13 @@ impl Lower for CrossEntropy {
         });
         let scratch = head.block.scratch_bytes();
         Ok(cx.finish(tiles, scratch))
+    }
+
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        if target.cuda.is_none() {
+            return Err(refuse(spec, format!("{target} is no GPU")));
+        }
+        Ok(vec![cuda::kernel(spec).map_err(|reason| refuse(spec, reason))?])
     }
 }
 

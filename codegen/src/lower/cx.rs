@@ -36,6 +36,11 @@ impl<'s> Cx<'s> {
         Cx { e: Emitter::cuda(UNNAMED, threads), spec, dims: RefCell::default() }
     }
 
+    /// The same kernel with so few registers that a multiprocessor holds so many blocks.
+    pub(super) fn with_blocks(self, blocks: u32) -> Self {
+        Cx { e: self.e.with_blocks(blocks), ..self }
+    }
+
     /// The finished kernel for a GPU; `align` says by operand which addresses must be a multiple of
     /// 16 bytes.
     pub(super) fn finish_cuda(

@@ -1,5 +1,7 @@
 //! GPU kernels of products: which tiles a specification gets, and how they are launched.
 
+pub(super) mod tiled;
+
 use ir::{CudaArch, Dim, KernelSpec, Target};
 
 use super::{
@@ -8,8 +10,8 @@ use super::{
 };
 use crate::{
     cuda::{CudaKernel, CudaParam},
-    emit::Param,
-    kernels::gemm::{Draft, Gemm, quantized, sm80, sm90a},
+    emit::{Elem, Param},
+    kernels::gemm::{Draft, Gemm, quantized, simt, sm80, sm90a},
 };
 
 /// The kernels for a product, those for fewer rows first.
@@ -22,6 +24,7 @@ pub(super) fn kernels(
     gemm.check().map_err(|reason| refuse(spec, reason))?;
     let drafts = match gpu.arch {
         _ if gemm.bits.is_some() => quantized::variants(UNNAMED, gemm, gpu.multiprocessors),
+        _ if gemm.w_elem == Elem::F32 => simt::variants(UNNAMED, gemm, gpu.multiprocessors),
         CudaArch::Sm80 => sm80::variants(UNNAMED, gemm, gpu.multiprocessors),
         CudaArch::Sm90a => sm90a::variants(UNNAMED, gemm, gpu.multiprocessors),
     };

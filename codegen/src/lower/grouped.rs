@@ -1,6 +1,8 @@
 //! `grouped_linear` and `grouped_gated_linear`: rows sorted by expert, by
 //! [`crate::kernels::matmul`].
 
+mod cuda;
+
 use ir::{DType, Dim, KernelSpec};
 
 use super::{
@@ -8,6 +10,8 @@ use super::{
     view::memory_elem,
 };
 use crate::kernels::matmul::{Groups, Matmul};
+
+pub(super) use cuda::kernels;
 
 /// Panels of a tile: experts are narrow, and threads many.
 const PANELS_PER_TILE: u64 = 2;

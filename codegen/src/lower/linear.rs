@@ -63,7 +63,7 @@ impl Lower for Linear {
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         if spec.op.starts_with("grouped") {
-            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
+            return grouped::kernels(spec, target);
         }
         let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
         gemm::kernels(spec, &product, target)

@@ -11,12 +11,15 @@ mod block;
 mod cuda;
 mod packing;
 
-use ir::{Dim, KernelSpec, Target};
+use ir::{DType, Dim, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, refuse},
-    gemm,
+    gemm::{
+        self,
+        tiled::{self, Kind},
+    },
     space::{Space, broadcast_strides},
     view::{View, check_f32s},
 };
@@ -90,11 +93,22 @@ impl Lower for Matmul {
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
-        if spec.op != "matmul" {
-            return Err(refuse(spec, format!("no kernel for {}", target.cpu)));
+        let dtypes: Vec<DType> = spec.operands.iter().flatten().map(|l| l.ty.dtype).collect();
+        if spec.op == "linear_grad" {
+            // Gradients of weights first: they are few tiles, of long sums.
+            return tiled::kernels(spec, target, Kind::of(dtypes[2]), &|cx| {
+                let [dy, x, w] = [0, 1, 2].map(|i| cx.operand(i));
+                let by_w = tiled::Product { a: exchanged(&dy), b: x, y: cx.result(1) };
+                vec![by_w, tiled::Product { a: dy, b: w, y: cx.result(0) }]
+            });
         }
-        let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
-        gemm::kernels(spec, &product, target)
+        if let Ok(product) = cuda::product(spec) {
+            return gemm::kernels(spec, &product, target);
+        }
+        let kind = if dtypes[0] == dtypes[1] { Kind::of(dtypes[0]) } else { Kind::F32 };
+        tiled::kernels(spec, target, kind, &|cx| {
+            vec![tiled::Product { a: cx.operand(0), b: cx.operand(1), y: cx.result(0) }]
+        })
     }
 }
 

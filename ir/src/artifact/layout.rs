@@ -52,7 +52,8 @@ pub(super) fn offsets(manifest: &Manifest) -> Option<(Vec<u64>, u64)> {
     Some((offsets, end))
 }
 
-/// Writes the offsets that follow from the sizes into the manifest; returns the bytes of the data.
+/// Writes the offsets that follow from the sizes into the manifest; returns the bytes of the data
+/// in the file.
 pub(super) fn place(manifest: &mut Manifest) -> Option<u64> {
     let (offsets, end) = offsets(manifest)?;
     let Manifest { code, text, report, weights, .. } = manifest;
@@ -61,7 +62,9 @@ pub(super) fn place(manifest: &mut Manifest) -> Option<u64> {
     for (field, offset) in fields.zip(offsets) {
         *field = offset;
     }
-    Some(end)
+    // What is in the file ends with the report where weights are made.
+    let stored = manifest.report.offset + manifest.report.bytes;
+    Some(if manifest.random.is_some() { stored } else { end })
 }
 
 /// Every tensor of the file in order, padding included. The manifest's offsets must be those of
@@ -77,7 +80,8 @@ pub(super) fn entries(manifest: &Manifest) -> Vec<Entry> {
         shape: vec![s.bytes],
         range: s.offset..s.offset + s.bytes,
     });
-    let weights = weights.iter().map(|w| Entry {
+    let stored = if manifest.random.is_some() { &[][..] } else { weights };
+    let weights = stored.iter().map(|w| Entry {
         name: w.name.clone(),
         dtype: safetensors_dtype(w.dtype),
         shape: w.shape.clone(),

@@ -70,6 +70,10 @@ pub struct Manifest {
     pub programs: Vec<Program>,
     /// Packed weights, which [`Region::Weight`](crate::Region::Weight) counts.
     pub weights: Vec<PackedWeight>,
+    /// Where the weights are not in the file, but numbers that follow from this seed: their places
+    /// are those that they would have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub random: Option<u64>,
 }
 
 impl Manifest {

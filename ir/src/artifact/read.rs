@@ -12,13 +12,15 @@ use std::{
     thread,
 };
 
+use memmap2::MmapMut;
 use serde::{Deserialize, de::DeserializeOwned};
 
 use super::{
     ArtifactError, Digest, FORMAT, Manifest, OLDEST_FORMAT, Section, check,
     layout::{self, DIGEST_KEY, MANIFEST_KEY},
+    random,
 };
-use crate::{CpuFeature, MappedFile, Program, Span, Target, Tensor, mmap};
+use crate::{Bytes, CpuFeature, MappedFile, Program, Span, Target, Tensor, mmap};
 
 /// Weights of up to this many bytes in all are verified when an artifact is opened.
 pub const VERIFY_AT_OPEN_BYTES: u64 = 256 << 20;
@@ -33,6 +35,8 @@ pub struct Artifact {
     /// Where in the file the data begin.
     data: usize,
     verified: AtomicBool,
+    /// Weights that are not in the file.
+    made: Option<Arc<MmapMut>>,
 }
 
 impl Artifact {
@@ -45,16 +49,23 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError`], which says what to do.
     pub fn open(path: &Path) -> Result<Artifact, ArtifactError> {
-        let artifact = Artifact::open_foreign(path)?;
+        let mut artifact = Artifact::open_foreign(path)?;
         let missing = missing(&artifact.manifest.target);
         if !missing.is_empty() {
             let target = artifact.manifest.target.to_string();
             return Err(ArtifactError::Machine { path: path.into(), target, missing });
         }
+        if let Some(seed) = artifact.manifest.random {
+            let doing = "make its weights";
+            let fail = |source| ArtifactError::Io { path: path.into(), doing, source };
+            let made = random::memory(&artifact.manifest.weights, seed).map_err(fail)?;
+            artifact.made = Some(Arc::new(made));
+        }
         Ok(artifact)
     }
 
-    /// As [`open`](Self::open), to look at only: the code may be for another machine.
+    /// As [`open`](Self::open), to look at only: the code may be for another machine, and weights
+    /// that are not in the file are not made.
     ///
     /// # Errors
     /// As [`open`](Self::open), but for [`ArtifactError::Machine`].
@@ -67,7 +78,8 @@ impl Artifact {
         let small = manifest.weight_bytes() <= VERIFY_AT_OPEN_BYTES;
         let map = Arc::new(map);
         let verified = AtomicBool::new(false);
-        let artifact = Artifact { path: path.into(), file, map, manifest, data, verified };
+        let (path, made) = (path.into(), None);
+        let artifact = Artifact { path, file, map, manifest, data, verified, made };
         if small {
             artifact.verify_weights(1)?;
         }
@@ -118,10 +130,19 @@ impl Artifact {
     /// If there is no weight of that number.
     pub fn weight(&self, index: usize) -> &[u8] {
         let weight = &self.manifest.weights[index];
-        self.bytes(weight.offset, weight.bytes)
+        match &self.made {
+            Some(made) => slice(&made[..], 0, weight.offset - self.first(), weight.bytes),
+            None => slice((*self.map).as_ref(), self.data, weight.offset, weight.bytes),
+        }
+        .unwrap_or_default()
     }
 
-    /// A packed weight as a tensor over the mapped file.
+    /// Where the first weight lies.
+    fn first(&self) -> u64 {
+        self.manifest.weights.first().map_or(0, |w| w.offset)
+    }
+
+    /// A packed weight as a tensor over the memory that it lies in.
     ///
     /// # Panics
     /// If there is no weight of that number.
@@ -129,15 +150,20 @@ impl Artifact {
         let weight = &self.manifest.weights[index];
         let extent = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let shape: Vec<usize> = weight.shape.iter().map(|d| extent(*d)).collect();
-        let at = self.data + extent(weight.offset);
-        Tensor::new(weight.dtype, &shape, self.map.clone(), at)
-            .expect("a checked weight lies in the file")
+        let (data, at): (Arc<dyn Bytes>, usize) = match &self.made {
+            Some(made) => (made.clone(), extent(weight.offset - self.first())),
+            None => (self.map.clone(), self.data + extent(weight.offset)),
+        };
+        Tensor::new(weight.dtype, &shape, data, at).expect("a checked weight lies in the file")
     }
 
-    /// The part of the mapped file that holds the weights, with the padding between them.
+    /// The memory that holds the weights, with the padding between them.
     pub fn weight_memory(&self) -> &[u8] {
         let weights = &self.manifest.weights;
         let Some((first, last)) = weights.first().zip(weights.last()) else { return &[] };
+        if let Some(made) = &self.made {
+            return made;
+        }
         self.bytes(first.offset, last.offset + last.bytes - first.offset)
     }
 
@@ -168,7 +194,8 @@ impl Artifact {
     /// # Errors
     /// [`ArtifactError::Damaged`] for the first weight in order that differs.
     pub fn verify_weights(&self, threads: usize) -> Result<(), ArtifactError> {
-        if self.is_verified() {
+        if self.is_verified() || self.manifest.random.is_some() {
+            self.verified.store(true, Ordering::Release);
             return Ok(());
         }
         let next = AtomicUsize::new(0);

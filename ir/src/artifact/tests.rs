@@ -86,6 +86,7 @@ fn contents(weights: &[Tensor]) -> Contents<'static> {
         source_digest: Digest::of(b"source"),
         code: &[0xc3; 100],
         modules: Vec::new(),
+        random: None,
         text: json!({"tokenizer": "é\u{1F600}\n"}),
         report: json!([1, 2.5]),
         programs: vec![program()],

@@ -49,6 +49,8 @@ pub struct Contents<'a> {
     pub programs: Vec<Program>,
     /// The packed weights to come, in order.
     pub weights: Vec<WeightSpec>,
+    /// The seed of weights that are to be made where the artifact is opened: none are written.
+    pub random: Option<u64>,
 }
 
 /// A packed weight to come.
@@ -79,7 +81,7 @@ pub fn write<E: Into<Box<dyn Error + Send + Sync>>>(
     mut produce: impl FnMut(usize) -> Result<Tensor, E>,
 ) -> Result<Manifest, ArtifactError> {
     let file = Draft::begin(path, contents)?;
-    let weights = &file.manifest.weights;
+    let weights = file.stored();
     let digests = weights.iter().enumerate().map(|(i, w)| file.put_weight(w, produce(i)));
     let digests = digests.collect::<Result<Vec<_>, _>>()?;
     file.finish(digests)
@@ -100,7 +102,7 @@ pub fn write_on<E: Into<Box<dyn Error + Send + Sync>>>(
     produce: impl Fn(usize) -> Result<Tensor, E> + Sync,
 ) -> Result<Manifest, ArtifactError> {
     let file = Draft::begin(path, contents)?;
-    let weights = &file.manifest.weights;
+    let weights = file.stored();
     let digests = Mutex::new(vec![Digest::default(); weights.len()]);
     let (next, failed) = (AtomicUsize::new(0), AtomicBool::new(false));
     let work = || -> Result<(), ArtifactError> {
@@ -160,6 +162,7 @@ fn manifest(contents: Contents<'_>, text: &[u8], report: &[u8]) -> Manifest {
         report: section(report),
         programs: contents.programs,
         weights: contents.weights.into_iter().map(weight).collect(),
+        random: contents.random,
     }
 }
 
@@ -208,6 +211,11 @@ impl<'a> Draft<'a> {
             draft.put(bytes, header_bytes + section.offset)?;
         }
         Ok(draft)
+    }
+
+    /// The weights that are written.
+    fn stored(&self) -> &[PackedWeight] {
+        if self.manifest.random.is_some() { &[] } else { &self.manifest.weights }
     }
 
     fn create(path: &Path) -> Result<(PathBuf, File), ArtifactError> {

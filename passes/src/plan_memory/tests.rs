@@ -1,6 +1,7 @@
 //! Runs planned programs launch by launch with the interpreter as the kernels, over one arena of
 //! bytes, and compares with the source graph: a wrong place, stride, lifetime or order shows.
 
+mod casts;
 mod collectives;
 
 use std::{collections::BTreeMap, sync::Arc};

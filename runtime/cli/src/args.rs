@@ -154,6 +154,13 @@ pub(crate) struct CompileOptions {
     #[arg(long)]
     pub(crate) no_kernel_cache: bool,
 
+    /// Take the model's shape alone: weights are random numbers, to time it without a checkpoint
+    ///
+    /// The model is a folder with config.json, or one of gpt2-124m, llama-1b, llama-8b and
+    /// llama-70b. The artifact holds no weights: they are made where it is opened.
+    #[arg(long)]
+    pub(crate) random_weights: bool,
+
     /// Schedules of products that `brolly tune` found
     ///
     /// They change the time of a run, never a result.
@@ -554,9 +561,10 @@ pub(crate) struct Inspect {
 /// ones, bit for bit. Then measures read bandwidth and FMA peak, and times prefill and decode
 /// between them; rates are totals over the streams. An encoder, or --gen-tokens 0, has no decode.
 #[derive(Debug, Args)]
-#[command(
-    after_help = "Example:\n  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128"
-)]
+#[command(after_help = "\
+Examples:
+  brolly bench llama.brolly --prompt-tokens 512 --gen-tokens 128
+  brolly bench --random-weights llama-8b --target cuda --batch 64")]
 pub(crate) struct Bench {
     /// Tokens of each prompt [default: 256, or half of what fits]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]

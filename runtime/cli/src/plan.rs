@@ -132,7 +132,7 @@ impl Plan {
                 ("activations", memory.arena_bytes),
                 ("scratch", memory.scratch_bytes),
                 ("code", memory.code_bytes),
-                ("host", memory.host_bytes),
+                ("overhead", memory.host_bytes),
             ]);
         let parts = parts.filter(|(_, bytes)| *bytes > 0);
         let mut tensors = states.clone();

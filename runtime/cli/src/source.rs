@@ -36,7 +36,7 @@ type Open = fn(&Path) -> Result<Artifact, ir::artifact::ArtifactError>;
 
 fn open_with(source: &Source, cx: &Context, open: Open) -> Result<Arc<Artifact>> {
     let path = &source.path;
-    if is_model(path) {
+    if is_model(path) || source.options.random_weights {
         return cached_artifact(path, &source.options, cx, open).map(Arc::new);
     }
     let artifact = open(path).map_err(Failure::input)?;
@@ -62,6 +62,7 @@ pub(crate) fn first_set(options: &CompileOptions) -> Option<&'static str> {
         max_sequences,
         bounds,
         no_kernel_cache,
+        random_weights,
         tuning,
     } = options;
     let flags = [
@@ -75,6 +76,7 @@ pub(crate) fn first_set(options: &CompileOptions) -> Option<&'static str> {
         ("--max-sequences", max_sequences.is_some()),
         ("--bound", !bounds.is_empty()),
         ("--no-kernel-cache", *no_kernel_cache),
+        ("--random-weights", *random_weights),
         ("--tuning", tuning.is_some()),
     ];
     flags.into_iter().find(|(_, is_set)| *is_set).map(|(flag, _)| flag)

@@ -264,6 +264,7 @@ pub fn compile(
         source_digest,
         code: &code.image,
         modules: code.modules.clone(),
+        random: options.import.random,
         text: options.text.clone(),
         report: match compiled.kept {
             Some(kept) => serde_json::json!({ "fusions": compiled.fusions, "kept": kept }),

@@ -56,6 +56,7 @@ pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "quantize", run: quantize },
     Pass { name: "prepare", run: prepare },
     Pass { name: "fuse-loops", run: fuse_loops },
+    Pass { name: "round-activations", run: round_activations },
     Pass { name: "plan-memory", run: plan_memory },
 ];
 
@@ -193,6 +194,10 @@ fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
 
 fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     passes::fuse_loops(module).map_err(|e| vec![e])
+}
+
+fn round_activations(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    passes::round_activations(module, &cx.target).map_err(|e| vec![e])
 }
 
 fn plan_memory(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {

@@ -70,6 +70,15 @@ impl Device {
         }
     }
 
+    /// Bytes a second that a copy of so many bytes within a GPU's memory reads and writes, or of as
+    /// many as there is room for; `None` of the CPU.
+    ///
+    /// # Errors
+    /// [`ExecError::Cuda`].
+    pub fn copy_bandwidth(&self, bytes: u64) -> Result<Option<f64>, ExecError> {
+        Ok(self.gpu.as_ref().map(|gpu| gpu.copy_bandwidth(bytes)).transpose()?)
+    }
+
     pub(crate) fn gpu(&self) -> Option<&Gpu> {
         self.gpu.as_ref()
     }

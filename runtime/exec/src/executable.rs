@@ -314,7 +314,7 @@ impl Executable {
             ExecError::Ranks { entry, reason }
         })?;
         let places = buffers.inputs.iter();
-        let run = Run {
+        let mut run = Run {
             model: &self.model,
             program,
             sizes: &self.sizes,
@@ -325,8 +325,8 @@ impl Executable {
         };
         self.times.waits.clear();
         match &mut self.engine {
-            Engine::Cpu(cpu) => cpu.run(run, &mut self.times)?,
-            Engine::Gpu(gpu) => gpu.run(run, &mut self.times)?,
+            Engine::Cpu(cpu) => cpu.run(&mut run, &mut self.times)?,
+            Engine::Gpu(gpu) => gpu.run(&mut run, &mut self.times)?,
         }
         if let Some(trace) = &self.trace {
             let program = self.program();

@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use cuda::{Address, CudaError, Device, Kernel, Staging, Stream};
+use cuda::{Address, CudaError, Device, Event, Kernel, Staging, Stream};
 use ir::{CudaArch, CudaModule, artifact::Artifact};
 
 use crate::ExecError;
@@ -17,6 +17,9 @@ const STAGING_BYTES: usize = 4 << 20;
 const UPLOAD_BYTES: usize = 16 << 20;
 /// Threads that copy weights into such buffers: one alone is slower than the link.
 const UPLOAD_THREADS: usize = 4;
+
+/// Copies of which the fastest counts.
+const COPIES: usize = 5;
 
 /// A device with the stream that programs run on; its copies are the same one.
 #[derive(Clone, Debug)]
@@ -60,6 +63,24 @@ impl Gpu {
     pub(crate) fn used_bytes(&self) -> Result<u64, CudaError> {
         let (free, _) = self.0.device.memory()?;
         Ok(self.0.free_bytes.saturating_sub(free))
+    }
+
+    /// Bytes a second that a copy within the device's memory reads and writes, the best of some.
+    pub(crate) fn copy_bandwidth(&self, bytes: u64) -> Result<f64, CudaError> {
+        let device = &self.0.device;
+        let (free, _) = device.memory()?;
+        let bytes = bytes.min(free / 4).max(1);
+        let (from, to) = (self.zeros(bytes)?, device.allocate(bytes)?);
+        let [before, after] = [Event::new(device)?, Event::new(device)?];
+        let mut best = f64::INFINITY;
+        for _ in 0..COPIES {
+            before.record(&self.0.stream)?;
+            self.0.stream.copy(&to.at(0), &from.at(0), bytes)?;
+            after.record(&self.0.stream)?;
+            self.0.stream.synchronize()?;
+            best = best.min(after.ms_since(&before)? / 1e3);
+        }
+        Ok(2.0 * bytes as f64 / best.max(1e-9))
     }
 
     /// Memory that holds zeros.

@@ -44,7 +44,8 @@ pub struct Memory {
 }
 
 impl Memory {
-    /// The sum: the peak of this machine's memory or, of an artifact for GPUs, of theirs, since all of it lives at once.
+    /// The sum: the peak of this machine's memory or, of an artifact for GPUs, of theirs, since
+    /// all of it lives at once.
     pub fn total(&self) -> u64 {
         let Memory { weight_bytes, code_bytes, arena_bytes, .. } = self;
         let Memory { scratch_bytes, state_bytes, host_bytes, .. } = self;
@@ -118,8 +119,8 @@ impl Memory {
         memory
     }
 
-    /// Compares what must be writable memory (arenas, scratch, states, host), or all of it on a GPU,
-    /// with what this process may use.
+    /// Compares what must be writable memory (arenas, scratch, states, host), or all of it on a
+    /// GPU, with what this process may use.
     ///
     /// # Errors
     /// [`ExecError::Memory`], which names the parts.

@@ -57,8 +57,8 @@ impl States {
         States { gpu: device.gpu().cloned(), rooms: Vec::new() }
     }
 
-    /// Reserves this machine's memory for the states of a program; `symbols` has a value for every symbol in their
-    /// types.
+    /// Reserves this machine's memory for the states of a program; `symbols` has a value for every
+    /// symbol in their types.
     ///
     /// # Errors
     /// [`ExecError::Symbol`] for values that are missing or out of bounds, [`ExecError::Memory`].

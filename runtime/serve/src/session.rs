@@ -240,6 +240,11 @@ impl Session {
         self.model.artifact()
     }
 
+    /// Where it runs.
+    pub fn device(&self) -> &Device {
+        self.model.device()
+    }
+
     /// Number of threads.
     pub fn threads(&self) -> usize {
         self.model.device().pool().threads()

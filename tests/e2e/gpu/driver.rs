@@ -1,7 +1,7 @@
 //! A driver whose device is the emulator: what is launched is computed at once, faults are errors.
 //!
 //! It is as strict as the emulator: what a kernel reads must have been written, by a kernel, a copy
-//! or a fill before it.
+//! or a fill before it, and must not have been freed.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -166,7 +166,9 @@ impl Driver for Emulated {
     }
 
     fn free(&self, address: u64) -> Answer {
-        assert!(self.state().allocated.remove(&address).is_some(), "freed twice");
+        let mut state = self.state();
+        let was_there = state.gpu.free(address) && state.allocated.remove(&address).is_some();
+        assert!(was_there, "{address:#x} is freed twice");
         Ok(())
     }
 

@@ -1,6 +1,8 @@
 //! What NVIDIA's assembler makes of the kernels: no spills, no warnings, tensor core instructions,
 //! and in the pipelined products a group in flight from step to step.
 
+mod tiles;
+
 use std::{
     path::{Path, PathBuf},
     process::{Command, Stdio},
@@ -13,7 +15,7 @@ use ir::{Attr, Attrs, DType, Dim, KernelSpec, Layout, OpRef, Symbols, Target, Te
 use super::device::{ptx_of, targets};
 
 /// Where `cargo xtask ptxas` puts the programs.
-pub(super) fn programs() -> Option<PathBuf> {
+pub(crate) fn programs() -> Option<PathBuf> {
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../.cache/ptxas");
     if folder.join("ptxas").is_file() {
         return Some(folder);
@@ -275,6 +277,19 @@ fn products_use_tensor_cores() {
                     assert!(sass.contains("UTMALDG"), "{name}-{i}: no bulk tensor copies");
                 }
                 assert_eq!(sass.contains("USETMAXREG"), wgmma, "{name}-{i}");
+            }
+        }
+    }
+}
+
+#[test]
+fn tiles_are_assembled_without_spills() {
+    let Some(folder) = programs() else { return };
+    for target in targets() {
+        for (name, instruction, spec) in tiles::all() {
+            for (i, kernel) in kernels(&spec, &target).iter().enumerate() {
+                let sass = clean(&folder, &format!("{name}-{i}"), kernel, &target);
+                assert!(sass.contains(instruction), "{name}-{i}: no {instruction}");
             }
         }
     }

@@ -17,6 +17,8 @@ pub(crate) struct Case {
     pub(crate) args: Vec<Option<Tensor>>,
     /// Operands whose first extent, and that of the results, is the run-time size T.
     pub(crate) rows: Vec<usize>,
+    /// Results whose first extent is not that size all the same.
+    pub(crate) fixed: Vec<usize>,
     /// Operands that lie in memory with their last two axes exchanged.
     pub(crate) transposed: Vec<usize>,
 }
@@ -24,11 +26,17 @@ pub(crate) struct Case {
 impl Case {
     pub(crate) fn new(op: &'static str, attrs: Attrs, args: &[Option<&Tensor>]) -> Case {
         let args = args.iter().map(|arg| arg.cloned()).collect();
-        Case { op, attrs, args, rows: Vec::new(), transposed: Vec::new() }
+        let [rows, fixed, transposed] = [const { Vec::new() }; 3];
+        Case { op, attrs, args, rows, fixed, transposed }
     }
 
     pub(crate) fn with_rows(mut self, operands: &[usize]) -> Case {
         self.rows = operands.to_vec();
+        self
+    }
+
+    pub(crate) fn with_fixed(mut self, results: &[usize]) -> Case {
+        self.fixed = results.to_vec();
         self
     }
 
@@ -85,14 +93,15 @@ impl Case {
             }
             Some(layout)
         };
-        let result = |ty: TensorType| {
-            Layout::contiguous(&if self.rows.is_empty() { ty } else { symbolic(ty) })
+        let result = |(i, ty): (usize, TensorType)| {
+            let fixed = self.rows.is_empty() || self.fixed.contains(&i);
+            Layout::contiguous(&if fixed { ty } else { symbolic(ty) })
         };
         let spec = KernelSpec {
             op: OpRef::named(self.op).0.name(),
             attrs,
             operands: self.args.iter().enumerate().map(operand).collect(),
-            results: types.into_iter().map(result).collect(),
+            results: types.into_iter().enumerate().map(result).collect(),
             body: None,
             symbols: Arc::new(Symbols::default()),
         };

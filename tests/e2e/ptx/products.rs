@@ -1,7 +1,7 @@
 //! Products on tensor cores: every variant, shapes with tails in every direction, and one result
 //! whatever the number of rows.
 
-use ir::{Attrs, DType, Target};
+use ir::{Attrs, DType, Target, Tensor};
 
 use super::{
     case::{Case, first_far, noise},
@@ -37,8 +37,15 @@ fn matmul(rows: usize, k: usize, n: usize, dtype: DType) -> Case {
 
 /// Runs every variant; asserts that all agree bit for bit, and with the interpreter. Unless rows
 /// are `odd`, and copied in words or less, no two accesses may meet in a bank of shared memory.
-fn check(what: &str, case: &Case) {
+/// Returns the results on the last GPU.
+pub(super) fn check(what: &str, case: &Case) -> Vec<Tensor> {
+    check_to(what, case, 1e-5)
+}
+
+/// As [`check`], to another tolerance.
+pub(super) fn check_to(what: &str, case: &Case, tolerance: f64) -> Vec<Tensor> {
     let odd = what.contains("odd");
+    let mut results = Vec::new();
     let (spec, want) = case.expected();
     for target in targets() {
         let kernels = case.kernels(&spec, &target);
@@ -50,45 +57,47 @@ fn check(what: &str, case: &Case) {
             spec: &spec,
             target: &target,
             want: &want,
-            tolerance: 1e-5,
+            tolerance,
             same: &[Same::Variants],
         };
         for (seed, kernel) in (0..).zip(&kernels) {
             let (got, report) = trial.run(kernel, seed);
             let conflicts = report.bank_conflicts;
             assert!(odd || conflicts == 0, "{what}: bank conflicts in {}", kernel.symbol);
-            let bits = got[0].to_bytes();
+            let bits: Vec<u8> = got.iter().flat_map(Tensor::to_bytes).collect();
             assert!(first.get_or_insert(bits.clone()) == &bits, "{what}: variants disagree");
+            results = got;
         }
     }
+    results
 }
 
 #[test]
 fn packed_weights() {
     use DType::{Bf16, F16, F32};
-    check("few rows", &linear(5, 272, 96, Bf16, Bf16, "none"));
-    check("few f32 rows", &linear(3, 392, 64, F32, Bf16, "none"));
-    check("aligned", &linear(70, 128, 96, Bf16, Bf16, "none"));
-    check("odd k", &linear(5, 19, 37, Bf16, Bf16, "none"));
-    check("f32 rows", &linear(17, 72, 50, F32, Bf16, "gelu"));
-    check("odd f32 rows", &linear(3, 19, 37, F32, F16, "silu"));
-    check("several tiles", &linear(131, 80, 271, F16, F16, "relu"));
-    check("tiles of 224 columns", &linear(129, 72, 448, Bf16, Bf16, "none"));
-    check("tiles of 256 columns", &linear(129, 72, 500, F32, Bf16, "none"));
+    let _ = check("few rows", &linear(5, 272, 96, Bf16, Bf16, "none"));
+    let _ = check("few f32 rows", &linear(3, 392, 64, F32, Bf16, "none"));
+    let _ = check("aligned", &linear(70, 128, 96, Bf16, Bf16, "none"));
+    let _ = check("odd k", &linear(5, 19, 37, Bf16, Bf16, "none"));
+    let _ = check("f32 rows", &linear(17, 72, 50, F32, Bf16, "gelu"));
+    let _ = check("odd f32 rows", &linear(3, 19, 37, F32, F16, "silu"));
+    let _ = check("several tiles", &linear(131, 80, 271, F16, F16, "relu"));
+    let _ = check("tiles of 224 columns", &linear(129, 72, 448, Bf16, Bf16, "none"));
+    let _ = check("tiles of 256 columns", &linear(129, 72, 500, F32, Bf16, "none"));
 }
 
 #[test]
 fn gates() {
-    check("gate", &gated(67, 96, 80, DType::Bf16, DType::Bf16));
-    check("odd gate", &gated(7, 53, 37, DType::F32, DType::F16));
+    let _ = check("gate", &gated(67, 96, 80, DType::Bf16, DType::Bf16));
+    let _ = check("odd gate", &gated(7, 53, 37, DType::F32, DType::F16));
 }
 
 #[test]
 fn plain_matrices() {
-    check("dense rows", &matmul(67, 72, 136, DType::Bf16));
-    check("dense columns", &matmul(67, 72, 136, DType::F16).transposed(&[1]));
-    check("odd rows", &matmul(9, 37, 41, DType::F16));
-    check("odd columns", &matmul(9, 37, 41, DType::Bf16).transposed(&[1]));
+    let _ = check("dense rows", &matmul(67, 72, 136, DType::Bf16));
+    let _ = check("dense columns", &matmul(67, 72, 136, DType::F16).transposed(&[1]));
+    let _ = check("odd rows", &matmul(9, 37, 41, DType::F16));
+    let _ = check("odd columns", &matmul(9, 37, 41, DType::Bf16).transposed(&[1]));
 }
 
 /// Two blocks that walk over six tiles each: the ring runs on from tile to tile.

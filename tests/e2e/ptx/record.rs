@@ -109,6 +109,7 @@ pub(crate) fn launch(kernel: &CudaKernel, env: &Env) -> Launch {
         block: kernel.block,
         cluster: kernel.cluster,
         shared_bytes: kernel.shared_bytes,
+        dependent: false,
     }
 }
 

@@ -41,13 +41,19 @@ fn rows(op: &str, attrs: &Attrs, panels: Option<u32>, tolerance: f64) -> Check {
     Check::Rows { op: op.to_owned(), attrs: attrs.clone().into(), rows: vec![0], panels, tolerance }
 }
 
-/// A product with a packed weight.
+/// A product with a packed weight in bf16.
 fn linear(count: usize, k: usize, n: usize, x: DType) -> Timed {
+    linear_by(count, k, n, [x, DType::Bf16])
+}
+
+/// A product of these types.
+fn linear_by(count: usize, k: usize, n: usize, [x, w]: [DType; 2]) -> Timed {
     let attrs = Attrs::none().with("n", n as i64).with("act", "none");
     let [rows_of_k, rows_of_n] = [k, n].map(|width| layout(x, &["T", &width.to_string()]));
-    let w = layout(DType::Bf16, &[&n.div_ceil(16).to_string(), &k.to_string(), "16"]);
+    let name = if w == DType::Bf16 { x.to_string() } else { format!("{x} by {w}") };
+    let w = layout(w, &[&n.div_ceil(16).to_string(), &k.to_string(), "16"]);
     Timed {
-        peer: format!("linear {x} {count}x{n}x{k}"),
+        peer: format!("linear {name} {count}x{n}x{k}"),
         check: rows("linear", &attrs, Some(1), 1e-3),
         spec: spec("linear", attrs, &[rows_of_k, w], &[rows_of_n]),
         env: env(&[("T", count)]),
@@ -163,6 +169,7 @@ fn all() -> Vec<Timed> {
             all.push(linear(count, 4096, 4096, bf16));
         }
     }
+    all.extend([1, 4, 16, 256, 4096].map(|count| linear_by(count, 4096, 4096, [f32; 2])));
     for bits in [8, 4] {
         all.extend([1, 64].map(|count| quantized(count, 4096, 14336, bits)));
     }

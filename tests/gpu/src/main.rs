@@ -10,7 +10,7 @@ use std::{
 };
 
 use clap::Parser;
-use gpu_check::{Case, Folder, report, supervisor, worker};
+use gpu_check::{Case, Folder, models, report, supervisor, worker};
 
 /// Checks, or times, the kernels of a folder of cases on the first GPU.
 ///
@@ -21,6 +21,12 @@ use gpu_check::{Case, Folder, report, supervisor, worker};
 struct Args {
     /// The folder.
     folder: PathBuf,
+    /// Check whole models instead of kernels.
+    #[arg(long)]
+    models: bool,
+    /// Write the artifact MODEL, whose weights follow from a seed, as one that holds them to OUT.
+    #[arg(long, num_args = 2, value_names = ["MODEL", "OUT"])]
+    store: Vec<PathBuf>,
     /// Run the cases that are timed, and time them; else the others.
     #[arg(long)]
     timings: bool,
@@ -53,6 +59,13 @@ fn main() -> ExitCode {
 }
 
 fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
+    if let [model, out] = &args.store[..] {
+        models::store(model, out)?;
+        return Ok(true);
+    }
+    if args.models {
+        return models::run(&args.folder, &args.only, |line| println!("{line}"));
+    }
     let folder = Folder::new(&args.folder);
     let mut cases = folder.read()?;
     cases.retain(|case| case.timing.is_some() == args.timings && case.name.contains(&args.only));

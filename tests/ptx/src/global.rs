@@ -40,6 +40,14 @@ impl Global {
         base
     }
 
+    /// Takes back the allocation that begins at an address, if there is one.
+    pub(crate) fn free(&mut self, address: u64) -> bool {
+        let count = self.allocations.len();
+        self.allocations.retain(|allocation| allocation.base != address);
+        self.last = 0;
+        self.allocations.len() < count
+    }
+
     /// Takes back the allocations after the first `count`.
     pub(crate) fn truncate(&mut self, count: usize) {
         self.allocations.truncate(count);
@@ -145,5 +153,7 @@ mod tests {
         assert_eq!(global.read(a + 97, 4), Err(bounds(a + 97, 4)));
         assert_eq!(global.write(b + 300, &[1]), Err(bounds(b + 300, 1)));
         assert_eq!(global.read(8, 4), Err(bounds(8, 4)));
+        assert!(global.free(a) && !global.free(a) && !global.free(b + 1));
+        assert_eq!(global.read(a, 4), Err(bounds(a, 4)));
     }
 }

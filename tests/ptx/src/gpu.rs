@@ -56,6 +56,12 @@ impl Gpu {
         self.global.alloc(bytes as u64, 1)
     }
 
+    /// Frees what [`Gpu::alloc`] gave, which is out of bounds from then on; whether there was such
+    /// an allocation.
+    pub fn free(&mut self, address: u64) -> bool {
+        self.global.free(address)
+    }
+
     /// Writes global memory.
     ///
     /// # Panics

@@ -1,8 +1,9 @@
 //! `cargo xtask gpu-bundle`: a folder to check a machine with a GPU, where nothing is installed
 //! but a driver.
 //!
-//! It holds the runner, the cases that the suite of GPU kernels writes, their expected results, and
-//! `run.sh`, which runs all of it beside PyTorch.
+//! It holds the runner, the cases and models that the suites of GPU kernels and models write, their
+//! expected results, the runtime without its compiler, shapes of real models without their weights,
+//! and `run.sh`, which checks and times all of it beside PyTorch.
 
 use crate::process::{
     Failure, Result, cargo, file_failure, run as run_command, run_lines, succeeds,
@@ -16,13 +17,19 @@ use object::{Object as _, ObjectSection as _};
 use serde_json::Value;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What the folder may weigh.
 const MAX_BYTES: u64 = 60_000_000;
 /// The newest C library that the runner may ask for: that of Debian 12.
 const GLIBC: (u32, u32) = (2, 36);
+/// Shapes that are timed, and how they are compiled.
+const SHAPES: [(&str, &[&str]); 2] = [
+    ("llama-1b", &["--max-seq-len", "8192", "--max-batch-tokens", "4096"]),
+    ("llama-8b", &["--max-seq-len", "8192", "--max-batch-tokens", "4096"]),
+];
 /// Scripts beside the runner.
-const SCRIPTS: [&str; 2] = ["run.sh", "peer.py"];
+const SCRIPTS: [&str; 3] = ["run.sh", "peer.py", "models_peer.py"];
 
 /// Makes the folder anew and says how large it is.
 ///
@@ -31,42 +38,54 @@ const SCRIPTS: [&str; 2] = ["run.sh", "peer.py"];
 /// library than old machines have; a folder that is too large.
 pub(crate) fn run(folder: &Path) -> Result<()> {
     let llvm = setup::run()?;
-    if let Fetched::Skipped(reason) = ptxas::fetch()? {
-        let text = format!("cases for sm_90a need NVIDIA's assembler: {reason}");
-        return Err(Failure::Explained(text));
-    }
+    let assembler = match ptxas::fetch()? {
+        Fetched::Here(folder) => folder.join("ptxas"),
+        Fetched::Skipped(reason) => {
+            let text = format!("cases for sm_90a need NVIDIA's assembler: {reason}");
+            return Err(Failure::Explained(text));
+        }
+    };
     fs::create_dir_all(folder).map_err(file_failure(folder))?;
     let folder = fs::canonicalize(folder).map_err(file_failure(folder))?;
-    for part in ["cases", "data", "kernels"] {
+    for part in ["cases", "data", "kernels", "models", "shapes"] {
         let part = folder.join(part);
         if part.exists() {
             fs::remove_dir_all(&part).map_err(file_failure(&part))?;
         }
     }
 
-    let mut runner = None;
-    let mut build = cargo(&llvm, ["build", "--release", "--package", "brolly-gpu-check"]);
-    run_lines(build.arg("--message-format=json-render-diagnostics"), |line| {
-        let message: Value = serde_json::from_str(line).unwrap_or_default();
-        if message["target"]["name"] == "gpu-check" {
-            runner = message["executable"].as_str().map(PathBuf::from).or(runner.take());
+    let mut needed = (0, 0);
+    for (program, package) in
+        [("gpu-check", &["brolly-gpu-check"][..]), ("brolly", &["brolly", "--no-default-features"])]
+    {
+        let mut cargo = cargo(&llvm, ["build", "--release", "--package"]);
+        cargo.args(package);
+        let built = build(cargo, program)?;
+        let kept = folder.join(program);
+        fs::copy(&built, &kept).map_err(file_failure(&kept))?;
+        if succeeds(command("strip").arg("--version")) {
+            run_command(command("strip").arg(&kept))?;
         }
-    })?;
-    let runner =
-        runner.ok_or_else(|| Failure::Explained("cargo built no `gpu-check`".to_owned()))?;
-    let kept = folder.join("gpu-check");
-    fs::copy(&runner, &kept).map_err(file_failure(&kept))?;
-    if succeeds(command("strip").arg("--version")) {
-        run_command(command("strip").arg(&kept))?;
-    }
-    let needed = newest_glibc(&fs::read(&kept).map_err(file_failure(&kept))?);
-    if needed > GLIBC {
-        let text = format!("the runner needs glibc {needed:?}, {GLIBC:?} at most: build it there");
-        return Err(Failure::Explained(text));
+        let newest = newest_glibc(&fs::read(&kept).map_err(file_failure(&kept))?);
+        if newest > GLIBC {
+            let text =
+                format!("`{program}` needs glibc {newest:?}, {GLIBC:?} at most: build it there");
+            return Err(Failure::Explained(text));
+        }
+        needed = newest.max(needed);
     }
 
-    let mut suite = cargo(&llvm, ["test", "--workspace", "--test", "e2e", "--", "ptx::"]);
+    let mut suite = cargo(&llvm, ["test", "--workspace", "--test", "e2e", "--", "ptx::", "gpu::"]);
     run_command(suite.env("BROLLY_GPU_CASES", &folder))?;
+    let compiler = build(cargo(&llvm, ["build", "--package", "brolly"]), "brolly")?;
+    let shapes = folder.join("shapes");
+    fs::create_dir_all(&shapes).map_err(file_failure(&shapes))?;
+    for (name, flags) in SHAPES {
+        let mut compile = command(&compiler);
+        compile.args(["compile", name, "--random-weights", "--target", "cuda:sm_90a"]);
+        compile.args(flags).arg("--output").arg(shapes.join(format!("{name}.brolly")));
+        run_command(compile.env("BROLLY_PTXAS", &assembler))?;
+    }
     for script in SCRIPTS {
         let (from, to) = (root().join("tests/gpu").join(script), folder.join(script));
         fs::copy(&from, &to).map_err(file_failure(&to))?;
@@ -86,6 +105,18 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
         return Err(Failure::Explained(format!("that is more than {limit}")));
     }
     Ok(())
+}
+
+/// Builds a program and returns its path.
+fn build(mut cargo: Command, program: &str) -> Result<PathBuf> {
+    let mut found = None;
+    run_lines(cargo.arg("--message-format=json-render-diagnostics"), |line| {
+        let message: Value = serde_json::from_str(line).unwrap_or_default();
+        if message["target"]["name"] == program {
+            found = message["executable"].as_str().map(PathBuf::from).or(found.take());
+        }
+    })?;
+    found.ok_or_else(|| Failure::Explained(format!("cargo built no `{program}`")))
 }
 
 /// Bytes of all files in a folder.

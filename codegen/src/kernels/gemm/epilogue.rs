@@ -240,7 +240,8 @@ fn exchange(e: &Emitter, lane: Val, words: [Val; 4]) -> [Val; 4] {
     ]
 }
 
-fn activate(e: &Emitter, activation: Activation, x: Val) -> Val {
+/// The activation of f32.
+pub(super) fn activate(e: &Emitter, activation: Activation, x: Val) -> Val {
     match activation {
         Activation::None => x,
         Activation::Relu => math::relu(e, x),

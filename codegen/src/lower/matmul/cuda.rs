@@ -1,4 +1,5 @@
-//! `matmul` on GPUs where the right matrix is one for all rows, by [`crate::kernels::gemm`].
+//! `matmul` on GPUs where the right matrix is one for all rows, by [`crate::kernels::gemm`]; what
+//! that refuses is left to [`crate::kernels::gemm::tiled`].
 
 use ir::{KernelSpec, Layout};
 
@@ -16,7 +17,7 @@ use crate::{
 /// The product that a specification asks for.
 ///
 /// # Errors
-/// What GPU kernels do not support: batches of right matrices, sizes of those known only at run
+/// What those kernels do not support: batches of right matrices, sizes of those known only at run
 /// time, columns that are dense in neither direction.
 pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     let [Some(a), Some(b)] = spec.operands.as_slice() else {

@@ -39,6 +39,8 @@ const DEFAULT_NEW: u64 = 64;
 #[derive(Debug, Serialize)]
 struct Document {
     model: String,
+    /// The GPU; none of the CPU.
+    device: Option<String>,
     threads: usize,
     batch: usize,
     prompt_tokens: usize,
@@ -173,15 +175,23 @@ fn measure(
     let workload = Workload::new(batch, prompt, new, vocab);
     workload.verify(session, is_encoder)?;
 
-    let mut rounds = vec![workload.round(session, is_encoder)?];
+    let mut first = workload.round(session, is_encoder, true)?;
+    let (prefill_ops, decode_ops) =
+        (std::mem::take(&mut first.prefill_ops), std::mem::take(&mut first.decode_ops));
+    // On a GPU launches are measured one by one, and are otherwise no launches of their own.
+    let is_gpu = session.device().facts().is_some();
+    if is_gpu {
+        first = workload.round(session, is_encoder, false)?;
+    }
+    let mut rounds = vec![first];
     // What measures the machine takes memory of its own.
     let process_peak_bytes = exec::peak_resident_bytes();
-    let mut machine = Machine::new(session.threads());
-    let mut roofline = machine.measure();
+    let mut machine = Machine::new(session.device(), &artifact.manifest().target);
+    let mut roofline = machine.measure().map_err(Failure::input)?;
     let start = Instant::now();
     while rounds.len() < ROUNDS && start.elapsed() < LONG {
-        rounds.push(workload.round(session, is_encoder)?);
-        roofline = machine.measure();
+        rounds.push(workload.round(session, is_encoder, !is_gpu)?);
+        roofline = machine.measure().map_err(Failure::input)?;
     }
 
     let entry = if is_encoder { "embed" } else { "step" };
@@ -208,14 +218,14 @@ fn measure(
     });
     let (predicted_memory, measured_memory) = session.memory().map_err(failure)?;
     let first_token = median(&rounds, |r| r.first_token);
-    let Round { prefill_ops, decode_ops, .. } = rounds.swap_remove(0);
     Ok(Document {
         model: session.info().architecture.clone(),
+        device: session.device().facts().map(|facts| facts.name.clone()),
         threads: session.threads(),
         batch,
         prompt_tokens: prompt,
         gen_tokens: new,
-        rounds: rounds.len() + 1,
+        rounds: rounds.len(),
         load_ms,
         first_token_ms: first_token * 1e3,
         prefill_tokens_per_s: tokens as f64 / prefill,
@@ -248,7 +258,7 @@ fn render(d: &Document) -> String {
     let mut out = format!(
         "{}: {}, {} of {} + {} tokens, median of {}\n\n",
         d.model,
-        table::plural(d.threads, "thread"),
+        d.device.clone().unwrap_or_else(|| table::plural(d.threads, "thread")),
         table::plural(d.batch, "stream"),
         d.prompt_tokens,
         d.gen_tokens,
@@ -262,14 +272,16 @@ fn render(d: &Document) -> String {
         "prefill".into(),
         rate(d.prefill_tokens_per_s),
         format!(
-            "{:.1} % of the measured peak, {}",
+            "{:.1} % of the {} peak, {}",
             d.prefill_percent_of_peak,
+            if d.device.is_some() { "stated" } else { "measured" },
             table::count(d.roofline.peak_flops, "FLOP/s")
         ),
     ]);
     if let (Some(tokens), Some(percent)) = (d.decode_tokens_per_s, d.decode_percent_of_bandwidth) {
         let bandwidth = table::count(d.roofline.read_bandwidth, "B/s");
-        let of = format!("{percent:.1} % of the measured read bandwidth, {bandwidth}");
+        let kind = if d.device.is_some() { "copy" } else { "read" };
+        let of = format!("{percent:.1} % of the measured {kind} bandwidth, {bandwidth}");
         speed.row(["decode".into(), rate(tokens), of]);
     }
     out += &speed.render();
@@ -294,7 +306,7 @@ fn uses(m: &Memory) -> [(&'static str, u64); 7] {
         ("arena", m.arena_bytes),
         ("scratch", m.scratch_bytes),
         ("keys and values", m.state_bytes),
-        ("host, stated", m.host_bytes),
+        ("overhead, stated", m.host_bytes),
         ("peak", m.total()),
     ]
 }

@@ -10,7 +10,7 @@ pub(crate) struct Step {
     target: Target,
 }
 
-/// Work of a launch, and the time that one core of the target needs for it at best.
+/// Work of a launch, and the time that one core of the target, or a GPU, needs for it at best.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(crate) struct Cost {
     /// Floating point operations.

@@ -1,7 +1,7 @@
 //! The facts of an artifact that fit in a few lines.
 
 use exec::Memory;
-use ir::{ModelInfo, artifact::Manifest};
+use ir::{CudaArch, ModelInfo, artifact::Manifest};
 use serde::Serialize;
 
 use crate::{
@@ -9,6 +9,21 @@ use crate::{
     keys_values::KeysValues,
     table::{self, Table},
 };
+
+/// What code is for: a processor, or GPUs by architecture.
+fn target(manifest: &Manifest) -> String {
+    if manifest.target.cuda.is_none() {
+        return manifest.target.to_string();
+    }
+    let of = |arch: CudaArch| {
+        let mut modules = manifest.modules.iter().filter(|m| m.arch == arch).peekable();
+        modules.peek()?;
+        let form = if modules.all(|m| m.cubin.is_some()) { "assembled" } else { "PTX" };
+        Some(format!("{} ({form})", arch.name()))
+    };
+    let all = [CudaArch::Sm80, CudaArch::Sm90a].into_iter().filter_map(of);
+    format!("NVIDIA GPUs, {}", all.collect::<Vec<_>>().join(" and "))
+}
 
 /// Counts and bytes.
 #[derive(Clone, Debug, Serialize)]
@@ -48,7 +63,7 @@ impl Summary {
         Ok(Summary {
             model: manifest.model.clone(),
             compiler: manifest.compiler.clone(),
-            target: manifest.target.to_string(),
+            target: target(manifest),
             cpu_features: manifest.target.features.iter().map(|f| f.name()).collect(),
             kernels: symbols.collect::<std::collections::BTreeSet<_>>().len(),
             launches: manifest
@@ -84,7 +99,10 @@ impl Summary {
             facts.push(("keys and values", format!("{dtype}, {each} a token")));
         }
         let features = self.cpu_features.join(", ");
-        facts.push(("target", format!("{} ({features})", self.target)));
+        facts.push(match features.is_empty() {
+            true => ("target", self.target.clone()),
+            false => ("target", format!("{} ({features})", self.target)),
+        });
         facts.push(("compiler", self.compiler.clone()));
         let launches: Vec<String> =
             self.launches.iter().map(|(entry, n)| format!("{n} launches in `{entry}`")).collect();
@@ -101,7 +119,7 @@ impl Summary {
             ("arena", m.arena_bytes),
             ("scratch", m.scratch_bytes),
             (self.states, m.state_bytes),
-            ("host", m.host_bytes),
+            ("overhead", m.host_bytes),
         ]
     }
 

@@ -52,6 +52,8 @@ pub struct Shape {
     pub cluster: u32,
     /// Dynamic shared memory of a block, in bytes.
     pub shared_bytes: u32,
+    /// The kernel may begin before what was launched before it has ended: it waits itself.
+    pub dependent: bool,
 }
 
 /// A device's driver. All calls but waits return at once where CUDA's do.

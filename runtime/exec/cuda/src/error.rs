@@ -20,7 +20,8 @@ pub struct DriverError {
 pub enum CudaError {
     /// There is no driver.
     #[error(
-        "no NVIDIA driver: libcuda.so.1 cannot be opened; install the driver, or run on the CPU"
+        "no NVIDIA driver: libcuda.so.1 cannot be opened; install the driver, or compile the \
+         model with `--target cpu`"
     )]
     NoDriver,
     /// The driver is too old.

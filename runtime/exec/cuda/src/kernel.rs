@@ -102,6 +102,7 @@ impl Kernel {
             block: launch.block,
             cluster: launch.cluster,
             shared_bytes: launch.shared_bytes,
+            dependent: launch.dependent,
         })
     }
 

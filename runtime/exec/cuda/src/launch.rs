@@ -25,6 +25,9 @@ pub struct Launch {
     pub cluster: u32,
     /// Dynamic shared memory of a block.
     pub shared_bytes: u32,
+    /// The kernel waits itself for what was launched before it, so that it may begin earlier.
+    #[serde(default)]
+    pub dependent: bool,
 }
 
 /// A parameter of a kernel.

@@ -213,11 +213,11 @@ impl Cpu {
         Ok(())
     }
 
-    pub(super) fn run(&mut self, run: Run<'_>, times: &mut Times) -> Result<(), ExecError> {
+    pub(super) fn run(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
         for (slot, dim) in self.launches.dims_mut().iter_mut().zip(&self.dims) {
             *slot = run.sizes.values[*dim];
         }
-        self.share_work(&run);
+        self.share_work(run);
         self.find_states(run.program, run.states)?;
         for patch in &self.patches {
             let base = match patch.base {
@@ -229,7 +229,7 @@ impl Cpu {
         for (range, bytes) in &mut *run.inputs {
             self.arena.as_mut_slice()[range].copy_from_slice(bytes);
         }
-        self.walk(&run, times)
+        self.walk(run, times)
     }
 
     /// The address of each state.

@@ -10,7 +10,7 @@ use std::{
 };
 
 use cuda::{Address, Event, Graph, Kernel, Launch, Param};
-use ir::{CudaParam, CudaVariant, Place, Program, Region, TensorMap};
+use ir::{CudaArch, CudaParam, CudaVariant, Place, Program, Region, TensorMap};
 
 use super::{Run, Times, sizes::Sizes};
 use crate::{
@@ -47,6 +47,7 @@ struct Variant {
     block: u32,
     cluster: u32,
     shared_bytes: u32,
+    dependent: bool,
 }
 
 /// A parameter with its sizes by number.
@@ -106,7 +107,8 @@ impl OnGpu {
             let variants = &code.expect("code for the architecture").variants;
             let variants = variants.iter().map(|variant| {
                 let kernel = loaded.kernel(artifact, variant.module, &variant.symbol)?;
-                Variant::new(variant, kernel, &mut |dim| sizes.number(program, dim))
+                let dependent = loaded.arch() == CudaArch::Sm90a;
+                Variant::new(variant, kernel, dependent, &mut |dim| sizes.number(program, dim))
             });
             kernels.push(variants.collect::<Result<Vec<_>, ExecError>>()?);
         }
@@ -155,7 +157,7 @@ impl OnGpu {
         self.outputs.get(index)?.as_deref()
     }
 
-    pub(super) fn run(&mut self, run: Run<'_>, times: &mut Times) -> Result<(), ExecError> {
+    pub(super) fn run(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
         let states = run.program.states.iter().map(|port| {
             run.states.address(&port.name).ok_or_else(|| ExecError::Port {
                 entry: run.program.name.clone(),
@@ -165,20 +167,21 @@ impl OnGpu {
             })
         });
         let states = states.collect::<Result<Vec<Address>, _>>()?;
-        let inputs: Vec<(Address, &[u8])> =
-            run.inputs.map(|(range, bytes)| (self.arena.at(range.start as u64), bytes)).collect();
+        let inputs: Vec<(Address, &[u8])> = (&mut *run.inputs)
+            .map(|(range, bytes)| (self.arena.at(range.start as u64), bytes))
+            .collect();
         self.gpu.staging().upload_all(self.gpu.stream(), inputs.iter().cloned())?;
         match &mut times.launches {
             Some(launches) => {
                 launches.clear();
-                self.walk(&run, &states, Some(launches), &mut times.waits)?;
+                self.walk(run, &states, Some(launches), &mut times.waits)?;
             }
             None if !self.meetings.is_empty() => {
-                self.walk(&run, &states, None, &mut times.waits)?;
+                self.walk(run, &states, None, &mut times.waits)?;
             }
-            None => self.replay(&run, &states)?,
+            None => self.replay(run, &states)?,
         }
-        self.fetch(&run)
+        self.fetch(run)
     }
 
     /// Starts the graph of a run like this one, if there have been some.
@@ -334,6 +337,7 @@ impl OnGpu {
             block: variant.block,
             cluster: variant.cluster,
             shared_bytes: variant.shared_bytes,
+            dependent: variant.dependent,
         };
         Ok(self.gpu.stream().launch(&variant.kernel, &launch, &args)?)
     }
@@ -371,6 +375,7 @@ impl Variant {
     fn new(
         variant: &CudaVariant,
         kernel: Kernel,
+        dependent: bool,
         number: &mut impl FnMut(&ir::Dim) -> Result<usize, ExecError>,
     ) -> Result<Variant, ExecError> {
         let mut params = Vec::new();
@@ -398,6 +403,7 @@ impl Variant {
             block: variant.block,
             cluster: variant.cluster,
             shared_bytes: variant.shared_bytes,
+            dependent,
         })
     }
 }

@@ -45,6 +45,7 @@ fn case(folder: &Folder) -> Case {
             block: 32,
             cluster: 1,
             shared_bytes: 0,
+            dependent: false,
         },
         operands: vec![operand(Source::File(file.clone())), None, operand(Source::Noise(1))],
         results: vec![Output { dtype: DType::F32, shape: vec![2, 3], in_place: None }],

@@ -1,4 +1,4 @@
-//! What this machine can do: the speed of reading memory and of multiplying.
+//! What this machine, or its GPU, can do: the speed of memory and of multiplying.
 //!
 //! Shared machines are as fast as their neighbours let them be, so only ratios within one run mean
 //! anything: both are measured between the rounds of a benchmark, by the same number of threads,
@@ -13,6 +13,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+use exec::{Device, ExecError};
+use ir::Target;
 use serde::Serialize;
 
 /// Bytes to read, far more than caches hold; less on small machines.
@@ -27,18 +29,24 @@ const ACCUMULATORS: usize = 12;
 /// Words of a cache line.
 const LINE: usize = 8;
 
+/// Bytes that a GPU copies to see how fast its memory is.
+const COPY_BYTES: u64 = 512 << 20;
+
 /// The machine's best so far.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Serialize)]
 pub(super) struct Roofline {
-    /// Bytes a second that all threads read from memory together.
+    /// Bytes a second that all threads read from memory together; of a GPU, that a copy within its
+    /// memory reads and writes.
     pub(super) read_bandwidth: f64,
-    /// Single-precision operations a second of all threads together.
+    /// Single-precision operations a second of all threads together; of a GPU, what its data sheet
+    /// states for bf16.
     pub(super) peak_flops: f64,
 }
 
 /// Memory to read, kept between measurements.
 #[derive(Debug)]
 pub(super) struct Machine {
+    device: Device,
     threads: usize,
     memory: Vec<u64>,
     best: Roofline,
@@ -46,16 +54,28 @@ pub(super) struct Machine {
 
 impl Machine {
     /// Prepares to measure; takes memory of [`READ_BYTES`] or a sixteenth of what there is.
-    pub(super) fn new(threads: usize) -> Machine {
+    pub(super) fn new(device: &Device, target: &Target) -> Machine {
+        let (device, threads) = (device.clone(), device.pool().threads());
+        if device.facts().is_some() {
+            let best = Roofline { read_bandwidth: 0.0, peak_flops: target.peak_flops };
+            return Machine { device, threads, memory: Vec::new(), best };
+        }
         let limit = exec::memory_limit_bytes()
             .map_or(READ_BYTES, |b| usize::try_from(b / 16).unwrap_or(READ_BYTES));
         // Not zero, or the system would give one page many times.
         let memory = vec![1; READ_BYTES.min(limit) / size_of::<u64>()];
-        Machine { threads, memory, best: Roofline::default() }
+        Machine { device, threads, memory, best: Roofline::default() }
     }
 
     /// Measures once more; returns the best so far.
-    pub(super) fn measure(&mut self) -> Roofline {
+    ///
+    /// # Errors
+    /// What a GPU's driver says.
+    pub(super) fn measure(&mut self) -> Result<Roofline, ExecError> {
+        if let Some(bandwidth) = self.device.copy_bandwidth(COPY_BYTES)? {
+            self.best.read_bandwidth = self.best.read_bandwidth.max(bandwidth);
+            return Ok(self.best);
+        }
         for read in [read::<1>, read::<2>, read::<4>, read::<8>] {
             let share = self.memory.len() / self.threads;
             let seconds = together(self.threads, |thread| {
@@ -65,7 +85,7 @@ impl Machine {
             self.best.read_bandwidth = self.best.read_bandwidth.max(bytes / seconds);
         }
         self.best.peak_flops = self.best.peak_flops.max(peak_flops(self.threads));
-        self.best
+        Ok(self.best)
     }
 }
 

@@ -85,9 +85,14 @@ impl Workload {
         agree("`score` and a batch of `generate`", &together[0].logprobs, &scores)
     }
 
-    /// Runs it once.
-    pub(super) fn round(&self, session: &mut Session, is_encoder: bool) -> Result<Round> {
-        session.set_profiling(true);
+    /// Runs it once; times of launches are there where they are measured.
+    pub(super) fn round(
+        &self,
+        session: &mut Session,
+        is_encoder: bool,
+        is_profiled: bool,
+    ) -> Result<Round> {
+        session.set_profiling(is_profiled);
         let mut round = Round::default();
         if is_encoder {
             let start = Instant::now();

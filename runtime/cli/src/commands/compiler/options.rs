@@ -71,6 +71,7 @@ pub(super) fn bare(
     };
     let import = &mut options.import;
     import.dtype = flags.dtype;
+    import.random = flags.random_weights.then_some(0);
     import.max_seq_len = flags.max_seq_len;
     import.max_batch_tokens = flags.max_batch_tokens.unwrap_or(import.max_batch_tokens);
     import.max_sequences = flags.max_sequences.unwrap_or(import.max_sequences);

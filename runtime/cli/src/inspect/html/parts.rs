@@ -170,7 +170,7 @@ pub(super) fn kernels(entry: &Entry<'_>) -> String {
         .collect();
     format!(
         "{}<p>Of one launch in the largest step ({}), and at least, in the smallest ({}); time by the \
-         roofline of one core of the target.</p>\n",
+         roofline of a core of the target, or of a whole GPU.</p>\n",
         data_table(&columns, &rows),
         escape(&entry.largest.describe()),
         escape(&entry.smallest.describe())

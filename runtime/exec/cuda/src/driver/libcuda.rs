@@ -348,11 +348,18 @@ impl Driver for LibCuda {
                 z: 1,
             },
         };
-        let mut attributes = [sys::CUlaunchAttribute {
-            id: sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION,
-            pad: [0; 4],
-            value: cluster,
-        }];
+        let overlap = sys::CUlaunchAttributeValue { programmaticStreamSerializationAllowed: 1 };
+        let attribute = |id, value| sys::CUlaunchAttribute { id, pad: [0; 4], value };
+        let mut attributes = Vec::with_capacity(2);
+        if shape.cluster > 1 {
+            let id = sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_CLUSTER_DIMENSION;
+            attributes.push(attribute(id, cluster));
+        }
+        if shape.dependent {
+            let id =
+                sys::CUlaunchAttributeID::CU_LAUNCH_ATTRIBUTE_PROGRAMMATIC_STREAM_SERIALIZATION;
+            attributes.push(attribute(id, overlap));
+        }
         let [x, y, z] = shape.grid;
         let config = sys::CUlaunchConfig {
             gridDimX: x,
@@ -364,7 +371,7 @@ impl Driver for LibCuda {
             sharedMemBytes: shape.shared_bytes,
             hStream: stream.0 as sys::CUstream,
             attrs: attributes.as_mut_ptr(),
-            numAttrs: u32::from(shape.cluster > 1),
+            numAttrs: u32::try_from(attributes.len()).unwrap_or(0),
         };
         // The driver copies parameters before it returns and never writes to them.
         let mut pointers: Vec<*mut c_void> =

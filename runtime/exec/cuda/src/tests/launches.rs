@@ -29,6 +29,7 @@ fn launch() -> Launch {
         block: 384,
         cluster: 2,
         shared_bytes: 200 << 10,
+        dependent: true,
     }
 }
 

@@ -11,6 +11,7 @@ fn launch(params: u32) -> Launch {
         block: 32,
         cluster: 1,
         shared_bytes: 0,
+        dependent: false,
     }
 }
 

@@ -1,0 +1,112 @@
+//! Casts that are no launches: kernels that convert as they load and store.
+//!
+//! A value that nothing but a cast to a narrower type reads is stored in that type at once; a cast
+//! to a wider one, which is exact, is left to the kernels that read it. Where a kernel does not
+//! convert, the cast is launched, when it is first needed.
+
+use ir::{DType, Graph, KernelSpec, Module, NodeId, TensorType, Value};
+
+use super::{Planner, Storage};
+
+/// The type that a node casts its one operand to, if that is all it does.
+fn cast_of(module: &Module, graph: &Graph, id: NodeId) -> Option<DType> {
+    let node = graph.node(id);
+    let to = match node.op.name() {
+        "cast" => node.results()[0].ty.dtype,
+        "fused" => {
+            let body = module.functions.get(node.attrs.str("callee"))?;
+            let [(_, v)] = body.outputs.as_slice() else { return None };
+            let is_cast = body.node(v.node).op.name() == "cast" && body.topo().len() == 2;
+            is_cast.then(|| body.ty(*v).dtype)?
+        }
+        _ => return None,
+    };
+    let from = graph.ty(node.input(0));
+    (from.shape == node.results()[0].ty.shape).then_some(to)
+}
+
+fn is_half(dtype: DType) -> bool {
+    matches!(dtype, DType::Bf16 | DType::F16)
+}
+
+impl Planner<'_> {
+    /// Takes care of a cast that needs no launch now.
+    pub(super) fn is_spared(&mut self, id: NodeId) -> bool {
+        let Some(to) = cast_of(self.module, self.graph, id) else { return false };
+        let (value, from) = (Value { node: id, port: 0 }, self.graph.node(id).input(0));
+        if self.narrowed.contains(&id) {
+            let Some(storage) = self.storage.get(&from).cloned() else { return true };
+            self.storage.insert(value, storage);
+            return true;
+        }
+        let may_wait = to == DType::F32 && is_half(self.graph.ty(from).dtype) && {
+            let users = self.graph.users(id);
+            let is_output = self.graph.outputs.iter().any(|(_, output)| *output == value);
+            !is_output && !users.is_empty() && users.into_iter().all(|user| self.is_launch(user))
+        };
+        if may_wait && self.storage.contains_key(&from) {
+            self.widened.insert(value, from);
+        }
+        may_wait
+    }
+
+    fn is_launch(&self, id: NodeId) -> bool {
+        let others = ["concat", "all_reduce", "reduce_scatter", "all_gather"];
+        self.is_kernel(id) && !others.contains(&self.graph.node(id).op.name())
+    }
+
+    /// The operands of a node's kernel, as wide as the operator has them unless `spec` with the
+    /// narrow ones has a kernel too.
+    pub(super) fn read_narrow(
+        &mut self,
+        id: NodeId,
+        spec: &mut KernelSpec,
+        inputs: &mut [Option<Storage>],
+    ) {
+        let operands: Vec<Option<Value>> = self.graph.node(id).inputs().to_vec();
+        for (i, v) in operands.into_iter().enumerate() {
+            let Some(v) = v else { continue };
+            let Some(from) = self.widened.get(&v) else { continue };
+            let narrow = self.storage[from].clone();
+            let mut other = spec.clone();
+            other.operands[i] = Some(narrow.layout.clone());
+            if self.kernels.converts(&other) {
+                *spec = other;
+                inputs[i] = Some(narrow);
+            }
+        }
+    }
+
+    /// Launches casts that have waited, of operands that a kernel does not read as they are.
+    pub(super) fn widen(&mut self, v: Value) {
+        if self.storage.contains_key(&v) {
+            return;
+        }
+        if let Some(from) = self.widened.get(&v) {
+            let input = self.storage.get(from).cloned();
+            self.kernel(v.node, vec![input]);
+        }
+    }
+
+    /// Gives a kernel's one result the type that its one reader casts it to, if the kernel stores
+    /// it so.
+    pub(super) fn store_narrow(&mut self, id: NodeId, spec: &mut KernelSpec) -> Option<Value> {
+        let node = self.graph.node(id);
+        let value = Value { node: id, port: 0 };
+        let [user] = self.graph.users(id)[..] else { return None };
+        let is_output = self.graph.outputs.iter().any(|(_, output)| *output == value);
+        let plain = node.results().len() == 1 && node.op.in_place().is_empty() && !is_output;
+        if !plain || self.made_in(value).is_some() || node.results()[0].ty.dtype != DType::F32 {
+            return None;
+        }
+        let to = cast_of(self.module, self.graph, user).filter(|to| is_half(*to))?;
+        let mut other = spec.clone();
+        other.results[0].ty = TensorType { dtype: to, ..other.results[0].ty.clone() };
+        if !self.kernels.converts(&other) {
+            return None;
+        }
+        *spec = other;
+        self.narrowed.insert(user);
+        Some(Value { node: user, port: 0 })
+    }
+}

@@ -1,0 +1,83 @@
+//! Casts that kernels do as they load and store.
+
+use ir::{Attrs, DType, Env, KernelSpec, Kernels, OpRef, TensorType, parse_module};
+
+use super::super::{Plan, plan_memory};
+
+/// Takes every operator; converts all but what `refuses` names.
+struct Converting(&'static [&'static str]);
+
+impl Kernels for Converting {
+    fn supports(&self, _: &KernelSpec) -> Result<(), String> {
+        Ok(())
+    }
+
+    fn converts(&self, spec: &KernelSpec) -> bool {
+        !self.0.contains(&spec.op)
+    }
+
+    fn seconds(
+        &self,
+        _: OpRef,
+        _: &Attrs,
+        _: &[Option<TensorType>],
+        _: &[TensorType],
+        _: &Env,
+    ) -> Option<f64> {
+        Some(1.0)
+    }
+}
+
+/// A norm that is rounded for two products, one of which adds it as it was before rounding: not
+/// read by casts alone.
+const TEXT: &str = r#"
+module "m"
+symbol T in 1..64
+fn layer.cast(%x: f32[T, 16]) {
+  %0 = cast(%x) {to = bf16} : bf16[T, 16]
+  return y = %0
+}
+fn main(%x: f32[T, 16], %g: f32[16], %w: bf16[1, 16, 16]) {
+  %0 = rms_norm(%x, %g) {eps = 1e-5} : f32[T, 16]
+  %1 = cast(%0) {to = bf16} : bf16[T, 16]
+  %2 = reshape(%1) {shape = <1, T, 16>} : bf16[1, T, 16]
+  %3 = cast(%2) {to = f32} : f32[1, T, 16]
+  %4 = linear(%3, %w, _, _) {n = 16} : f32[1, T, 16]
+  %5 = reshape(%4) {shape = <T, 16>} : f32[T, 16]
+  %6 = linear(%5, %w, _, _) {n = 16} : f32[T, 16]
+  %7 = fused(%6) {callee = "layer.cast"} : bf16[T, 16]
+  return y = %7, z = %5
+}
+"#;
+
+fn launches(refuses: &'static [&'static str]) -> (Plan, Vec<String>) {
+    let mut module = parse_module(TEXT).unwrap();
+    module.entries = vec!["main".into()];
+    let plan = plan_memory(&module, "main", &[], &Converting(refuses)).unwrap();
+    let types = |launch: &ir::Launch| {
+        let spec = &plan.specs[launch.kernel as usize];
+        let x = spec.operands[0].as_ref().unwrap().ty.dtype;
+        format!("{} {x} {}", spec.op, spec.results[0].ty.dtype)
+    };
+    let found = plan.program.launches.iter().map(types).collect();
+    (plan, found)
+}
+
+#[test]
+fn kernels_that_convert_take_casts_over() {
+    let (plan, found) = launches(&[]);
+    assert_eq!(found, ["rms_norm f32 bf16", "linear bf16 f32", "linear f32 bf16"]);
+    let y = &plan.program.outputs[0];
+    assert_eq!((&*y.name, y.ty.dtype), ("y", DType::Bf16));
+}
+
+#[test]
+fn what_does_not_convert_gets_casts() {
+    let (_, found) = launches(&["linear"]);
+    let want = ["rms_norm f32 bf16", "cast bf16 f32", "linear f32 f32", "linear f32 f32"];
+    assert_eq!(found[..4], want);
+    assert_eq!(found[4..], ["fused f32 bf16"]);
+    let (_, found) = launches(&["linear", "rms_norm", "cast", "fused"]);
+    assert_eq!(found.len(), 6);
+    assert_eq!(found[..3], ["rms_norm f32 f32", "cast f32 bf16", "cast bf16 f32"]);
+}

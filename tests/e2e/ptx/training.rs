@@ -1,0 +1,82 @@
+//! Products of the training step.
+
+use ir::{Attrs, DType, Tensor};
+
+use super::{
+    case::{Case, noise},
+    products::{check, check_to},
+};
+
+/// Rows, columns and inner dimension; the type of the weight, which f32 rows are rounded to.
+fn linear_grad(what: &str, [t, n, k]: [usize; 3], x: DType, w: DType) {
+    let dy = noise(x, w, &[t, n], 1);
+    let x = noise(x, w, &[t, k], 2);
+    let w = noise(w, w, &[n, k], 3);
+    let case = Case::new("linear_grad", Attrs::none(), &[Some(&dy), Some(&x), Some(&w)]);
+    let _ = check(&format!("{what}, {}", w.dtype()), &case.with_rows(&[0, 1]).with_fixed(&[1]));
+}
+
+#[test]
+fn gradients_of_products() {
+    use DType::{Bf16, F16, F32};
+    for w in [F32, Bf16, F16] {
+        linear_grad("whole", [96, 64, 72], F32, w);
+        linear_grad("odd", [37, 41, 19], F32, w);
+        linear_grad("one row", [1, 16, 8], F32, w);
+    }
+    linear_grad("several tiles", [70, 136, 200], F32, Bf16);
+    linear_grad("narrow rows", [40, 48, 80], Bf16, Bf16);
+}
+
+/// The case, and the same for one of its rows alone.
+fn losses(op: &'static str, [t, n, k]: [usize; 3], w: DType, row: usize) -> [Case; 2] {
+    let x = noise(DType::F32, w, &[t, k], 1);
+    let w = noise(w, w, &[n, k], 2);
+    let target = |i: usize| if i % 5 == 3 { -100 } else { (i * 37 % n) as i64 };
+    let targets = Tensor::from_i64s(DType::I32, &[t], (0..t).map(target));
+    let dloss = noise(DType::F32, DType::F32, &[t], 3);
+    let case = |x: &Tensor, targets: &Tensor, dloss: &Tensor| {
+        let args = [Some(x), Some(&w), Some(targets), Some(dloss)];
+        let args = if op.ends_with("dlogits") { &args[..] } else { &args[..3] };
+        let rows: Vec<usize> = (0..args.len()).filter(|i| *i != 1).collect();
+        Case::new(op, Attrs::none(), args).with_rows(&rows)
+    };
+    let one = |t: &Tensor| t.slice(0, row, 1, 1);
+    [case(&x, &targets, &dloss), case(&one(&x), &one(&targets), &one(&dloss))]
+}
+
+#[test]
+fn losses_of_the_head() {
+    for op in ["linear_cross_entropy", "linear_cross_entropy_dlogits"] {
+        for w in [DType::F32, DType::Bf16, DType::F16] {
+            for (what, sizes) in [("whole", [70, 264, 40]), ("odd", [9, 37, 19])] {
+                let [all, one] = losses(op, sizes, w, 6);
+                let what = format!("{what} {op}, {w}");
+                let (all, one) = (check(&what, &all), check(&format!("a row, {what}"), &one));
+                for (all, one) in all.iter().zip(&one) {
+                    assert_eq!(all.slice(0, 6, 1, 1).to_bytes(), one.to_bytes(), "{what}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn gradients_of_the_head() {
+    for w in [DType::F32, DType::Bf16, DType::F16] {
+        for (what, sizes) in [("odd whole", [70, 264, 40]), ("odd", [9, 37, 19])] {
+            let [case, _] = losses("linear_cross_entropy_dlogits", sizes, w, 6);
+            let [Some(x), Some(weight), targets, dloss] = &case.args[..] else { unreachable!() };
+            let args = [Some(x), Some(weight), targets.as_ref()];
+            let lse =
+                Case::new("linear_cross_entropy", Attrs::none(), &args).expected().1[1].clone();
+            let lse = lse.cast(DType::F32);
+            let args = [Some(x), Some(weight), targets.as_ref(), Some(&lse), dloss.as_ref()];
+            let case = Case::new("linear_cross_entropy_grad", Attrs::none(), &args);
+            let case = case.with_rows(&[0, 2, 3, 4]).with_fixed(&[1]);
+            // Gradients of logits are rounded to the weight's type before they are multiplied.
+            let tolerance = if w == DType::F32 { 1e-5 } else { 1e-2 };
+            let _ = check_to(&format!("{what} gradients, {w}"), &case, tolerance);
+        }
+    }
+}
