@@ -28,8 +28,8 @@ pub(super) fn kernel(spec: &KernelSpec, code: &Code) -> CudaKernel {
     let tensors = nest.operands.len() + nest.results.len();
     let strides: Vec<&Dim> = outer.strides[..tensors].iter().flatten().collect();
     let even = steps[..tensors].iter().all(|step| step.is(0) || step.is(1));
-    let bytes = nest.operands.iter().chain(&nest.results).map(|view| view.dtype.size()).min();
-    let widest = (16 / bytes.unwrap_or(4)).clamp(4, LANES as usize) as u32;
+    let mut tensors = nest.operands.iter().chain(&nest.results);
+    let widest = if tensors.any(|view| view.dtype.size() < 4) { LANES } else { LANES / 2 };
     let fits = |lanes: &u32| even && Cx::in_strips(&inner, &strides, *lanes);
     let lanes = [widest, 4].into_iter().find(fits).unwrap_or(1);
     let each = inner.ceil_div(lanes.into());
