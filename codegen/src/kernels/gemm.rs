@@ -8,7 +8,8 @@
 //! weights take to arrive. Two architectures need not agree in the last bits.
 //!
 //! - [`sm80`]: `cp.async`, `ldmatrix`, `mma.sync`.
-//! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`.
+//! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`; for few rows the kernels of [`sm80`], since its
+//!   `mma.sync.m16n8k16` gives the bits of `wgmma` where both see k in the same [`Order`].
 //! - [`quantized`]: weights of 8 or 4 bits, for both; its sums have an order of their own.
 //! - [`simt`]: f32, for both, by fused multiply-adds.
 //! - [`tiled`]: operands in any layout, for both, by either kind of instruction.
@@ -51,6 +52,16 @@ pub enum Form {
     Columns(i64),
     /// Rows are dense and so many elements apart.
     Rows(i64),
+}
+
+/// Which step over k stands where in the sixteen that an instruction adds.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Order {
+    /// In order.
+    Plain,
+    /// Place `p` of the eight of number `j` has step `8 j + (p ^ j % 4)`: as `wgmma` finds a packed
+    /// weight that was copied in rows of 128 bytes.
+    Turned,
 }
 
 /// A product.
@@ -119,6 +130,11 @@ impl Gemm {
     /// Columns of `y` that so many of the weight give.
     fn outputs(&self, columns: i64) -> i64 {
         if self.gated { columns / 2 } else { columns }
+    }
+
+    /// The order of k on `sm_90a`.
+    fn order(&self) -> Order {
+        if self.form == Form::Panels { Order::Turned } else { Order::Plain }
     }
 
     /// The weight's element as PTX names it.

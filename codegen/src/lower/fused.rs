@@ -353,9 +353,14 @@ struct Line<'l> {
 impl Line<'_> {
     /// Computes `lanes` elements from `i` on.
     fn strip(&self, cx: &Cx<'_>, i: Val, lanes: u32) {
+        let values = self.values(cx, i, lanes);
+        self.store(cx, i, values);
+    }
+
+    /// What `lanes` elements from `i` on are, by result.
+    fn values(&self, cx: &Cx<'_>, i: Val, lanes: u32) -> Vec<Val> {
         let (e, steps) = (&cx.e, self.steps);
-        let inputs = self.operands.len();
-        let outputs = inputs + self.results.len();
+        let outputs = self.operands.len() + self.results.len();
         let load = |k: usize| match self.still[k] {
             Some(value) => e.splat(value, lanes),
             None => self.operands[k].load_strip(cx, cx.scale(i, &steps[k]), &steps[k], lanes),
@@ -365,9 +370,13 @@ impl Line<'_> {
             let first = cx.offset(self.offsets[k], i, &steps[k]);
             self.nest.coordinate(cx, first, &steps[k], lanes)
         };
-        let values = self.nest.code.emit(cx, lanes, load, coordinate);
+        self.nest.code.emit(cx, lanes, load, coordinate)
+    }
+
+    /// Stores results from `i` on.
+    fn store(&self, cx: &Cx<'_>, i: Val, values: Vec<Val>) {
         for (k, (value, view)) in values.into_iter().zip(&self.results).enumerate() {
-            let step = &steps[inputs + k];
+            let step = &self.steps[self.operands.len() + k];
             view.store_strip(cx, value, cx.scale(i, step), step);
         }
     }

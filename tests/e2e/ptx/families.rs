@@ -113,6 +113,15 @@ fn loops() {
     check("odd rows", &Case::new("neg", Attrs::none(), &[Some(&odd)]), 0.0);
     let transposed = Case::new("neg", Attrs::none(), &[Some(&odd)]).transposed(&[0]);
     check("exchanged axes", &transposed, 0.0);
+    // Blocks of which all threads have two strips, and such that not all have one.
+    for (rows, width) in [(70, 64), (9, 40), (5, 37)] {
+        let half = |shape: &[usize], seed| noise(DType::Bf16, DType::Bf16, shape, seed);
+        let (x, y, row) = (half(&[rows, width], 5), half(&[rows, width], 6), half(&[width], 7));
+        let sum = Case::new("add", Attrs::none(), &[Some(&x), Some(&y)]).with_rows(&[0, 1]);
+        check("halves", &sum, 1e-6);
+        let product = Case::new("mul", Attrs::none(), &[Some(&x), Some(&row)]).with_rows(&[0]);
+        check("halves by a row", &product, 1e-6);
+    }
     let attrs = Attrs::none().with("to", Attr::DType(DType::Bf16));
     check("cast", &Case::new("cast", attrs, &[Some(&x)]), 1e-6);
 }

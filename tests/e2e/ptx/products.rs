@@ -75,11 +75,15 @@ pub(super) fn check_to(what: &str, case: &Case, tolerance: f64) -> Vec<Tensor> {
 #[test]
 fn packed_weights() {
     use DType::{Bf16, F16, F32};
+    let _ = check("few rows", &linear(5, 272, 96, Bf16, Bf16, "none"));
+    let _ = check("few f32 rows", &linear(3, 392, 64, F32, Bf16, "none"));
     let _ = check("aligned", &linear(70, 128, 96, Bf16, Bf16, "none"));
     let _ = check("odd k", &linear(5, 19, 37, Bf16, Bf16, "none"));
     let _ = check("f32 rows", &linear(17, 72, 50, F32, Bf16, "gelu"));
     let _ = check("odd f32 rows", &linear(3, 19, 37, F32, F16, "silu"));
     let _ = check("several tiles", &linear(131, 80, 271, F16, F16, "relu"));
+    let _ = check("tiles of 224 columns", &linear(129, 72, 448, Bf16, Bf16, "none"));
+    let _ = check("tiles of 256 columns", &linear(129, 72, 500, F32, Bf16, "none"));
 }
 
 #[test]
@@ -94,6 +98,33 @@ fn plain_matrices() {
     let _ = check("dense columns", &matmul(67, 72, 136, DType::F16).transposed(&[1]));
     let _ = check("odd rows", &matmul(9, 37, 41, DType::F16));
     let _ = check("odd columns", &matmul(9, 37, 41, DType::Bf16).transposed(&[1]));
+}
+
+/// Two blocks that walk over six tiles each: the ring runs on from tile to tile.
+#[test]
+fn blocks_have_several_tiles() {
+    for x in [DType::Bf16, DType::F32] {
+        let case = linear(300, 328, 128, x, DType::Bf16, "silu");
+        let (spec, want) = case.expected();
+        let target = Target::sm_90a();
+        let mut kernels = case.kernels(&spec, &target);
+        assert!(!kernels.is_empty());
+        for kernel in &mut kernels {
+            assert!(kernel.grid[0].eval(&case.env()).unwrap() >= 3, "several tiles");
+            kernel.grid[0] = 2.into();
+            let trial = Trial {
+                what: "several tiles of a block",
+                family: "products",
+                case: &case,
+                spec: &spec,
+                target: &target,
+                want: &want,
+                tolerance: 1e-5,
+                same: &[Same::Variants],
+            };
+            assert_eq!(trial.run(kernel, 3).1.bank_conflicts, 0);
+        }
+    }
 }
 
 #[test]
@@ -128,7 +159,8 @@ fn a_row_is_the_same_bits_among_others() {
 /// Changes that must not go unnoticed: the emulator faults, or the result is wrong.
 #[test]
 fn mistakes_are_seen() {
-    let case = linear(70, 448, 96, DType::Bf16, DType::Bf16, "none");
+    // More steps over k than a ring has stages.
+    let case = linear(70, 1216, 96, DType::Bf16, DType::Bf16, "none");
     let (spec, want) = case.expected();
     let trans = "ldmatrix.sync.aligned.m8n8.x4.trans";
     // The descriptor of a packed weight's stages: strides of 2048 and 256 bytes, and a permutation
@@ -136,7 +168,11 @@ fn mistakes_are_seen() {
     let descriptor =
         |layout: i64| ((2048 >> 4) << 16 | (256 >> 4) << 32 | layout << 62).to_string();
     let (right, wrong) = (descriptor(3), descriptor(2));
-    let changes: [(Target, &str, &str); 5] = [
+    let changes: [(Target, &str, &str); 7] = [
+        // Tensor cores read rows before they see them.
+        (Target::sm_90a(), "fence.proxy.async.shared::cta;", ""),
+        // A warp's rows are said to be there before its other lanes have written them.
+        (Target::sm_90a(), "bar.warp.sync -1;", ""),
         (Target::sm_90a(), &right, &wrong),
         // A stage is read before its copies are waited for.
         (Target::sm_80(), "cp.async.wait_group 2;", "cp.async.wait_group 3;"),

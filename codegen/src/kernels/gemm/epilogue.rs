@@ -31,9 +31,13 @@ pub(super) struct Epilogue<'a> {
 }
 
 impl Epilogue<'_> {
-    /// Writes a strip where its row is one of y.
+    /// Writes a strip where its row is one of y; every lane of the warp must come here.
     pub(super) fn store(&self, strip: &Strip<'_>) {
         let e = self.e;
+        let blocks = self.spec.outputs(strip.sums.len() as i64);
+        if self.in_units() && blocks % 4 == 0 {
+            return self.store_units(strip);
+        }
         self.row(strip.row, |y, residual| {
             if self.spec.gated {
                 self.gated(strip, y, residual);
@@ -44,6 +48,71 @@ impl Epilogue<'_> {
                 }
             }
         });
+    }
+
+    /// Whether 32 columns of y are 64 bytes at a multiple of sixteen, all of them in y or none.
+    fn in_units(&self) -> bool {
+        let even = |m: &Matrix| m.stride % 2 == 0;
+        let spec = self.spec;
+        matches!(spec.y.elem, Elem::Bf16 | Elem::F16)
+            && spec.y.stride % 8 == 0
+            && spec.n % 32 == 0
+            && spec.residual.as_ref().is_none_or(even)
+    }
+
+    /// Writes a strip in units of sixteen bytes: four lanes, who have a pair each of every eight
+    /// columns, exchange pairs so that each has eight columns. A store of the warp is then whole
+    /// sectors of memory, and a quarter as many.
+    fn store_units(&self, strip: &Strip<'_>) {
+        let (e, spec) = (self.e, self.spec);
+        let within = e.rem_unsigned(strip.column, e.i32(PANEL));
+        let first = if spec.gated {
+            e.add(e.shr(e.sub(strip.column, within), 1), within)
+        } else {
+            strip.column
+        };
+        let blocks: Vec<([Val; 2], Option<[Val; 2]>)> = if spec.gated {
+            let halves = |quad: &[[Val; 2]]| [(quad[0], Some(quad[2])), (quad[1], Some(quad[3]))];
+            strip.sums.chunks_exact(4).flat_map(halves).collect()
+        } else {
+            strip.sums.iter().map(|sums| (*sums, None)).collect()
+        };
+        let inside = e.cmp(Cmp::Lt, strip.row, self.rows);
+        // Lanes whose row is not one of y take part in the exchange.
+        let row = e.cast(e.min(strip.row, e.add_const(self.rows, -1)), Elem::I64);
+        let place = |m: &Matrix| e.at(e.arg(m.arg), m.elem, e.mul_const(row, m.stride));
+        let (y, residual) = (place(&spec.y), spec.residual.as_ref().map(place));
+        let name = if spec.y.elem == Elem::F16 { "f16" } else { "bf16" };
+        // The first operand becomes the upper half.
+        let round = format!("cvt.rn.{name}x2.f32 $0, $2, $1;");
+        // The lane's pair among four.
+        let pair = e.shr(within, 1);
+        for (i, four) in (0..).zip(blocks.chunks_exact(4)) {
+            let column = e.add_const(first, 32 * i);
+            let write = || {
+                let words: Vec<Val> = (0..)
+                    .zip(four)
+                    .map(|(j, (sums, up))| {
+                        let column = e.add_const(column, 8 * j);
+                        let value = self.value(2, column, *sums, *up, residual);
+                        let pair = [0, 1].map(|lane| e.extract(value, lane));
+                        e.ptx_pure(&round, &[Ty::Scalar(Elem::I32)], &pair)[0]
+                    })
+                    .collect();
+                let words = exchange(e, pair, [words[0], words[1], words[2], words[3]]);
+                let zero = e.zero(Ty::Vector(Elem::I32, 4));
+                let unit = (0..).zip(words).fold(zero, |unit, (i, word)| e.insert(word, unit, i));
+                let column = e.add(e.sub(column, e.shl(pair, 1)), e.shl(pair, 3));
+                let to = e.at(y, spec.y.elem, e.cast(column, Elem::I64));
+                e.if_then(inside, || e.store_whole(unit, to));
+            };
+            if self.whole {
+                write();
+            } else {
+                let base = e.sub(column, e.shl(pair, 1));
+                e.if_then(e.cmp(Cmp::Lt, base, e.i32(spec.n)), write);
+            }
+        }
     }
 
     /// Writes what a lane has of a row: two neighbours of every panel, those of y at `column` and
@@ -83,6 +152,42 @@ impl Epilogue<'_> {
         }
     }
 
+    /// What y is at one or two columns from `column` on.
+    fn value(
+        &self,
+        lanes: u32,
+        column: Val,
+        sums: [Val; 2],
+        up: Option<[Val; 2]>,
+        residual: Option<Val>,
+    ) -> Val {
+        let (e, spec) = (self.e, self.spec);
+        let place = e.cast(column, Elem::I64);
+        let load = |base: Val, elem: Elem| {
+            let from = e.at(base, elem, place);
+            e.cast(e.load_whole(Ty::of(elem, lanes), from), Elem::F32)
+        };
+        let gather = |values: [Val; 2]| match lanes {
+            1 => values[0],
+            _ => {
+                let zero = e.zero(Emitter::f32s(2));
+                e.insert(values[1], e.insert(values[0], zero, 0), 1)
+            }
+        };
+        let mut value = gather(sums);
+        if let Some((bias, elem)) = spec.bias {
+            value = e.add(value, load(e.arg(bias), elem));
+        }
+        value = activate(e, spec.activation, value);
+        if let Some(up) = up {
+            value = e.mul(value, gather(up));
+        }
+        if let (Some(base), Some(matrix)) = (residual, &spec.residual) {
+            value = e.add(value, load(base, matrix.elem));
+        }
+        value
+    }
+
     fn pair(
         &self,
         column: Val,
@@ -95,30 +200,10 @@ impl Epilogue<'_> {
         let even = |m: &Matrix| m.stride % 2 == 0;
         let vector = spec.n % 2 == 0 && even(&spec.y) && spec.residual.as_ref().is_none_or(even);
         let write = |lanes: u32, first: usize| {
-            let place = e.cast(e.add_const(column, first as i64), Elem::I64);
-            let load = |base: Val, elem: Elem| {
-                let from = e.at(base, elem, place);
-                e.cast(e.load_whole(Ty::of(elem, lanes), from), Elem::F32)
-            };
-            let gather = |values: [Val; 2]| match lanes {
-                1 => values[first],
-                _ => {
-                    let zero = e.zero(Emitter::f32s(2));
-                    e.insert(values[1], e.insert(values[0], zero, 0), 1)
-                }
-            };
-            let mut value = gather(sums);
-            if let Some((bias, elem)) = spec.bias {
-                value = e.add(value, load(e.arg(bias), elem));
-            }
-            value = activate(e, spec.activation, value);
-            if let Some(up) = up {
-                value = e.mul(value, gather(up));
-            }
-            if let (Some(base), Some(matrix)) = (residual, &spec.residual) {
-                value = e.add(value, load(base, matrix.elem));
-            }
-            let to = e.at(y, spec.y.elem, place);
+            let column = e.add_const(column, first as i64);
+            let picked = |values: [Val; 2]| if lanes == 1 { [values[first]; 2] } else { values };
+            let value = self.value(lanes, column, picked(sums), up.map(picked), residual);
+            let to = e.at(y, spec.y.elem, e.cast(column, Elem::I64));
             e.store_whole(e.cast(value, spec.y.elem), to);
         };
         let guarded = |lanes: u32, first: usize| {
@@ -133,6 +218,26 @@ impl Epilogue<'_> {
             (false, false) => [0, 1].into_iter().for_each(|i| guarded(1, i)),
         }
     }
+}
+
+/// Transposes four words of four neighbouring lanes, of which this is the one of number `lane`:
+/// word `i` becomes word `lane` of lane `i`.
+fn exchange(e: &Emitter, lane: Val, words: [Val; 4]) -> [Val; 4] {
+    let odd = e.cmp(Cmp::Ne, e.and(lane, e.i32(1)), e.i32(0));
+    let upper = e.cmp(Cmp::Ge, lane, e.i32(2));
+    let [a, b, c, d] = words;
+    let low = e.shuffle_xor(e.select(odd, a, b), 1);
+    let high = e.shuffle_xor(e.select(odd, c, d), 1);
+    let (a, b) = (e.select(odd, low, a), e.select(odd, b, low));
+    let (c, d) = (e.select(odd, high, c), e.select(odd, d, high));
+    let first = e.shuffle_xor(e.select(upper, a, c), 2);
+    let second = e.shuffle_xor(e.select(upper, b, d), 2);
+    [
+        e.select(upper, first, a),
+        e.select(upper, second, b),
+        e.select(upper, c, first),
+        e.select(upper, d, second),
+    ]
 }
 
 /// The activation of f32.

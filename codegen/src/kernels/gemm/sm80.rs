@@ -9,7 +9,7 @@ mod copy;
 mod fragments;
 
 use super::{
-    Draft, Form, Gemm,
+    Draft, Form, Gemm, Order,
     epilogue::{Epilogue, Strip},
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
@@ -22,7 +22,7 @@ pub struct Tile {
     pub m: i64,
     /// Columns of the stored weight; a multiple of `16 · warps[1]`, of a gated one `32 · warps[1]`.
     pub n: i64,
-    /// Steps over k of a stage, 32 or 64.
+    /// Steps over k of a stage: 32, 64 or 128.
     pub k: i64,
     /// Warps along rows and columns.
     pub warps: [i64; 2],
@@ -50,18 +50,18 @@ impl Tile {
 pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
     let few = spec.columns() / Tile::SMALL.n < i64::from(multiprocessors);
     let small = if few { Tile::NARROW } else { Tile::SMALL };
-    [small, Tile::MEDIUM, Tile::LARGE].map(|tile| emit(symbol, spec, tile)).into()
+    [small, Tile::MEDIUM, Tile::LARGE].map(|tile| emit(symbol, spec, tile, Order::Plain)).into()
 }
 
 /// Emits the kernel `symbol`.
 #[must_use]
-pub fn emit(symbol: &str, spec: &Gemm, tile: Tile) -> Draft {
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, order: Order) -> Draft {
     let e = Emitter::cuda(symbol, tile.threads());
-    let generator = Gen::new(&e, spec, tile);
+    let generator = Gen::new(&e, spec, tile, order);
     generator.emit();
     let shared = generator.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(shared).expect("stages fit in shared memory");
-    let max_rows = (tile != Tile::LARGE).then_some(tile.m);
+    let max_rows = (tile.m < Tile::LARGE.m).then_some(tile.m);
     let tile = [tile.m, tile.n];
     Draft { e, tile, blocks: None, shared_bytes, maps: Vec::new(), max_rows }
 }
@@ -71,6 +71,7 @@ struct Gen<'a> {
     e: &'a Emitter,
     spec: &'a Gemm,
     tile: Tile,
+    order: Order,
     rows: Val,
     /// First row and first column of the block's tile.
     origin: [Val; 2],
@@ -82,7 +83,7 @@ struct Gen<'a> {
 }
 
 impl<'a> Gen<'a> {
-    fn new(e: &'a Emitter, spec: &'a Gemm, tile: Tile) -> Self {
+    fn new(e: &'a Emitter, spec: &'a Gemm, tile: Tile, order: Order) -> Self {
         let rows = e.cast(e.dim(0), Elem::I32);
         let thread = e.thread();
         let warp = e.shr(thread, 5);
@@ -92,6 +93,7 @@ impl<'a> Gen<'a> {
             e,
             spec,
             tile,
+            order,
             rows,
             origin: [e.mul_const(e.block('x'), tile.m), e.mul_const(e.block('y'), tile.n)],
             thread,

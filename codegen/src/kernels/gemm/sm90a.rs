@@ -1,33 +1,39 @@
 //! Products for `sm_90a`: the copy engine fills a ring of stages, warpgroups multiply from it.
 //!
-//! The last warpgroup, or warp, is the producer: one thread of it waits until a stage is empty and
-//! starts the copies, which count the stage full when they have landed. The other warpgroups each
-//! hold 64 rows of the tile's sums in registers; `wgmma` reads both operands from shared memory.
-//! The group of one step over k stays in flight while that of the next is issued, and its stage is
-//! released after that. Blocks are persistent: each walks over tiles, and the ring runs on from
-//! tile to tile, so that the copies of a tile overlap the stores of the last.
+//! The last warpgroup is the producer: one thread of it waits until a stage is empty and starts the
+//! copies, which count the stage full when they have landed. Rows of `a` that have to be rounded or
+//! put in another order are not copied but loaded and stored by its threads ([`fill`]). The other
+//! two warpgroups each hold 64 rows of the tile's sums in registers; `wgmma` reads both operands
+//! from shared memory. The group of one step over k stays in flight while that of the next is
+//! issued, and its stage is released after that. Blocks are persistent: each walks over tiles, and
+//! the ring runs on from tile to tile, so that the copies of a tile overlap the stores of the last.
 //!
-//! Where the copy engine cannot read an operand (f32 rows, which have to be rounded on the way, or
-//! rows that are not multiples of sixteen bytes), the kernels of [`super::sm80`] are used.
+//! The copy engine takes as long for a row of 32 bytes as for one of 128, so a packed weight's
+//! panels are copied in rows of four steps over k, which turns the order of k within eight
+//! ([`operands`]); `a` is put in the same order.
+//!
+//! Few rows, and operands that sixteen-byte accesses cannot read, take the kernels of
+//! [`super::sm80`].
 
+mod fill;
 mod operands;
 mod ring;
+mod tiles;
 
 use super::{
-    Draft, Form, Gemm,
+    Draft, Gemm,
     epilogue::{Epilogue, Strip},
     sm80,
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
+use fill::Fill;
 use operands::Operands;
 use ring::{Ring, Turn};
 
-/// A block's share of the product.
+/// A block's share of the product: 128 rows, 64 for each warpgroup that multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Tile {
-    /// Warpgroups that multiply, 64 rows each.
-    pub consumers: i64,
-    /// Columns of the stored weight: 32, 64, 128 or 256.
+    /// Columns of the stored weight: a multiple of 32 up to 256.
     pub n: i64,
     /// Stages of the ring.
     pub stages: i64,
@@ -40,26 +46,14 @@ const GROUP: i64 = 16;
 /// Threads of a warpgroup.
 const WARPGROUP: i64 = 128;
 
+/// Warpgroups that multiply.
+const CONSUMERS: i64 = 2;
+/// Registers of a thread of a producer, and of a consumer: three warpgroups start with 168 each.
+const REGISTERS: [i64; 2] = [136, 184];
+
 impl Tile {
-    /// For many rows and columns.
-    pub const LARGE: Tile = Tile { consumers: 2, n: 256, stages: 4 };
-    /// For many rows of few columns.
-    pub const SLIM: Tile = Tile { consumers: 2, n: 128, stages: 6 };
-    /// For at most 64 rows: little to compute, much to read.
-    pub const SMALL: Tile = Tile { consumers: 1, n: 32, stages: 10 };
-
     const fn m(self) -> i64 {
-        64 * self.consumers
-    }
-
-    /// Threads of the producer: registers move between warpgroups, so it is one where they do.
-    const fn producer(self) -> i64 {
-        if self.consumers > 1 { WARPGROUP } else { 32 }
-    }
-
-    fn threads(self) -> u32 {
-        let threads = self.producer() + WARPGROUP * self.consumers;
-        u32::try_from(threads).expect("few warps")
+        64 * CONSUMERS
     }
 }
 
@@ -69,27 +63,23 @@ pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
     if !Operands::can_copy(spec) {
         return sm80::variants(symbol, spec, multiprocessors);
     }
-    let slim = spec.columns() <= 128 * i64::from(multiprocessors) / 16;
-    let large = if slim { Tile::SLIM } else { Tile::LARGE };
     let blocks = i64::from(multiprocessors);
-    // The copy engine's rows of 128 bytes are 64 columns.
-    let small = match spec.form {
-        Form::Rows(_) => Tile { n: 64, ..Tile::SMALL },
-        Form::Panels | Form::Columns(_) => Tile::SMALL,
-    };
-    [small, large].map(|tile| emit(symbol, spec, tile, blocks)).into()
+    let few = tiles::few(spec, blocks).map(|tile| sm80::emit(symbol, spec, tile, spec.order()));
+    let many = tiles::many(spec, blocks);
+    let many = many.into_iter().map(|(tile, most)| emit(symbol, spec, tile, most, blocks));
+    few.into_iter().chain(many).collect()
 }
 
-/// Emits the kernel `symbol` for at most so many blocks.
+/// Emits the kernel `symbol` for at most so many rows and blocks.
 #[must_use]
-pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, blocks: i64) -> Draft {
-    let e = Emitter::cuda(symbol, tile.threads());
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>, blocks: i64) -> Draft {
+    let threads = u32::try_from(WARPGROUP * (CONSUMERS + 1)).expect("few threads");
+    let e = Emitter::cuda(symbol, threads);
     let operands = Operands::new(spec, tile);
     let maps = operands.maps();
     Gen::new(&e, spec, tile, &operands).emit();
     let stages = operands.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
-    let max_rows = (tile.consumers == 1).then_some(tile.m());
     Draft { e, tile: [tile.m(), tile.n], blocks: Some(blocks), shared_bytes, maps, max_rows }
 }
 
@@ -119,26 +109,29 @@ impl<'a> Gen<'a> {
     }
 
     fn emit(&self) {
-        let (e, tile) = (self.e, self.tile);
+        let e = self.e;
+        let fills = if self.operands.engine() { 0 } else { WARPGROUP / 32 };
         e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || {
-            self.ring.init(e, 4 * tile.consumers);
+            self.ring.init(e, 1 + fills, 4 * CONSUMERS);
         });
         e.barrier(Barrier::Block);
         // Warpgroups begin at multiples of four warps, so those that multiply come first.
-        let first = e.i32(WARPGROUP * tile.consumers);
+        let first = e.i32(WARPGROUP * CONSUMERS);
         let produces = e.cmp(Cmp::Ge, self.thread, first);
+        let [few, many] = REGISTERS;
         e.either(
             produces,
             || {
-                if tile.consumers > 1 {
-                    e.ptx("setmaxnreg.dec.sync.aligned.u32 40;", &[]);
+                e.ptx(&format!("setmaxnreg.dec.sync.aligned.u32 {few};"), &[]);
+                let leads = e.cmp(Cmp::Eq, self.thread, first);
+                if self.operands.engine() {
+                    e.if_then(leads, || self.produce());
+                } else {
+                    self.fill(e.sub(self.thread, first), leads);
                 }
-                e.if_then(e.cmp(Cmp::Eq, self.thread, first), || self.produce());
             },
             || {
-                if tile.consumers > 1 {
-                    e.ptx("setmaxnreg.inc.sync.aligned.u32 232;", &[]);
-                }
+                e.ptx(&format!("setmaxnreg.inc.sync.aligned.u32 {many};"), &[]);
                 self.consume();
             },
         );
@@ -174,14 +167,57 @@ impl<'a> Gen<'a> {
                 e.for_loop(e.i32(0), e.i32(self.steps()), 1, &turn.values(), |step, turn| {
                     let turn = Turn::of(turn);
                     self.ring.wait_empty(e, turn);
-                    let full = self.ring.full(e, turn);
-                    let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
-                    e.ptx(text, &[full, e.i32(self.operands.stage_bytes())]);
-                    let to = self.stage(turn);
-                    self.operands.copy(e, [row, column, e.mul_const(step, K)], to, full);
+                    self.copy([row, column, step], turn);
                     self.ring.next(e, turn).values().to_vec()
                 });
             Turn::of(&steps)
+        });
+    }
+
+    /// Starts the copies of a stage: row and column of the tile, and the step.
+    fn copy(&self, [row, column, step]: [Val; 3], turn: Turn) {
+        let e = self.e;
+        let full = self.ring.full(e, turn);
+        let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
+        e.ptx(text, &[full, e.i32(self.operands.copied_bytes())]);
+        self.operands.copy(e, [row, column, e.mul_const(step, K)], self.stage(turn), full);
+    }
+
+    /// As [`Self::produce`] by all threads, of which one `leads`: it starts the weight's copies.
+    fn fill(&self, thread: Val, leads: Val) {
+        let e = self.e;
+        let fill = Fill {
+            e,
+            a: self.spec.a,
+            k: self.spec.k,
+            to: self.spec.type_name(),
+            order: self.spec.order(),
+            tile: self.tile,
+            rows: self.rows,
+            thread,
+        };
+        let first = e.cmp(Cmp::Eq, e.and(thread, e.i32(31)), e.i32(0));
+        self.tiles(|row, column, turn| {
+            let rows = fill.rows(row);
+            let mut init = turn.values().to_vec();
+            init.extend((0..fill.ahead()).flat_map(|step| fill.load(&rows, e.i32(step))));
+            let done = e.for_loop(e.i32(0), e.i32(self.steps()), 1, &init, |step, carried| {
+                let turn = Turn::of(&carried[..2]);
+                let (now, later) = carried[2..].split_at(fill.in_flight());
+                let words = fill.convert(now);
+                let next = fill.load(&rows, e.add_const(step, fill.ahead()));
+                self.ring.wait_empty(e, turn);
+                e.if_then(leads, || self.copy([row, column, step], turn));
+                // The one that leads and the others go on together.
+                e.ptx("bar.warp.sync -1;", &[]);
+                fill.store(&words, self.stage(turn));
+                // Each thread's writes come before what tensor cores read; one lane says so.
+                e.ptx("fence.proxy.async.shared::cta;\nbar.warp.sync -1;", &[]);
+                e.if_then(first, || self.ring.arrive_full(e, turn));
+                let values = self.ring.next(e, turn).values().into_iter();
+                values.chain(later.iter().copied()).chain(next).collect()
+            });
+            Turn::of(&done[..2])
         });
     }
 

@@ -273,20 +273,3 @@ fn indices_never_lead_out_of_the_memory() {
     let last = |all: &Tensor| all.slice(0, 15, 2, 1).to_bytes();
     assert!(last(&positions) != last(&right) && positions.to_f64s().iter().all(|x| x.is_finite()));
 }
-
-#[test]
-fn gpus_do_not_write_memories_of_integers() {
-    let prompt = sequences(&[40]);
-    let cache = prompt.paged(DType::I8, 0.0);
-    let slots = Tensor::from_i64s(DType::I32, &[1], [0]);
-    let [k, v] = [KEY, VALUE].map(|size| noise(DType::I8, &[1, KV_HEADS, size], 7));
-    let scale = noise(DType::F32, &[1, KV_HEADS], 8);
-    let [ks, vs] = [&cache.scales[0], &cache.scales[1]];
-    let write = [&cache.k, &cache.v, &k, &v, &slots, ks, vs, &scale, &scale];
-    let case = Case::new("kv_write", Attrs::none(), &write);
-    let (spec, _) = case.expected();
-    for target in [Target::sm_80(), Target::sm_90a()] {
-        let why = lowering(case.op).unwrap().emit_cuda(&spec, &target).unwrap_err();
-        assert_eq!(why.reason, "keys and values in i8 have no GPU kernel; take bf16 or f16");
-    }
-}

@@ -3,9 +3,12 @@
 //! Lane `4g + t` holds of the left operand rows `g` and `g + 8` at `2t`, `2t + 1`, `2t + 8` and
 //! `2t + 9`, of the right one the same steps of column `g`. PTX ISA, "Matrix Fragments for
 //! mma.m16n8k16".
+//!
+//! Where the order is [`Order::Turned`], places 0 to 7 of an odd sixteen-wide step have pairs 2, 3,
+//! 0, 1 of k, and in places 8 to 15 of every step each pair is also the other way round.
 
 use super::{
-    super::{Form, PANEL},
+    super::{Form, Order, PANEL},
     Gen,
     copy::place,
 };
@@ -22,7 +25,45 @@ impl Gen<'_> {
         }
     }
 
+    /// Whether pairs of k are exchanged at this sixteen-wide step.
+    fn exchanged(&self, step: i64) -> bool {
+        self.order == Order::Turned && step % 2 == 1
+    }
+
     fn left_half(&self, from: Val, i: i64, step: i64) -> [Val; 4] {
+        let mut words = if self.exchanged(step) {
+            self.left_exchanged(from, i, step)
+        } else {
+            self.left_matrices(from, i, step)
+        };
+        if self.order == Order::Turned {
+            for word in &mut words[2..] {
+                *word = self.e.ptx_pure("prmt.b32 $0, $1, $1, 0x1032;", &[WORD], &[*word])[0];
+            }
+        }
+        words
+    }
+
+    /// As [`Self::left_matrices`], but every lane has the pairs of its neighbour.
+    fn left_exchanged(&self, from: Val, i: i64, step: i64) -> [Val; 4] {
+        let e = self.e;
+        let units = self.tile.k / 8;
+        let row = e.add(self.warp[0], e.shr(self.lane, 2));
+        let pair = e.xor(e.and(self.lane, e.i32(3)), e.i32(1));
+        let at = [0, 1].map(|high| {
+            let unit = e.i32(2 * step + high);
+            let at = place(self, row, unit, units, self.spec.a.elem);
+            e.add(e.add(from, at), e.shl(pair, 2))
+        });
+        let load = |high: usize, below: i64| {
+            let offset = (i * 16 + below) * self.a_pitch();
+            let text = format!("ld.shared.b32 $0, [$1+{offset}];");
+            e.ptx_values(&text, &[WORD], &[at[high]])[0]
+        };
+        [load(0, 0), load(0, 8), load(1, 0), load(1, 8)]
+    }
+
+    fn left_matrices(&self, from: Val, i: i64, step: i64) -> [Val; 4] {
         let e = self.e;
         let units = self.tile.k / 8;
         let row = e.add(self.warp[0], e.and(self.lane, e.i32(15)));
@@ -36,8 +77,15 @@ impl Gen<'_> {
         let e = self.e;
         let units = self.tile.k / 4;
         let row = e.add(self.warp[0], e.shr(self.lane, 2));
-        let pair = e.and(self.lane, e.i32(3));
-        let cvt = format!("cvt.rn.{}x2.f32 $0, $2, $1;", self.spec.type_name());
+        let mut pair = e.and(self.lane, e.i32(3));
+        if self.exchanged(step) {
+            pair = e.xor(pair, e.i32(1));
+        }
+        // The first operand becomes the upper half.
+        let cvt = |high: usize| match (high, self.order) {
+            (1, Order::Turned) => format!("cvt.rn.{}x2.f32 $0, $1, $2;", self.spec.type_name()),
+            _ => format!("cvt.rn.{}x2.f32 $0, $2, $1;", self.spec.type_name()),
+        };
         let turned = |high: i64| {
             let unit = e.add_const(e.shr(pair, 1), 4 * step + 2 * high);
             let at = place(self, row, unit, units, Elem::F32);
@@ -48,7 +96,7 @@ impl Gen<'_> {
             let offset = (i * 16 + below) * self.a_pitch();
             let text = format!("ld.shared.v2.f32 {{$0, $1}}, [$2+{offset}];");
             let pair = e.ptx_values(&text, &[Emitter::f32s(1); 2], &[at[high]]);
-            e.ptx_pure(&cvt, &[WORD], &pair)[0]
+            e.ptx_pure(&cvt(high), &[WORD], &pair)[0]
         };
         [load(0, 0), load(0, 8), load(1, 0), load(1, 8)]
     }
@@ -62,7 +110,11 @@ impl Gen<'_> {
             Form::Panels => {
                 // Matrices: both halves of k for the first eight columns, then for the others.
                 let panel = e.div_unsigned(self.warp[1], e.i32(PANEL));
-                let k = e.add_const(e.add(row8, e.shl(low, 3)), 16 * step);
+                let row = match self.order {
+                    Order::Plain => row8,
+                    Order::Turned => e.xor(row8, e.add_const(low, 2 * (step % 2))),
+                };
+                let k = e.add_const(e.add(row, e.shl(low, 3)), 16 * step);
                 let line = e.add(e.mul_const(panel, self.tile.k), k);
                 let at = place(self, line, high, 2, self.spec.w_elem);
                 self.ldmatrix(".trans", e.add(from, at), j * self.tile.k * 32)

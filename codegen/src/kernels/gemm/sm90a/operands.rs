@@ -1,20 +1,29 @@
-//! What the copy engine writes to a stage, and the descriptors by which `wgmma` reads it.
+//! What a stage has, and the descriptors by which `wgmma` reads it.
 //!
 //! Rows of `a`, and columns of a weight that are dense, are 128 bytes of k, permuted over 1024
-//! bytes. A packed weight's panels are 32 bytes of columns at every k, permuted over 256 bytes;
-//! dense rows are 128 bytes of columns. PTX ISA, "Asynchronous Warpgroup Level Matrix Shared Memory
-//! Layout" and "Strides".
+//! bytes. Dense rows of a weight are 128 bytes of columns. PTX ISA, "Asynchronous Warpgroup Level
+//! Matrix Shared Memory Layout" and "Strides".
+//!
+//! A packed weight's panel has 32 bytes of columns at every k; four of them are a row of the copy
+//! engine, which permutes its sixteen-byte units by exclusive-or with the row's number modulo 8.
+//! Of an address, bit 4 is the half of the 32 bytes, bits 5 and 6 are k % 4, and bits 7 to 9 are
+//! k / 4 % 8; so bit 4 is turned by bit 2 of k, and k % 4 by k / 8 % 4. The first is what `wgmma`
+//! expects of columns permuted over 256 bytes; the second it does not see, so that in the eight
+//! places of number j it finds k % 4 exclusive-ored with j % 4: [`Order::Turned`].
 
 use ir::{DType, Dim};
 
 use super::{
-    super::{Form, Gemm, PANEL},
+    super::{Form, Gemm, Order, PANEL},
     K, Tile,
 };
 use crate::{
     cuda::{Swizzle, TensorMap},
     emit::{Elem, Emitter, Val},
 };
+
+/// Steps over k of a panel that are one row of a copy.
+const STEPS: i64 = 4;
 
 /// The operands of a product in shared memory.
 pub(super) struct Operands<'a> {
@@ -55,13 +64,25 @@ impl Walk {
 const ALONG_K: Walk = Walk { leading: 16, stride: 1024, swizzle: Swizzle::Bytes128, step: 32 };
 
 impl<'a> Operands<'a> {
-    /// Whether the copy engine can read the operands.
+    /// Whether the copy engine can read the weight, and it or threads in sixteen bytes `a`.
     pub(super) fn can_copy(spec: &Gemm) -> bool {
         let weight = match spec.form {
-            Form::Panels => true,
+            Form::Panels => spec.k % STEPS == 0,
             Form::Columns(stride) | Form::Rows(stride) => stride % 8 == 0,
         };
-        weight && spec.a.elem == spec.w_elem && spec.a.stride % 8 == 0
+        let each = 16 / spec.a.elem.bytes().cast_signed();
+        let whole = Operands::engine_copies(spec) || spec.k % each == 0;
+        weight && whole && spec.a.stride % each == 0
+    }
+
+    /// Whether the copy engine can write `a` as it is read.
+    fn engine_copies(spec: &Gemm) -> bool {
+        spec.a.elem == spec.w_elem && spec.order() == Order::Plain
+    }
+
+    /// Whether the copy engine writes `a` too.
+    pub(super) fn engine(&self) -> bool {
+        Operands::engine_copies(self.spec)
     }
 
     pub(super) const fn new(spec: &'a Gemm, tile: Tile) -> Self {
@@ -76,7 +97,12 @@ impl<'a> Operands<'a> {
         self.a_bytes() + self.tile.n * K * 2
     }
 
-    /// The maps of `a` and of the weight.
+    /// Bytes of a stage that the copy engine writes.
+    pub(super) fn copied_bytes(&self) -> i64 {
+        if self.engine() { self.stage_bytes() } else { self.stage_bytes() - self.a_bytes() }
+    }
+
+    /// The maps of `a`, where the copy engine reads it, and of the weight.
     pub(super) fn maps(&self) -> Vec<TensorMap> {
         let (spec, tile) = (self.spec, self.tile);
         let dtype = if spec.w_elem == Elem::F16 { DType::F16 } else { DType::Bf16 };
@@ -100,10 +126,10 @@ impl<'a> Operands<'a> {
         let w = match spec.form {
             Form::Panels => map(
                 spec.w,
-                &[Dim::from(PANEL), k, Dim::from(spec.panels())],
-                &[PANEL, spec.k * PANEL],
-                &[PANEL, K, tile.n / PANEL],
-                Swizzle::Bytes32,
+                &[Dim::from(STEPS * PANEL), Dim::from(spec.k / STEPS), Dim::from(spec.panels())],
+                &[STEPS * PANEL, spec.k * PANEL],
+                &[STEPS * PANEL, K / STEPS, tile.n / PANEL],
+                Swizzle::Bytes128,
             ),
             Form::Columns(stride) => {
                 map(spec.w, &[k, n], &[stride], &[K, tile.n], Swizzle::Bytes128)
@@ -112,7 +138,7 @@ impl<'a> Operands<'a> {
                 map(spec.w, &[n, k], &[stride], &[self.width(), K], Swizzle::Bytes128)
             }
         };
-        vec![a, w]
+        if self.engine() { vec![w, a] } else { vec![w] }
     }
 
     /// Columns of one copy of dense rows.
@@ -123,19 +149,21 @@ impl<'a> Operands<'a> {
     /// Starts the copies of a stage: the tile at row, column and k of `first`.
     pub(super) fn copy(&self, e: &Emitter, first: [Val; 3], to: Val, full: Val) {
         let [row, column, k] = first;
-        bulk(e, 0, &[k, row], to, full);
+        if self.engine() {
+            bulk(e, 1, &[k, row], to, full);
+        }
         let to = e.add_const(to, self.a_bytes());
         match self.spec.form {
             Form::Panels => {
                 let panel = e.div_unsigned(column, e.i32(PANEL));
-                bulk(e, 1, &[e.i32(0), k, panel], to, full);
+                bulk(e, 0, &[e.i32(0), e.shr(k, STEPS.ilog2()), panel], to, full);
             }
-            Form::Columns(_) => bulk(e, 1, &[k, column], to, full),
+            Form::Columns(_) => bulk(e, 0, &[k, column], to, full),
             Form::Rows(_) => {
                 for i in 0..self.tile.n / self.width() {
                     let column = e.add_const(column, i * self.width());
                     let to = e.add_const(to, i * self.width() * K * 2);
-                    bulk(e, 1, &[column, k], to, full);
+                    bulk(e, 0, &[column, k], to, full);
                 }
             }
         }

@@ -1,7 +1,8 @@
 //! A ring of stages between one producer and several consumers, guarded by `mbarrier`s.
 //!
-//! Every stage has two: full, which one arrival and the bytes of its copies complete, and empty,
-//! which one lane of every consuming warp completes. Waits name the parity of the round.
+//! Every stage has two: full, which an arrival of each that fills it and the bytes of its copies
+//! complete, and empty, which one lane of every consuming warp completes. Waits name the parity of
+//! the round.
 
 use crate::emit::{Cmp, Elem, Emitter, Val};
 
@@ -38,10 +39,10 @@ impl Ring {
         16 * stages
     }
 
-    /// Prepares the barriers for so many arrivals at each empty one.
-    pub(super) fn init(&self, e: &Emitter, arrivals: i64) {
+    /// Prepares the barriers for so many arrivals at each full and at each empty one.
+    pub(super) fn init(&self, e: &Emitter, full: i64, empty: i64) {
         for i in 0..2 * self.stages {
-            let count = if i < self.stages { 1 } else { arrivals };
+            let count = if i < self.stages { full } else { empty };
             let text = format!("mbarrier.init.shared::cta.b64 [$0+{}], {count};", 8 * i);
             e.ptx(&text, &[self.barriers]);
         }
@@ -51,6 +52,11 @@ impl Ring {
     /// The full barrier of a stage.
     pub(super) fn full(&self, e: &Emitter, turn: Turn) -> Val {
         e.add(self.barriers, e.shl(turn.stage, 3))
+    }
+
+    /// Arrives at the full barrier of a stage.
+    pub(super) fn arrive_full(&self, e: &Emitter, turn: Turn) {
+        e.ptx("mbarrier.arrive.shared::cta.b64 _, [$0];", &[self.full(e, turn)]);
     }
 
     fn empty(&self, e: &Emitter, stage: Val) -> Val {
