@@ -1,12 +1,11 @@
 //! Attention: the oracle on lengths that cross every border, and the promise of equal bits.
 
-use ir::{Attrs, DType, Env, KernelSpec, Target, Tensor};
+use ir::{Attrs, DType, Env, KernelSpec, Tensor};
 
 use super::{
     prompt::{Heads, Prompt, env, symbolic},
     run::{Case, Runner, assert_close, noise, type_of},
 };
-use crate::lower::lowering;
 
 const HEADS: usize = 6;
 const KV_HEADS: usize = 2;
