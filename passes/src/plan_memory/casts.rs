@@ -25,6 +25,10 @@ fn cast_of(module: &Module, graph: &Graph, id: NodeId) -> Option<DType> {
     (from.shape == node.results()[0].ty.shape).then_some(to)
 }
 
+/// Products, which multiply in the narrowest of their operands' types and round the others to it.
+const PRODUCTS: [&str; 6] =
+    ["matmul", "linear_", "grouped_", "attention", "paged_attention", "conv"];
+
 fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::Bf16 | DType::F16)
 }
@@ -63,16 +67,35 @@ impl Planner<'_> {
         spec: &mut KernelSpec,
         inputs: &mut [Option<Storage>],
     ) {
-        let operands: Vec<Option<Value>> = self.graph.node(id).inputs().to_vec();
-        for (i, v) in operands.into_iter().enumerate() {
-            let Some(v) = v else { continue };
-            let Some(from) = self.widened.get(&v) else { continue };
-            let narrow = self.storage[from].clone();
+        let operands = self.graph.node(id).inputs();
+        let is_product = PRODUCTS.iter().any(|product| spec.op.starts_with(product));
+        let is_wide =
+            |v: &Value| self.graph.ty(*v).dtype == DType::F32 && !self.widened.contains_key(v);
+        if is_product && operands.iter().flatten().any(is_wide) {
+            return;
+        }
+        let mut narrow = Vec::new();
+        for (i, v) in operands.iter().enumerate() {
+            let Some(from) = v.as_ref().and_then(|v| self.widened.get(v)) else { continue };
+            // A weight's type is what the others are rounded to.
+            if i == 1 && ["linear", "gated_linear", "quantized_linear"].contains(&spec.op) {
+                continue;
+            }
+            narrow.push((i, self.storage[from].clone()));
+        }
+        // All at once for products, otherwise what can be.
+        let groups: Vec<&[(usize, Storage)]> =
+            if is_product { vec![&narrow[..]] } else { narrow.chunks(1).collect() };
+        for group in groups {
             let mut other = spec.clone();
-            other.operands[i] = Some(narrow.layout.clone());
+            for (i, storage) in group {
+                other.operands[*i] = Some(storage.layout.clone());
+            }
             if self.kernels.converts(&other) {
                 *spec = other;
-                inputs[i] = Some(narrow);
+                for (i, storage) in group {
+                    inputs[*i] = Some(storage.clone());
+                }
             }
         }
     }

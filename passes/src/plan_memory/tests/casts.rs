@@ -72,6 +72,33 @@ fn kernels_that_convert_take_casts_over() {
 }
 
 #[test]
+fn a_product_is_not_of_narrower_operands_than_the_graph_has() {
+    let text = r#"
+module "m"
+symbol T in 1..64
+fn main(%x: f32[T, 16], %b: bf16[16, 16]) {
+  %0 = cast(%b) {to = f32} : f32[16, 16]
+  %1 = matmul(%x, %0) : f32[T, 16]
+  %2 = cast(%b) {to = f32} : f32[16, 16]
+  %3 = matmul(%2, %2) : f32[16, 16]
+  return y = %1, z = %3
+}
+"#;
+    let mut module = parse_module(text).unwrap();
+    module.entries = vec!["main".into()];
+    let plan = plan_memory(&module, "main", &[], &Converting(&[])).unwrap();
+    let types = |spec: &KernelSpec| {
+        let operands = spec.operands.iter().flatten().map(|layout| layout.ty.dtype);
+        (spec.op, operands.collect::<Vec<_>>())
+    };
+    let found: Vec<_> = plan.specs.iter().map(types).collect();
+    let (wide, narrow) = (DType::F32, DType::Bf16);
+    assert!(found.contains(&("matmul", vec![wide, wide])), "{found:?}");
+    assert!(found.contains(&("matmul", vec![narrow, narrow])), "{found:?}");
+    assert_eq!(found.len(), 3, "{found:?}");
+}
+
+#[test]
 fn what_does_not_convert_gets_casts() {
     let (_, found) = launches(&["linear"]);
     let want = ["rms_norm f32 bf16", "cast bf16 f32", "linear f32 f32", "linear f32 f32"];
