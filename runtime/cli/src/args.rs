@@ -362,8 +362,12 @@ pub(crate) struct Train {
     /// Take the step from an artifact, which `brolly compile` made of such a configuration
     ///
     /// Data, rates and how long a run is may differ; what does not fit the artifact is told.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", conflicts_with = "target")]
     pub(crate) artifact: Option<PathBuf>,
+
+    /// Where to train, as `brolly compile --target` has it: `cpu`, `cuda` [default: cpu]
+    #[arg(long, value_name = "TARGET", value_parser = target)]
+    pub(crate) target: Vec<Chosen>,
 
     /// The configuration, TOML
     pub(crate) config: PathBuf,

@@ -17,7 +17,9 @@ mod compiler;
 mod compiler;
 
 pub(crate) use bench::bench;
-pub(crate) use compiler::{cached_artifact, check, compile, opt, training_artifact, tune};
+pub(crate) use compiler::{
+    cached_artifact, check, compile, opt, training_artifact, training_plan, tune,
+};
 pub(crate) use embed::embed;
 pub(crate) use exec::exec;
 pub(crate) use generate::generate;

@@ -22,7 +22,7 @@ use crate::{
 pub(crate) use check::check;
 pub(crate) use compile::compile;
 pub(crate) use opt::opt;
-pub(crate) use training::training_artifact;
+pub(crate) use training::{training_artifact, training_plan};
 pub(crate) use tune::tune;
 
 use options::Prepared;

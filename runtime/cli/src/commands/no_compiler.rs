@@ -5,7 +5,7 @@ use std::{path::Path, sync::Arc};
 use ir::artifact::{Artifact, ArtifactError};
 
 use crate::{
-    args::{Check, Compile, CompileOptions, Opt, Tune},
+    args::{Check, Chosen, Compile, CompileOptions, Opt, Tune},
     context::Context,
     failure::{Failure, Result},
 };
@@ -23,17 +23,25 @@ pub(crate) fn cached_artifact(
     )))
 }
 
+pub(crate) fn training_plan(_: &train::TrainConfig, _: &Context) -> Result<Arc<Artifact>> {
+    Err(step_is_missing())
+}
+
 pub(crate) fn training_artifact(
     _: &train::TrainConfig,
     _: Option<u64>,
-    _: bool,
+    _: &[Chosen],
     _: &Context,
 ) -> Result<Arc<Artifact>> {
-    Err(Failure::Usage(
+    Err(step_is_missing())
+}
+
+fn step_is_missing() -> Failure {
+    Failure::Usage(
         "a run's step has to be compiled, and this brolly is the runtime alone: compile it with the \
          full brolly, `brolly compile CONFIG.toml -o FILE`, and give --artifact FILE"
             .to_owned(),
-    ))
+    )
 }
 
 pub(crate) fn compile(_: &Compile, _: &Context) -> Result<()> {

@@ -25,7 +25,7 @@ use train::{
 
 use crate::{
     args::Train,
-    commands::training_artifact,
+    commands::training_plan,
     context::Context,
     failure::{Failure, Result},
     output,
@@ -66,7 +66,7 @@ fn train_as(
 ) -> End {
     // The first compiles, and makes tokens of the data, into caches that the others find.
     let memory = memory_limit_bytes().map(|bytes| share.of_bytes(bytes));
-    let open = || artifact::open(config, args.artifact.as_deref(), memory, cx);
+    let open = || artifact::open(config, args, memory, cx);
     let artifact = rank.first(open)?.unwrap_or_else(open)?;
     let bundle = bundle(config)?;
     let target = &artifact.manifest().target;
@@ -162,7 +162,7 @@ pub(crate) fn configuration(path: &Path) -> Result<TrainConfig> {
 /// The plans of a configuration's ranks, and their cap, for `brolly plan`.
 pub(super) fn plan(path: &Path, cx: &Context) -> Result<(Vec<Plan>, Option<u64>)> {
     let config = configuration(path)?;
-    let artifact = training_artifact(&config, None, true, cx)?;
+    let artifact = training_plan(&config, cx)?;
     let bundle = bundle(&config)?;
     let of_rank = |rank| plan_of(&config, &bundle, artifact.manifest(), cx.threads().get(), rank);
     let ranks = usize::try_from(config.mesh.ranks()).unwrap_or(usize::MAX);

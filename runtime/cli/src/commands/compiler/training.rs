@@ -16,17 +16,30 @@ use crate::{
 
 /// The training artifact of a configuration, from the user's cache or compiled into it.
 ///
-/// `memory` is what a rank may use where the configuration says nothing; with `is_plan` more than
-/// that is no error.
+/// `memory` is what a rank may use where the configuration says nothing.
 pub(crate) fn training_artifact(
     config: &TrainConfig,
     memory: Option<u64>,
-    is_plan: bool,
+    target: &[args::Chosen],
+    cx: &Context,
+) -> Result<Arc<Artifact>> {
+    let flags = args::CompileOptions { target: target.to_vec(), ..Default::default() };
+    cached(config, training_options(config, &flags, cx)?, memory, cx)
+}
+
+/// As [`training_artifact`], to be looked at: it may take more memory than there is.
+pub(crate) fn training_plan(config: &TrainConfig, cx: &Context) -> Result<Arc<Artifact>> {
+    let options = training_options(config, &args::CompileOptions::default(), cx)?;
+    cached(config, CompileOptions { is_plan: true, ..options }, None, cx)
+}
+
+fn cached(
+    config: &TrainConfig,
+    mut options: CompileOptions,
+    memory: Option<u64>,
     cx: &Context,
 ) -> Result<Arc<Artifact>> {
     let cache = Cache::user();
-    let mut options = training_options(config, &args::CompileOptions::default(), cx)?;
-    options.is_plan = is_plan;
     if let Some(training) = &mut options.training {
         training.memory = training.memory.or(memory);
     }

@@ -1,6 +1,6 @@
 //! The artifact that a run's step comes from.
 
-use std::{path::Path, sync::Arc};
+use std::sync::Arc;
 
 use ir::artifact::Artifact;
 use serde::Deserialize;
@@ -8,6 +8,7 @@ use train::{StepSettings, TrainConfig};
 
 use super::failure;
 use crate::{
+    args::{Chosen, Train},
     commands::training_artifact,
     context::Context,
     failure::{Failure, Result},
@@ -19,16 +20,20 @@ struct Told {
     training: StepSettings,
 }
 
-/// The artifact at `file`, which must be for such a configuration; without a file the user's cache
-/// has it, or it is compiled into it, for that many bytes of memory if the configuration says
-/// nothing.
+/// The artifact that is asked for, which must be for such a configuration; where none is, the
+/// user's cache has it, or it is compiled into it, for that many bytes of memory if the
+/// configuration says nothing.
 pub(super) fn open(
     config: &TrainConfig,
-    file: Option<&Path>,
+    args: &Train,
     memory: Option<u64>,
     cx: &Context,
 ) -> Result<Arc<Artifact>> {
-    let Some(file) = file else { return training_artifact(config, memory, false, cx) };
+    let Some(file) = args.artifact.as_deref() else {
+        let is_gpu = args.target.iter().any(|chosen| *chosen != Chosen::Cpu);
+        let memory = memory.filter(|_| !is_gpu);
+        return training_artifact(config, memory, &args.target, cx);
+    };
     let artifact = Artifact::open(file).map_err(Failure::input)?;
     let Ok(Told { training }) = artifact.text::<Told>() else {
         return Err(Failure::input(format!(
