@@ -51,6 +51,20 @@ bench llama-1b 512 64 1
 bench llama-8b 2048 64 1
 bench llama-8b 512 64 64
 
+section "training"
+rm -rf checkpoints gpt2-124m/metrics.jsonl
+if timeout 90 ./brolly train gpt2-124m/run.toml --artifact gpt2-124m/run.brolly 2>"$out/train.log" >&2; then
+    tail -n 10 gpt2-124m/metrics.jsonl | grep -o '"tokens_per_s":[0-9.e+]*' | cut -d: -f2 |
+        sort -g | sed -n 5p | sed 's/^/gpt2-124m, 16 x 1024 tokens a step: tokens a second: /'
+    tail -n 1 gpt2-124m/metrics.jsonl
+    cp gpt2-124m/metrics.jsonl "$out/"
+else
+    echo "training FAILED"
+    tail -n 3 "$out/train.log"
+    status=1
+fi
+rm -rf checkpoints
+
 section "cold start"
 store=/dev/shm
 [ -w "$store" ] || store=$out
@@ -68,6 +82,11 @@ section "peer: whole models"
 timeout 100 python3 models_peer.py "$out/models-peer.json" 2>"$out/models-peer.log" ||
     echo "the peer failed:"
 tail -n 6 "$out/models-peer.log"
+
+section "peer: training"
+timeout 85 python3 train_peer.py "$out/train-peer.json" 2>"$out/train-peer.log" ||
+    echo "the peer failed:"
+tail -n 3 "$out/train-peer.log"
 
 section "peer"
 peer=()

@@ -29,7 +29,12 @@ const SHAPES: [(&str, &[&str]); 2] = [
     ("llama-8b", &["--max-seq-len", "8192", "--max-batch-tokens", "4096"]),
 ];
 /// Scripts beside the runner.
-const SCRIPTS: [&str; 3] = ["run.sh", "peer.py", "models_peer.py"];
+const SCRIPTS: [&str; 4] = ["run.sh", "peer.py", "models_peer.py", "train_peer.py"];
+/// The training run that is timed, a folder beside the scripts, and what is in it.
+const TRAINING: &str = "gpt2-124m";
+const TRAINING_FILES: [&str; 2] = ["config.json", "run.toml"];
+/// Rows and tokens a row of its data.
+const TOKENS: [usize; 2] = [64, 1024];
 
 /// Makes the folder anew and says how large it is.
 ///
@@ -86,6 +91,18 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
         compile.args(flags).arg("--output").arg(shapes.join(format!("{name}.brolly")));
         run_command(compile.env("BROLLY_PTXAS", &assembler))?;
     }
+    let training = folder.join(TRAINING);
+    fs::create_dir_all(&training).map_err(file_failure(&training))?;
+    for name in TRAINING_FILES {
+        let (from, to) = (root().join("tests/gpu").join(TRAINING).join(name), training.join(name));
+        fs::copy(&from, &to).map_err(file_failure(&to))?;
+    }
+    let data = training.join("tokens.npy");
+    fs::write(&data, tokens()).map_err(file_failure(&data))?;
+    let mut compile = command(&compiler);
+    compile.current_dir(&folder).env("BROLLY_PTXAS", &assembler);
+    compile.args(["compile", "gpt2-124m/run.toml", "--target", "cuda:sm_90a"]);
+    run_command(compile.args(["--output", "gpt2-124m/run.brolly"]))?;
     for script in SCRIPTS {
         let (from, to) = (root().join("tests/gpu").join(script), folder.join(script));
         fs::copy(&from, &to).map_err(file_failure(&to))?;
@@ -105,6 +122,25 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
         return Err(Failure::Explained(format!("that is more than {limit}")));
     }
     Ok(())
+}
+
+/// Tokens that look random, the same every time, as an array of NumPy's format 1.0.
+fn tokens() -> Vec<u8> {
+    let [rows, length] = TOKENS;
+    let header =
+        format!("{{'descr': '<i4', 'fortran_order': False, 'shape': ({rows}, {length}), }}");
+    let mut bytes = b"\x93NUMPY\x01\x00".to_vec();
+    let width = (10 + header.len() + 1).next_multiple_of(64) - 10;
+    bytes.extend_from_slice(&u16::try_from(width).unwrap_or(u16::MAX).to_le_bytes());
+    bytes.extend_from_slice(format!("{header:<0$}\n", width - 1).as_bytes());
+    let mut state = 1u64;
+    for _ in 0..rows * length {
+        state =
+            state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        let token = u32::try_from((state >> 33) % 50257).unwrap_or(0);
+        bytes.extend_from_slice(&token.to_le_bytes());
+    }
+    bytes
 }
 
 /// Builds a program and returns its path.
