@@ -7,8 +7,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    Bounds, DType, Dim, Interval, Kernel, Launch, ModelInfo, ModelKind, Place, Port, Program,
-    Region, Symbols, Target, Tensor, TensorType,
+    Bounds, CudaArch, CudaCode, CudaModule, CudaParam, CudaVariant, DType, Dim, Interval, Kernel,
+    Launch, ModelInfo, ModelKind, Place, Port, Program, Region, Span, Symbols, Target, Tensor,
+    TensorType,
 };
 
 fn place(region: Region, offset: impl Into<Dim>) -> Place {
@@ -258,7 +259,7 @@ fn errors_say_what_and_what_to_do() {
     let newer = rewritten(&|m| m.format = FORMAT + 1);
     assert!(newer.contains("a newer brolly made it: update this one"), "{newer}");
     let older = rewritten(&|m| m.format = 0);
-    assert!(older.contains("has format 0, and this runtime reads formats 1 to 4"), "{older}");
+    assert!(older.contains("has format 0, and this runtime reads formats 1 to 5"), "{older}");
     let plain = [&[2, 0, 0, 0, 0, 0, 0, 0][..], b"{}"].concat();
     assert!(error(&plain).contains("a safetensors file without a manifest"));
 
@@ -286,10 +287,89 @@ fn the_first_format_is_still_read() {
     assert_eq!(read, manifest);
 }
 
+type Change = fn(&mut Manifest);
+
+/// An artifact of one kernel for GPUs.
+fn for_gpus() -> (PathBuf, Manifest) {
+    let path = make("gpus.brolly").0.with_file_name("gpus.brolly");
+    let tensors = weights();
+    let t = || Dim::symbol("T");
+    let variant = CudaVariant {
+        symbol: "add_0".into(),
+        module: 0,
+        params: vec![CudaParam::Pointer { arg: 4, align: 16 }, CudaParam::Size(t())],
+        grid: [t().ceil_div(4), Dim::from(1), Dim::from(1)],
+        block: 128,
+        cluster: 1,
+        shared_bytes: 64,
+        limit: None,
+    };
+    let mut contents = Contents { target: Target::sm_80(), ..contents(&tensors) };
+    let (ptx, cubin) = (Span { offset: 0, bytes: 60 }, Span { offset: 64, bytes: 36 });
+    contents.modules = vec![CudaModule { arch: CudaArch::Sm80, ptx, cubin: Some(cubin) }];
+    contents.programs[0].kernels[0].cuda =
+        vec![CudaCode { arch: CudaArch::Sm80, variants: vec![variant] }];
+    let manifest = write(&path, contents, |i| Ok::<_, String>(tensors[i].clone())).unwrap();
+    (path, manifest)
+}
+
+#[test]
+fn code_for_gpus_is_checked_against_the_program() {
+    let (path, manifest) = for_gpus();
+    let artifact = Artifact::open(&path).unwrap();
+    assert_eq!(*artifact.manifest(), manifest);
+    assert_eq!(artifact.code(manifest.modules[0].ptx).len(), 60);
+    let variant = |m: &mut Manifest| m.programs[0].kernels[0].cuda[0].variants[0].clone();
+    let changes: [(&str, Change); 10] = [
+        ("module 0 lies outside", |m| m.modules[0].ptx.bytes = u64::MAX),
+        ("module 0 lies outside", |m| m.modules[0].cubin.as_mut().unwrap().offset = 65),
+        ("another kind than the target", |m| m.target = Target::x86_64_v3()),
+        ("another kind than the target", |m| m.programs[0].kernels[0].cuda.clear()),
+        ("no variant for sm_80", |m| m.programs[0].kernels[0].cuda[0].variants.clear()),
+        ("its module is not there", |m| m.modules[0].arch = CudaArch::Sm90a),
+        ("block", |m| m.programs[0].kernels[0].cuda[0].variants[0].block = 0),
+        ("grid", |m| m.programs[0].kernels[0].cuda[0].variants[0].grid[0] = Dim::from(-1)),
+        ("an argument that launches lack", |m| {
+            let variant = &mut m.programs[0].kernels[0].cuda[0].variants[0];
+            variant.params[0] = CudaParam::Pointer { arg: 5, align: 1 };
+        }),
+        ("no variant for sm_80", |m| {
+            m.programs[0].kernels[0].cuda[0].variants[0].limit = Some((Dim::symbol("T"), 4));
+        }),
+    ];
+    contradict(&path, &manifest, &changes);
+    let mut limited = manifest;
+    let few = CudaVariant { limit: Some((Dim::symbol("T"), 4)), ..variant(&mut limited) };
+    limited.programs[0].kernels[0].cuda[0].variants.insert(0, few);
+    assert_eq!(check::manifest(&limited), Vec::<String>::new());
+}
+
+#[test]
+fn weights_that_follow_from_a_seed_are_in_no_file() {
+    let path = make("random.brolly").0.with_file_name("random.brolly");
+    let tensors = weights();
+    let contents = Contents { random: Some(7), ..contents(&tensors) };
+    let never = |_| -> Result<Tensor, String> { Err("is not asked for".into()) };
+    let manifest = write(&path, contents, never).unwrap();
+    let bytes = fs::metadata(&path).unwrap().len();
+    let header = layout::header(&manifest).len() as u64;
+    assert_eq!(bytes, header + manifest.report.offset + manifest.report.bytes);
+    let [a, b] = [0, 1].map(|_| Artifact::open(&path).unwrap());
+    assert!(a.is_verified() || a.verify_weights(1).is_ok());
+    for i in 0..tensors.len() {
+        assert_eq!(a.weight(i), b.weight(i));
+        assert_eq!(a.weight(i).len(), tensors[i].to_bytes().len());
+        assert_eq!(a.weight_tensor(i).to_bytes(), a.weight(i));
+    }
+    assert!(
+        Artifact::open_foreign(&path).unwrap().weight(0).is_empty(),
+        "not made to be looked at"
+    );
+}
+
 #[test]
 fn contradictions_are_found_even_with_right_digests() {
     let (path, manifest) = make("contradictions.brolly");
-    type Change = fn(&mut Manifest);
     let changes: [(&str, Change); 21] = [
         ("launch 0 is of kernel 7", |m| m.programs[0].launches[0].kernel = 7),
         ("args[1]", |m| m.programs[0].launches[0].args[1].region = Region::Weight(3)),
@@ -318,6 +398,11 @@ fn contradictions_are_found_even_with_right_digests() {
         ("reserved", |m| m.weights[1].name = "__code.cpu".into()),
         ("where their sizes put them", |m| m.code.bytes = u64::MAX - 3),
     ];
+    contradict(&path, &manifest, &changes);
+}
+
+/// Asserts that each change of a manifest is found.
+fn contradict(path: &std::path::Path, manifest: &Manifest, changes: &[(&str, Change)]) {
     for (wanted, change) in changes {
         let mut other = manifest.clone();
         change(&mut other);
@@ -329,7 +414,7 @@ fn contradictions_are_found_even_with_right_digests() {
         }})
         .to_string();
         let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes()].concat();
-        let error = parse(&path, &bytes).unwrap_err().to_string();
+        let error = parse(path, &bytes).unwrap_err().to_string();
         assert!(error.contains(wanted), "{wanted}: {error}");
     }
 }
