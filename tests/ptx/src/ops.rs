@@ -226,7 +226,9 @@ pub(crate) fn needs_of_types(op: Op, types: &[Ty]) -> Needs {
         Op::Cvt => types.get(1).is_some_and(is_bf16),
         _ => false,
     };
-    if types.iter().any(is_fp8) || (lacks_bf16 && types.iter().any(is_bf16)) {
+    let is_pair = |ty: &Ty| matches!(ty, Ty::S16x2 | Ty::U16x2);
+    let is_new = |ty: &Ty| is_fp8(ty) || is_pair(ty);
+    if types.iter().any(is_new) || (lacks_bf16 && types.iter().any(is_bf16)) {
         Needs::Sm90
     } else {
         Needs::Sm80

@@ -42,10 +42,12 @@ types! {
     U16 "u16" 16 Bits,
     U32 "u32" 32 Bits,
     U64 "u64" 64 Bits,
+    U16x2 "u16x2" 32 Bits,
     S8 "s8" 8 Signed,
     S16 "s16" 16 Signed,
     S32 "s32" 32 Signed,
     S64 "s64" 64 Signed,
+    S16x2 "s16x2" 32 Bits,
     F16 "f16" 16 Float,
     F16x2 "f16x2" 32 Float,
     Bf16 "bf16" 16 Float,
@@ -76,6 +78,8 @@ impl Ty {
     /// The type of one half of a packed pair.
     pub(crate) fn half(self) -> Option<Ty> {
         match self {
+            Ty::U16x2 => Some(Ty::U16),
+            Ty::S16x2 => Some(Ty::S16),
             Ty::F16x2 => Some(Ty::F16),
             Ty::Bf16x2 => Some(Ty::Bf16),
             Ty::E4m3x2 => Some(Ty::E4m3),

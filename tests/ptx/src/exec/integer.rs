@@ -14,6 +14,21 @@ impl Machine<'_> {
     pub(super) fn integer(&mut self, at: At, mask: u32, inst: &Inst) -> Run {
         let (ty, op, mods) = (inst.ty(), inst.op, inst.mods);
         let second = inst.ty.get(1).copied().unwrap_or(ty);
+        if let Some(half) = ty.half() {
+            return self.map(at, mask, inst, |[a, b, ..]| {
+                let each = |shift: u32| {
+                    let (x, y) = (half.extend(a >> shift), half.extend(b >> shift));
+                    let result = match op {
+                        Op::Add => x + y,
+                        Op::Min => x.min(y),
+                        Op::Max => x.max(y),
+                        _ => return operand("no instruction on pairs of integers"),
+                    };
+                    Ok(half.truncate(result as u64) << shift)
+                };
+                Ok(each(0)? | each(16)?)
+            });
+        }
         self.map(at, mask, inst, |[a, b, c, _]| {
             let (x, y) = (ty.extend(a), ty.extend(b));
             let saturate = |value: i128| {

@@ -46,6 +46,19 @@ fn integers() {
 }
 
 #[test]
+fn pairs_of_integers_are_computed_apart() {
+    let body = "mov.b32 %r1, 0x7fffffff; mov.b32 %r2, 0x00010001; mov.b32 %r3, 0xffff0003;\n\
+        mov.b32 %r4, 0x00020001; add.s16x2 %r5, %r1, %r2; min.s16x2 %r6, %r3, %r4;\n\
+        max.u16x2 %r7, %r3, %r4; mov.b32 %r8, 0;\n\
+        st.global.v4.b32 [%out], {%r5, %r6, %r7, %r8};";
+    let outcome = run(Arch::Sm90a, body, &[0; 512], 4, 32, 1);
+    outcome.result.unwrap_or_else(|fault| panic!("{fault}"));
+    assert_eq!(outcome.words[..3], [0x8000_0000, 0xffff_0001, 0xffff_0003]);
+    let missing = fault(Arch::Sm80, body, 32);
+    assert!(matches!(missing.kind, FaultKind::Arch { .. }), "{missing}");
+}
+
+#[test]
 fn the_upper_half_of_an_unsigned_product() {
     let body = "mov.b64 %d0, -1; mul.hi.u64 %d1, %d0, %d0; mul.hi.s64 %d2, %d0, %d0;\n\
         mad.hi.u64 %d3, %d0, %d0, 3; cvt.u32.u64 %r0, %d1; cvt.u32.u64 %r1, %d2;\n\
