@@ -356,9 +356,9 @@ fn weights_that_follow_from_a_seed_are_in_no_file() {
     assert_eq!(bytes, header + manifest.report.offset + manifest.report.bytes);
     let [a, b] = [0, 1].map(|_| Artifact::open(&path).unwrap());
     assert!(a.is_verified() || a.verify_weights(1).is_ok());
-    for i in 0..tensors.len() {
+    for (i, tensor) in tensors.iter().enumerate() {
         assert_eq!(a.weight(i), b.weight(i));
-        assert_eq!(a.weight(i).len(), tensors[i].to_bytes().len());
+        assert_eq!(a.weight(i).len(), tensor.to_bytes().len());
         assert_eq!(a.weight_tensor(i).to_bytes(), a.weight(i));
     }
     assert!(
