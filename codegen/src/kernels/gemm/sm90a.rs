@@ -2,7 +2,7 @@
 //!
 //! The last warpgroup is the producer: one thread of it waits until a stage is empty and starts the
 //! copies, which count the stage full when they have landed. Rows of `a` that have to be rounded or
-//! put in another order are not copied but loaded and stored by its threads ([`fill`]). The other
+//! put in another order are not copied but loaded and stored by its threads (`fill`). The other
 //! two warpgroups each hold 64 rows of the tile's sums in registers; `wgmma` reads both operands
 //! from shared memory. The group of one step over k stays in flight while that of the next is
 //! issued, and its stage is released after that. Blocks are persistent: each walks over tiles, and
@@ -10,7 +10,7 @@
 //!
 //! The copy engine takes as long for a row of 32 bytes as for one of 128, so a packed weight's
 //! panels are copied in rows of four steps over k, which turns the order of k within eight
-//! ([`operands`]); `a` is put in the same order.
+//! (`operands`); `a` is put in the same order.
 //!
 //! Few rows, and operands that sixteen-byte accesses cannot read, take the kernels of
 //! [`super::sm80`].
