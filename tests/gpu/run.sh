@@ -16,10 +16,17 @@ section() {
     echo "== $1 ($SECONDS s)"
 }
 
+# So many seconds, or what is left of the eight minutes that all may take.
+left() {
+    local rest=$((480 - SECONDS))
+    [ "$rest" -gt 1 ] || rest=1
+    echo $((rest < $1 ? rest : $1))
+}
+
 # Runs `brolly bench` on a shape: NAME, tokens of the prompt, new tokens, streams.
 bench() {
     local file="$out/bench-$1-$2-$4.json"
-    if timeout 60 ./brolly bench "shapes/$1.brolly" --prompt-tokens "$2" --gen-tokens "$3" \
+    if timeout "$(left 60)" ./brolly bench "shapes/$1.brolly" --prompt-tokens "$2" --gen-tokens "$3" \
         --batch "$4" --json >"$file" 2>>"$out/bench.log"; then
         tr ',' '\n' <"$file" | grep -E '"(first_token_ms|prefill_tokens_per_s|decode_tokens_per_s|decode_step_ms|predicted_peak_bytes|measured_peak_bytes|read_bandwidth|decode_percent_of_bandwidth|prefill_percent_of_peak|load_ms)"' |
             tr '\n' ' ' | sed "s/^/$1, $2 + $3 tokens, $4 streams: /"
@@ -36,12 +43,12 @@ nvidia-smi --query-gpu=name,driver_version,clocks.sm,clocks.max.sm,power.limit,m
     --format=csv,noheader || echo "no nvidia-smi"
 
 section "models"
-timeout 60 ./gpu-check . --models 2>"$out/models.log" | tee "$out/models.txt"
+timeout "$(left 60)" ./gpu-check . --models 2>"$out/models.log" | tee "$out/models.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 tail -n 5 "$out/models.log"
 
 section "checks"
-timeout 100 ./gpu-check . --seconds 90 --json "$out/checks.json" 2>"$out/checks.log" |
+timeout "$(left 100)" ./gpu-check . --seconds "$(left 90)" --json "$out/checks.json" 2>"$out/checks.log" |
     tee "$out/checks.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 tail -n 5 "$out/checks.log"
@@ -53,7 +60,7 @@ bench llama-8b 512 64 64
 
 section "training"
 rm -rf checkpoints gpt2-124m/metrics.jsonl
-if timeout 90 ./brolly train gpt2-124m/run.toml --artifact gpt2-124m/run.brolly 2>"$out/train.log" >&2; then
+if timeout "$(left 90)" ./brolly train gpt2-124m/run.toml --artifact gpt2-124m/run.brolly 2>"$out/train.log" >&2; then
     tail -n 10 gpt2-124m/metrics.jsonl | grep -o '"tokens_per_s":[0-9.e+]*' | cut -d: -f2 |
         sort -g | sed -n 5p | sed 's/^/gpt2-124m, 16 x 1024 tokens a step: tokens a second: /'
     tail -n 1 gpt2-124m/metrics.jsonl
@@ -68,29 +75,30 @@ rm -rf checkpoints
 section "cold start"
 store=/dev/shm
 [ -w "$store" ] || store=$out
-if ./gpu-check . --store shapes/llama-8b.brolly "$store/llama-8b.brolly"; then
+if timeout "$(left 60)" ./gpu-check . --store shapes/llama-8b.brolly "$store/llama-8b.brolly"; then
     for _ in 1 2; do
         begin=$(date +%s.%N)
-        timeout 60 ./brolly generate "$store/llama-8b.brolly" --tokens 1,2,3,4 --max-tokens 1 --json \
+        timeout "$(left 60)" ./brolly generate "$store/llama-8b.brolly" --tokens 1,2,3,4 --max-tokens 1 --json \
             >"$out/cold.json" 2>>"$out/bench.log" || status=1
-        echo "llama-8b from start to first token: $(echo "$(date +%s.%N) - $begin" | bc) s"
+        awk -v a="$begin" -v b="$(date +%s.%N)" \
+            'BEGIN { printf "llama-8b from start to first token: %.2f s\n", b - a }'
     done
 fi
 rm -f "$store/llama-8b.brolly"
 
 section "peer: whole models"
-timeout 100 python3 models_peer.py "$out/models-peer.json" 2>"$out/models-peer.log" ||
+timeout "$(left 100)" python3 models_peer.py "$out/models-peer.json" 2>"$out/models-peer.log" ||
     echo "the peer failed:"
 tail -n 6 "$out/models-peer.log"
 
 section "peer: training"
-timeout 85 python3 train_peer.py "$out/train-peer.json" 2>"$out/train-peer.log" ||
+timeout "$(left 85)" python3 train_peer.py "$out/train-peer.json" 2>"$out/train-peer.log" ||
     echo "the peer failed:"
 tail -n 3 "$out/train-peer.log"
 
 section "peer"
 peer=()
-if timeout 85 python3 peer.py "$out/peer.json" 2>"$out/peer.log"; then
+if timeout "$(left 85)" python3 peer.py "$out/peer.json" 2>"$out/peer.log"; then
     peer=(--peer "$out/peer.json")
 else
     echo "the peer failed:"
@@ -98,7 +106,7 @@ fi
 tail -n 8 "$out/peer.log"
 
 section "timings"
-timeout 110 ./gpu-check . --timings --seconds 95 --json "$out/timings.json" "${peer[@]}" \
+timeout "$(left 110)" ./gpu-check . --timings --seconds "$(left 95)" --json "$out/timings.json" "${peer[@]}" \
     2>"$out/timings.log" | tee "$out/timings.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 tail -n 5 "$out/timings.log"
@@ -108,7 +116,7 @@ sanitizer=$(command -v compute-sanitizer || ls /usr/local/cuda*/bin/compute-sani
     head -n 1)
 if [ -n "$sanitizer" ]; then
     for only in "several tiles sm_90a" "gate sm_90a" "causal sm_90a" "mixed sm_90a" "odd k sm_80"; do
-        timeout 20 "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 \
+        timeout "$(left 20)" "$sanitizer" --tool memcheck --report-api-errors no --error-exitcode 9 \
             ./gpu-check . --only "$only" --worker-from 0 >>"$out/sanitizer.log" 2>&1
         code=$?
         echo "$only: exit $code"

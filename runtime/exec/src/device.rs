@@ -89,12 +89,15 @@ impl Device {
 pub struct Model {
     artifact: Arc<Artifact>,
     device: Device,
-    code: Place,
+    code: ModelCode,
 }
 
+/// What a model has on its device.
 #[derive(Debug)]
-enum Place {
+pub(crate) enum ModelCode {
+    /// Code that is mapped.
     Cpu(Code),
+    /// Weights and modules that are uploaded.
     Gpu(Loaded),
 }
 
@@ -111,9 +114,9 @@ impl Model {
             (None, None) => {
                 let fail =
                     |source: io::Error| ExecError::Code { path: artifact.path().into(), source };
-                Place::Cpu(Code::map(artifact.file(), artifact.code_range()).map_err(fail)?)
+                ModelCode::Cpu(Code::map(artifact.file(), artifact.code_range()).map_err(fail)?)
             }
-            (Some(gpu), Some(_)) => Place::Gpu(Loaded::new(&artifact, gpu)?),
+            (Some(gpu), Some(_)) => ModelCode::Gpu(Loaded::new(&artifact, gpu)?),
             (None, Some(_)) => return other("GPUs", "the CPU"),
             (Some(_), None) => return other("CPUs", "a GPU"),
         };
@@ -130,19 +133,7 @@ impl Model {
         &self.device
     }
 
-    /// The mapped code, on the CPU.
-    pub(crate) fn code(&self) -> Option<&Code> {
-        match &self.code {
-            Place::Cpu(code) => Some(code),
-            Place::Gpu(_) => None,
-        }
-    }
-
-    /// Weights and kernels, on a GPU.
-    pub(crate) fn loaded(&self) -> Option<&Loaded> {
-        match &self.code {
-            Place::Cpu(_) => None,
-            Place::Gpu(loaded) => Some(loaded),
-        }
+    pub(crate) fn code(&self) -> &ModelCode {
+        &self.code
     }
 }

@@ -24,6 +24,7 @@ use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes};
 use crate::{
     ExecError, Groups, Model, States, Trace,
     bind::{Symbolic, Values},
+    device::ModelCode,
 };
 
 /// A loaded entry point with an arena of its own.
@@ -116,12 +117,13 @@ impl Executable {
         let symbolic = Symbolic::new(program);
         let bound = symbolic.values(bound)?;
         let mut sizes = Sizes::default();
-        let engine = match (model.code(), model.loaded()) {
-            (Some(code), _) => Engine::Cpu(Box::new(Cpu::load(model, code, program, &mut sizes)?)),
-            (None, Some(loaded)) => {
+        let engine = match model.code() {
+            ModelCode::Cpu(code) => {
+                Engine::Cpu(Box::new(Cpu::load(model, code, program, &mut sizes)?))
+            }
+            ModelCode::Gpu(loaded) => {
                 Engine::Gpu(Box::new(OnGpu::load(model, loaded, program, &mut sizes)?))
             }
-            (None, None) => unreachable!("a model has code"),
         };
         let mut slots = |ports: &[Port]| -> Result<Vec<Slot>, ExecError> {
             ports.iter().map(|port| Slot::of(port, program, &mut sizes)).collect()
