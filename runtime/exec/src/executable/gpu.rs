@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use cuda::{Address, Event, Graph, Kernel, Launch, Param};
+use cuda::{Address, Event, Graph, Kernel, Launch, Param, WeakAddress};
 use ir::{CudaArch, CudaParam, CudaVariant, Place, Program, Region, TensorMap};
 
 use super::{Run, Times, sizes::Sizes};
@@ -85,7 +85,8 @@ struct Meeting {
 #[derive(Debug)]
 struct Recorded {
     symbols: Vec<i64>,
-    states: Vec<Address>,
+    /// States go when their owner lets them go.
+    states: Vec<WeakAddress>,
     /// From the second run on.
     graph: Option<Graph>,
 }
@@ -189,18 +190,20 @@ impl OnGpu {
         let symbols = &run.sizes.symbols;
         let is_same = |r: &Recorded| r.symbols == *symbols && r.states == states;
         let Some(at) = self.recorded.iter().position(is_same) else {
+            self.recorded.retain(|r| r.states.iter().all(WeakAddress::is_alive));
             if self.recorded.len() == GRAPHS {
                 self.recorded.remove(0);
             }
-            let (symbols, states) = (symbols.clone(), states.to_vec());
-            self.launch_all(run, &states)?;
+            self.launch_all(run, states)?;
+            let states = states.iter().map(Address::downgrade).collect();
+            let symbols = symbols.clone();
             self.recorded.push(Recorded { symbols, states, graph: None });
             return Ok(());
         };
         let mut recorded = self.recorded.remove(at);
         if recorded.graph.is_none() {
             let mut failed = None;
-            let graph = self.gpu.stream().capture(|_| {
+            let graph = self.gpu.stream().capture_with(states, |_| {
                 failed = self.launch_all(run, states).err();
                 Ok(())
             });
@@ -209,7 +212,8 @@ impl OnGpu {
             }
             recorded.graph = Some(graph?);
         }
-        let started = recorded.graph.as_ref().map(|graph| self.gpu.stream().launch_graph(graph));
+        let stream = self.gpu.stream();
+        let started = recorded.graph.as_ref().map(|graph| stream.launch_graph_with(graph, states));
         self.recorded.push(recorded);
         Ok(started.transpose().map(|_| ())?)
     }
