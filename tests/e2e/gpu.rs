@@ -2,6 +2,7 @@
 //! emulator, and held against what the CPU computes.
 
 mod driver;
+pub(crate) mod programs;
 
 use std::{
     num::NonZeroUsize,
@@ -117,48 +118,6 @@ fn an_artifact_says_which_device_it_is_for() {
     let cpu = compile("only-cpu", Vec::new());
     let error = on(&cpu, gpu(CudaArch::Sm80));
     assert!(error.ends_with("its code is for CPUs, and it is to run on a GPU"), "{error}");
-}
-
-/// Every program of the suite, as it is compiled for both architectures at once.
-#[test]
-fn every_program_has_kernels_for_gpus() {
-    let gpus = vec![Target::sm_80(), Target::sm_90a()];
-    let on_gpus = |options: CompileOptions| CompileOptions {
-        target: Target::sm_90a(),
-        gpus: gpus.clone(),
-        ..options
-    };
-    let names = |folder: &str| {
-        let entries = std::fs::read_dir(data(folder)).unwrap();
-        let mut names: Vec<String> =
-            entries.map(|e| e.unwrap().file_name().into_string().unwrap()).collect();
-        names.sort();
-        names
-    };
-    let mut models: Vec<(String, PathBuf, CompileOptions)> = Vec::new();
-    for name in names("families") {
-        let folder = data("families").join(&name);
-        for dtype in [None, Some(DType::F32), Some(DType::Bf16)] {
-            let import = ImportOptions { dtype, ..ImportOptions::default() };
-            for kv_dtype in [DType::F32, DType::Bf16, DType::I8] {
-                let options = CompileOptions { kv_dtype, ..options(import.clone()) };
-                models.push((format!("{name} {dtype:?} {kv_dtype}"), folder.clone(), options));
-            }
-        }
-    }
-    for name in names("onnx") {
-        let file = data("onnx").join(&name).join("model.onnx");
-        models.push((name, file, options(ImportOptions::default())));
-    }
-    models.extend(crate::train::models());
-    let mut failed = Vec::new();
-    for (name, model, options) in models {
-        if let Err(error) = ::driver::check(&model, &on_gpus(options)) {
-            let problems = error.problems();
-            failed.push(format!("{name}: {}", problems.first().cloned().unwrap_or_default()));
-        }
-    }
-    assert!(failed.is_empty(), "{} fail:\n{}", failed.len(), failed.join("\n"));
 }
 
 #[test]

@@ -3,13 +3,17 @@
 
 mod assemble;
 mod attention;
+mod buffer;
 mod case;
 mod device;
+mod every;
 mod experts;
 mod families;
 mod gradients;
 mod graphs;
 mod map;
+mod operands;
+mod oracle;
 mod products;
 mod quantized;
 mod record;

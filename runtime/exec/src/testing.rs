@@ -1,14 +1,18 @@
 //! An artifact with two kernels in machine code, so that tests need no compiler.
 
+mod gpu;
+
 use std::{path::PathBuf, sync::Arc};
 
 use ir::{
-    Bounds, DType, Dim, Kernel, Launch, ModelInfo, ModelKind, Place, Port, Program, Region,
-    Symbols, Target, Tensor, TensorType,
+    Bounds, CudaModule, DType, Dim, Kernel, Launch, ModelInfo, ModelKind, Place, Port, Program,
+    Region, Symbols, Target, Tensor, TensorType,
     artifact::{Artifact, Contents, Digest, WeightSpec, write},
 };
 
 use crate::{Device, Model};
+
+pub(crate) use gpu::{StandIn, on_gpu};
 
 /// `add` at 0: `args[2][i] = args[0][i] + args[1][0]` in f32 for each tile `i`.
 /// `count` at 42: `args[0][0] += dims[0]` in i64, and writes to scratch memory.
@@ -102,11 +106,22 @@ pub(crate) fn program(name: &str, adds: usize) -> Program {
 
 /// The model that offers `programs`.
 pub(crate) fn model(file: &str, programs: Vec<Program>, threads: usize) -> Arc<Model> {
+    let target = Target { features: vec![], ..Target::x86_64_v3() };
+    let artifact = artifact(file, target, Vec::new(), programs);
+    Model::load(artifact, Device::cpu(threads.try_into().ok()).unwrap()).unwrap()
+}
+
+fn artifact(
+    file: &str,
+    target: Target,
+    modules: Vec<CudaModule>,
+    programs: Vec<Program>,
+) -> Arc<Artifact> {
     let path: PathBuf =
         std::env::temp_dir().join(format!("brolly-exec-{}-{file}.brolly", std::process::id()));
-    let contents = Contents {
+    let mut contents = Contents {
         compiler: "test".into(),
-        target: Target { features: vec![], ..Target::x86_64_v3() },
+        target,
         model: ModelInfo {
             architecture: "Test".into(),
             kind: ModelKind::Graph,
@@ -129,9 +144,10 @@ pub(crate) fn model(file: &str, programs: Vec<Program>, threads: usize) -> Arc<M
             sources: vec![],
         }],
     };
+    contents.modules = modules;
     let weight = |_| Ok::<_, String>(Tensor::from_f32s(&[2], &[100.0, 2.5]));
     write(&path, contents, weight).unwrap();
     let artifact = Arc::new(Artifact::open(&path).unwrap());
     std::fs::remove_file(&path).unwrap();
-    Model::load(artifact, Device::cpu(threads.try_into().ok()).unwrap()).unwrap()
+    artifact
 }

@@ -94,6 +94,20 @@ impl Global {
         Ok(&allocation.bytes[offset..offset + bytes])
     }
 
+    /// Bytes, where they were written before.
+    pub(crate) fn written(
+        &mut self,
+        address: u64,
+        bytes: usize,
+    ) -> Result<Vec<Option<u8>>, FaultKind> {
+        let (allocation, offset) = self.find(address, bytes)?;
+        let byte = |at: usize| {
+            let is_written = allocation.written[at / 64] >> (at % 64) & 1 != 0;
+            is_written.then(|| allocation.bytes[at])
+        };
+        Ok((offset..offset + bytes).map(byte).collect())
+    }
+
     /// Checks that an access lies in one allocation.
     pub(crate) fn check(&mut self, address: u64, bytes: usize) -> Result<(), FaultKind> {
         self.find(address, bytes).map(|_| ())
@@ -149,6 +163,9 @@ mod tests {
         );
         global.write(a, &[7; 100]).unwrap();
         assert_eq!(global.read(a + 60, 40).unwrap(), [7; 40]);
+        assert_eq!(global.written(b + 7, 2), Ok(vec![None; 2]));
+        global.write(b + 8, &[9]).unwrap();
+        assert_eq!(global.written(b + 7, 3), Ok(vec![None, Some(9), None]));
         let bounds = |address, bytes| FaultKind::OutOfBounds { space: "global", address, bytes };
         assert_eq!(global.read(a + 97, 4), Err(bounds(a + 97, 4)));
         assert_eq!(global.write(b + 300, &[1]), Err(bounds(b + 300, 1)));

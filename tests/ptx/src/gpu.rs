@@ -90,6 +90,14 @@ impl Gpu {
         self.global.read(address, bytes).map(<[u8]>::to_vec)
     }
 
+    /// The bytes of global memory, where they were written.
+    ///
+    /// # Errors
+    /// [`FaultKind::OutOfBounds`] if the range is not within one allocation.
+    pub fn written(&mut self, address: u64, bytes: usize) -> Result<Vec<Option<u8>>, FaultKind> {
+        self.global.written(address, bytes)
+    }
+
     /// Writes singles. Panics as [`Gpu::write`] does.
     pub fn write_f32s(&mut self, address: u64, values: &[f32]) {
         let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();

@@ -1,5 +1,7 @@
 //! Programs of two tiny kernels: results, states, symbols, errors, timing, memory.
 
+mod graphs;
+
 use ir::DType;
 
 use super::{
