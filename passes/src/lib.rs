@@ -2,11 +2,10 @@
 //!
 //! [`canonicalize`] and [`optimize`] work on every function by itself; the latter builds one
 //! e-graph a function, applies the tables of [`rule`]s and extracts the cheapest term for the
-//! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
-//! products of integers, [`prepare`] separates what is
-//! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
-//! a place. [`vjp::differentiate`] adds gradients, [`add_lora`] adapters of frozen weights, and
-//! [`add_dropout`] what is dropped in training alone.
+//! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes products of
+//! integers, [`prepare`] separates what is computed once, [`fuse_rope`] and [`fuse_loops`] make few
+//! launches of many, and [`plan_memory`] gives everything a place. [`vjp::differentiate`] adds gradients, [`add_lora`] adapters of
+//! frozen weights, and [`add_dropout`] what is dropped in training alone.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].
@@ -16,6 +15,7 @@ mod dropout;
 pub mod egraph;
 mod extract;
 mod fuse_loops;
+mod fuse_rope;
 mod lora;
 mod masks;
 mod optimize;
@@ -39,6 +39,7 @@ mod weight_only;
 pub use canonicalize::{FoldLimits, canonicalize};
 pub use dropout::add_dropout;
 pub use fuse_loops::{expand_composites, fuse_loops};
+pub use fuse_rope::fuse_rope;
 pub use lora::{Lora, LowRank, ProductWeight, add_lora, add_merges, merge_entry, product_weights};
 pub use optimize::{WeightParams, optimize, weight_params};
 pub use page_kv::{PageOptions, State, page_kv};

@@ -111,6 +111,8 @@ pub struct Draft {
     pub maps: Vec<TensorMap>,
     /// The kernel is for at most so many rows.
     pub max_rows: Option<i64>,
+    /// Operands that it reads before it waits for what was launched before.
+    pub early: Vec<u32>,
 }
 
 impl Gemm {

@@ -151,6 +151,9 @@ impl Checker<'_> {
         if let Some((size, _)) = &variant.limit {
             self.size(size, || what("limit"));
         }
+        for arg in &variant.early {
+            self.check((*arg as usize) < args, || what("an early operand that launches lack"));
+        }
         for param in &variant.params {
             let arg = match param {
                 CudaParam::Pointer { arg, .. } => *arg,

@@ -124,6 +124,7 @@ ops! {
     attention: Attention,
     quantize_heads: QuantizeHeads,
     kv_write: KvWrite,
+    rope_kv_write: RopeKvWrite,
     paged_attention: PagedAttention,
     segment_mean: SegmentMean,
     segment_first: SegmentFirst,

@@ -55,6 +55,7 @@ pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "expand", run: expand },
     Pass { name: "quantize", run: quantize },
     Pass { name: "prepare", run: prepare },
+    Pass { name: "fuse-rope", run: fuse_rope },
     Pass { name: "fuse-loops", run: fuse_loops },
     Pass { name: "round-activations", run: round_activations },
     Pass { name: "plan-memory", run: plan_memory },
@@ -156,9 +157,17 @@ fn is_evaluation(entry: &str) -> bool {
 
 fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     keep_reachable(module);
+    let has_kernel = has_kernel(module, cx.kernels);
+    passes::expand_composites(module, &has_kernel).map_err(|e| vec![e])
+}
+
+/// Whether a kernel computes a node, its operands dense in memory.
+fn has_kernel<'a>(
+    module: &Module,
+    kernels: &'a dyn Kernels,
+) -> impl Fn(&ir::Graph, ir::NodeId) -> bool + use<'a> {
     let symbols = Arc::new(module.symbols.clone());
-    let kernels = cx.kernels;
-    let has_kernel = |graph: &ir::Graph, id: ir::NodeId| {
+    move |graph: &ir::Graph, id: ir::NodeId| {
         let node = graph.node(id);
         let layout = |v: &ir::Value| Layout::contiguous(graph.ty(*v));
         let spec = KernelSpec {
@@ -170,8 +179,7 @@ fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError
             symbols: symbols.clone(),
         };
         kernels.supports(&spec).is_ok()
-    };
-    passes::expand_composites(module, &has_kernel).map_err(|e| vec![e])
+    }
 }
 
 fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
@@ -190,6 +198,11 @@ fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
     }
     keep_reachable(module);
     Ok(())
+}
+
+fn fuse_rope(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    let has_kernel = has_kernel(module, cx.kernels);
+    passes::fuse_rope(module, &has_kernel).map_err(|e| vec![e])
 }
 
 fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassError>> {

@@ -186,8 +186,14 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ),
         (
             "kv-write",
-            spec("kv_write", none(), &[k.clone(), v.clone(), new.clone(), new, slots], &[k, v]),
+            spec(
+                "kv_write",
+                none(),
+                &[k.clone(), v.clone(), new.clone(), new, slots.clone()],
+                &[k.clone(), v.clone()],
+            ),
         ),
+        ("rope-kv-write", rope_kv_write([k, v], slots)),
         ("silu", spec("silu", none(), &[x(F32)], &[x(F32)])),
         ("attention-f32-64", attention_f32("attention_lse", "64")),
         ("attention-f32-128", attention_f32("attention_lse", "128")),
@@ -204,6 +210,22 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ("paged-attention-i8-64", paged_integers("64")),
         ("paged-attention-i8-128", paged_integers("128")),
     ]
+}
+
+/// Queries, keys and values of one product, and memories of keys and values.
+fn rope_kv_write(memories: [Layout; 2], slots: Layout) -> KernelSpec {
+    use DType::F32;
+    let part = |heads: &str| {
+        let mut part = layout(F32, &["T", heads, "128"]);
+        part.strides[0] = Dim::from(6144);
+        part
+    };
+    let angles = layout(F32, &["T", "64"]);
+    let [k, v] = memories.clone();
+    let operands = [k, v, part("32"), part("8"), part("8"), slots, angles.clone(), angles];
+    let [k, v] = memories;
+    let attrs = Attrs::none().with("style", "half");
+    spec("rope_kv_write", attrs, &operands, &[k, v, layout(F32, &["T", "32", "128"])])
 }
 
 /// Keys and values in i8, with scales.

@@ -64,7 +64,8 @@ pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
         return sm80::variants(symbol, spec, multiprocessors);
     }
     let blocks = i64::from(multiprocessors);
-    let few = tiles::few(spec, blocks).map(|tile| sm80::emit(symbol, spec, tile, spec.order()));
+    let order = spec.order();
+    let few = tiles::few(spec, blocks).map(|tile| sm80::emit_early(symbol, spec, tile, order));
     let many = tiles::many(spec, blocks);
     let many = many.into_iter().map(|(tile, most)| emit(symbol, spec, tile, most, blocks));
     few.into_iter().chain(many).collect()
@@ -80,7 +81,8 @@ pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>, blocks
     Gen::new(&e, spec, tile, &operands).emit();
     let stages = operands.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
-    Draft { e, tile: [tile.m(), tile.n], blocks: Some(blocks), shared_bytes, maps, max_rows }
+    let (tile, early) = ([tile.m(), tile.n], Vec::new());
+    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps, max_rows, early }
 }
 
 /// Emission state.

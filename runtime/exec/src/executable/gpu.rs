@@ -47,7 +47,10 @@ struct Variant {
     block: u32,
     cluster: u32,
     shared_bytes: u32,
+    /// Whether it waits itself for what was launched before it.
     dependent: bool,
+    /// Operands that it reads before that.
+    early: Vec<u32>,
 }
 
 /// A parameter with its sizes by number.
@@ -62,6 +65,8 @@ enum Given {
 struct Planned {
     kernel: usize,
     args: Vec<Option<(Base, usize)>>,
+    /// Of each argument, whether nothing writes to it during a run.
+    constant: Vec<bool>,
 }
 
 /// Memory, and the offset in it by number.
@@ -125,7 +130,9 @@ impl OnGpu {
         let mut launches = Vec::new();
         for launch in &program.launches {
             let args = launch.args.iter().map(|at| place(at, sizes)).collect::<Result<_, _>>()?;
-            launches.push(Planned { kernel: launch.kernel as usize, args });
+            let is_constant = |at: &Place| matches!(at.region, Region::Weight(_));
+            let constant = launch.args.iter().map(is_constant).collect();
+            launches.push(Planned { kernel: launch.kernel as usize, args, constant });
         }
         let mut meetings = Vec::new();
         for collective in &program.collectives {
@@ -330,6 +337,9 @@ impl OnGpu {
             None => self.arena.at(0),
         };
         let args: Vec<Address> = planned.args.iter().map(address).collect();
+        // Without it, the launch comes behind the end of what was launched before.
+        let mut early = variant.early.iter();
+        let dependent = variant.dependent && early.all(|arg| planned.constant[*arg as usize]);
         let launch = Launch {
             symbol: variant.kernel.symbol().to_owned(),
             params: variant.params.iter().map(|given| given.param(sizes)).collect(),
@@ -337,7 +347,7 @@ impl OnGpu {
             block: variant.block,
             cluster: variant.cluster,
             shared_bytes: variant.shared_bytes,
-            dependent: variant.dependent,
+            dependent,
         };
         Ok(self.gpu.stream().launch(&variant.kernel, &launch, &args)?)
     }
@@ -404,6 +414,7 @@ impl Variant {
             cluster: variant.cluster,
             shared_bytes: variant.shared_bytes,
             dependent,
+            early: variant.early.clone(),
         })
     }
 }
