@@ -54,8 +54,8 @@ pub use ops::{
     quant_lane_bits, quant_lane_bytes, quant_row_bytes, quant_row_limit, quant_weight_bytes,
 };
 pub use program::{
-    Collective, CollectiveOp, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Part, Place,
-    Port, Program, Region, ShardOf, Sharded,
+    Collective, CollectiveOp, Fold, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Part,
+    Place, Port, Program, Region, ShardOf, Sharded,
 };
 pub use split::Split;
 pub use target::{CpuFeature, CudaArch, CudaTarget, Target};

@@ -45,6 +45,9 @@ pub(super) fn manifest(manifest: &Manifest) -> Vec<String> {
         });
         Checker { manifest, program, problems: &mut problems }.program();
     }
+    for fold in &manifest.folds {
+        Checker { manifest, program: &fold.program(), problems: &mut problems }.program();
+    }
     problems.0
 }
 

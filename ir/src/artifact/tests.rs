@@ -87,6 +87,7 @@ fn contents(weights: &[Tensor]) -> Contents<'static> {
         source_digest: Digest::of(b"source"),
         code: &[0xc3; 100],
         modules: Vec::new(),
+        folds: Vec::new(),
         random: None,
         text: json!({"tokenizer": "é\u{1F600}\n"}),
         report: json!([1, 2.5]),
@@ -259,7 +260,7 @@ fn errors_say_what_and_what_to_do() {
     let newer = rewritten(&|m| m.format = FORMAT + 1);
     assert!(newer.contains("a newer brolly made it: update this one"), "{newer}");
     let older = rewritten(&|m| m.format = 0);
-    assert!(older.contains("has format 0, and this runtime reads formats 1 to 5"), "{older}");
+    assert!(older.contains("has format 0, and this runtime reads formats 1 to 6"), "{older}");
     let plain = [&[2, 0, 0, 0, 0, 0, 0, 0][..], b"{}"].concat();
     assert!(error(&plain).contains("a safetensors file without a manifest"));
 

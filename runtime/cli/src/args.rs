@@ -48,6 +48,12 @@ pub(crate) struct Global {
     #[arg(long, global = true, display_order = 1000, value_name = "N", value_parser = values::threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
+    /// The GPU to run on what is compiled for one: `cuda:1` is the second [default: the first; of
+    /// ranks, each one's own]
+    #[arg(long, global = true, display_order = 1000, value_name = "DEVICE")]
+    #[arg(value_parser = values::gpu)]
+    pub(crate) device: Option<u32>,
+
     /// Write a timeline of compile stages, runs and kernels, for Perfetto or chrome://tracing
     #[arg(long, global = true, display_order = 1000, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -358,6 +364,14 @@ pub(crate) struct Train {
     /// srun and torchrun each process is a rank
     #[arg(long, value_name = "N")]
     pub(crate) ranks: Option<NonZeroUsize>,
+
+    /// Which way collectives of ranks on GPUs go [default: auto]
+    ///
+    /// `host`: by way of the host. `nccl`: between the devices, by NCCL; the same bits. `auto`: by
+    /// NCCL where all ranks have it, else by the host. `nccl-sums`: NCCL adds as well, in an order
+    /// of its own, so that results depend on how the ranks are connected.
+    #[arg(long, value_name = "ROUTE", value_parser = values::route, default_value = "auto", hide_default_value = true)]
+    pub(crate) collectives: exec::Route,
 
     /// Take the step from an artifact, which `brolly compile` made of such a configuration
     ///

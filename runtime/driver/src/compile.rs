@@ -22,6 +22,7 @@ use crate::{
     live::{self, Live},
     parallel,
     pipeline::Context,
+    sums::sums,
 };
 
 /// Integers that the weights of products become, in blocks of 32 with an f16 scale.
@@ -217,7 +218,12 @@ pub fn compile(
     run_passes(&mut module, &mut cx, options, &mut stages)?;
 
     // All entries share one image and one list of weights.
-    let specs = specs(&cx);
+    let sums = match options.target.cuda {
+        Some(_) => sums(cx.plans.iter().map(|plan| &plan.program)),
+        None => Vec::new(),
+    };
+    let mut specs = specs(&cx);
+    specs.extend(sums.iter().map(|sum| sum.spec.clone()));
     let code = stages.run("codegen", specs.len() as u64, || {
         codegen.compile(&specs, &|_, _| progress.advance(1)).map_err(CompileError::Codegen)
     })?;
@@ -240,6 +246,7 @@ pub fn compile(
         }
         programs.push(program);
     }
+    let folds = sums.iter().zip(&code.kernels[first..]).map(|(sum, k)| sum.fold(k.clone()));
     let specs = recipes.iter().map(|r| weight_spec(r)).collect();
     let compiled = Compiled {
         stages: Vec::new(),
@@ -271,6 +278,7 @@ pub fn compile(
             None => serde_json::json!({ "fusions": compiled.fusions }),
         },
         programs,
+        folds: folds.collect(),
         weights: specs,
     };
     let manifest = stages.run("weights", recipes.len() as u64, || {

@@ -150,11 +150,15 @@ impl Executable {
     /// Meets these groups in its collectives from now on.
     ///
     /// # Errors
-    /// [`ExecError::Ranks`] if they have other sizes than it was compiled for.
+    /// [`ExecError::Ranks`] if they have other sizes than it was compiled for; [`ExecError::Cuda`]
+    /// if there is no memory for what other ranks' GPUs send.
     pub fn join(&mut self, groups: &Groups) -> Result<(), ExecError> {
         let check = groups.check(&self.program().collectives);
         let entry = || self.program().name.clone();
         check.map_err(|reason| ExecError::Ranks { entry: entry(), reason })?;
+        if let Some(links) = groups.links() {
+            links.reserve(self.program().staging_bytes())?;
+        }
         self.groups = groups.clone();
         Ok(())
     }

@@ -118,6 +118,7 @@ pub(crate) fn model(file: &str, programs: Vec<Program>, threads: usize) -> Arc<M
         source_digest: Digest::default(),
         code: &CODE,
         modules: Vec::new(),
+        folds: Vec::new(),
         random: None,
         text: serde_json::Value::Null,
         report: serde_json::Value::Null,

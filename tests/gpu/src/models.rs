@@ -153,6 +153,7 @@ pub fn store(from: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
         source_digest: manifest.source_digest,
         code: artifact.code(span),
         modules: manifest.modules.clone(),
+        folds: manifest.folds.clone(),
         text: artifact.text()?,
         report: artifact.report()?,
         programs: manifest.programs.clone(),
