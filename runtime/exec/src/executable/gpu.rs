@@ -48,6 +48,8 @@ pub(super) struct OnGpu {
     arena: cuda::Memory,
     /// Bytes of each output of the last run that lies in the arena.
     outputs: Vec<Option<Vec<u8>>>,
+    /// Outputs that are not copied back.
+    left: Vec<usize>,
     /// The last used is the last.
     recorded: Vec<Recorded>,
     events: Vec<Event>,
@@ -156,6 +158,7 @@ impl OnGpu {
             segments: cuts.windows(2).map(|pair| pair[0]..pair[1]).collect(),
             arena,
             outputs: Vec::new(),
+            left: Vec::new(),
             recorded: Vec::new(),
             events: Vec::new(),
             met: Vec::new(),
@@ -166,7 +169,17 @@ impl OnGpu {
         self.arena.bytes()
     }
 
-    /// An output of the last run that lies in the arena.
+    /// Leaves outputs of these numbers in the arena.
+    pub(super) fn leave(&mut self, outputs: &[usize]) {
+        self.left = outputs.to_vec();
+    }
+
+    /// Copies bytes of the arena, as the last run has left it.
+    pub(super) fn copy_back(&self, start: usize, bytes: &mut [u8]) -> Result<(), ExecError> {
+        Ok(self.gpu.download(&self.arena.at(start as u64), bytes)?)
+    }
+
+    /// An output of the last run that lies in the arena, if it is here.
     pub(super) fn output(&self, index: usize) -> Option<&[u8]> {
         self.outputs.get(index)?.as_deref()
     }
@@ -402,8 +415,9 @@ impl OnGpu {
     fn fetch(&mut self, run: &Run<'_>) -> Result<(), ExecError> {
         self.outputs.resize_with(run.outputs.len(), || None);
         let mut pieces: Vec<(Address, &mut [u8])> = Vec::new();
-        for (slot, buffer) in run.outputs.iter().zip(&mut self.outputs) {
-            let range = run.sizes.range(slot).filter(|_| slot.region == Region::Arena);
+        for ((i, slot), buffer) in run.outputs.iter().enumerate().zip(&mut self.outputs) {
+            let is_here = slot.region == Region::Arena && !self.left.contains(&i);
+            let range = run.sizes.range(slot).filter(|_| is_here);
             let Some(range) = range.filter(|r| r.end as u64 <= self.arena.bytes()) else {
                 *buffer = None;
                 continue;
@@ -413,7 +427,7 @@ impl OnGpu {
             pieces.push((self.arena.at(range.start as u64), buffer));
         }
         if pieces.is_empty() {
-            return Ok(());
+            return Ok(self.gpu.stream().synchronize()?);
         }
         Ok(self.gpu.staging().download_all(self.gpu.stream(), &mut pieces)?)
     }
