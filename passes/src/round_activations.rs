@@ -11,7 +11,7 @@ use std::{
 
 use ir::{Attrs, Builder, DType, Graph, Module, NodeId, OpError, Target, Value};
 
-use crate::PassError;
+use crate::{PassError, plan_memory::cast_of};
 
 /// Rewrites every function for a target; nothing where it is no GPU.
 ///
@@ -24,7 +24,7 @@ pub fn round_activations(module: &mut Module, target: &Target) -> Result<(), Pas
     let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
     for name in names {
         let graph = &module.functions[&name];
-        let rounded = rounded(graph);
+        let rounded = rounded(module, graph);
         if rounded.is_empty() {
             continue;
         }
@@ -51,7 +51,7 @@ fn rounds_to(graph: &Graph, id: NodeId) -> Option<DType> {
 }
 
 /// Values that products alone read, perhaps reshaped, all of which round them to one type.
-fn rounded(graph: &Graph) -> BTreeMap<Value, DType> {
+fn rounded(module: &Module, graph: &Graph) -> BTreeMap<Value, DType> {
     let outputs: BTreeSet<Value> = graph.outputs.iter().map(|(_, v)| *v).collect();
     // Readers come before what they read, so that views are known.
     let mut found: BTreeMap<Value, DType> = BTreeMap::new();
@@ -75,8 +75,16 @@ fn rounded(graph: &Graph) -> BTreeMap<Value, DType> {
             found.insert(v, dtype);
         }
     }
-    // What is given, or computed by nothing that stores.
-    found.retain(|v, _| !matches!(graph.node(v.node).op.name(), "param" | "weight" | "constant"));
+    // What is given, or computed by nothing that stores, or narrow as it is.
+    found.retain(|v, _| {
+        let node = graph.node(v.node);
+        let is_given = matches!(node.op.name(), "param" | "weight" | "constant");
+        let is_narrow = cast_of(module, graph, v.node).is_some() && {
+            let from = graph.ty(node.input(0)).dtype;
+            matches!(from, DType::Bf16 | DType::F16)
+        };
+        !is_given && !is_narrow
+    });
     found
 }
 

@@ -57,6 +57,7 @@ pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "prepare", run: prepare },
     Pass { name: "fuse-rope", run: fuse_rope },
     Pass { name: "fuse-loops", run: fuse_loops },
+    Pass { name: "mix-precision", run: mix_precision },
     Pass { name: "round-activations", run: round_activations },
     Pass { name: "plan-memory", run: plan_memory },
 ];
@@ -131,10 +132,14 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
         let sharding = cx.sharding()?;
         let keep = cx.keep.passes();
         cx.states = match cx.stages {
-            0 | 1 => passes::train_step(module, "forward", parameters, &sharding, keep)?,
+            0 | 1 => {
+                passes::train_step(module, "forward", parameters, &sharding, keep, &cx.target)?
+            }
             stages => {
                 let how = (stages, keep);
-                passes::train_step_in_stages(module, "forward", parameters, &sharding, how)?
+                passes::train_step_in_stages(
+                    module, "forward", parameters, &sharding, how, &cx.target,
+                )?
             }
         };
         if let Some(adapters) = &cx.adapters {
@@ -146,6 +151,7 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
         }
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
+        passes::join_parts(module).map_err(|e| vec![e])?;
     }
     Ok(())
 }
@@ -207,6 +213,13 @@ fn fuse_rope(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassEr
 
 fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     passes::fuse_loops(module).map_err(|e| vec![e])
+}
+
+fn mix_precision(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    if cx.parameters.is_none() {
+        return Ok(());
+    }
+    passes::mix_precision(module, &cx.target).map_err(|e| vec![e])
 }
 
 fn round_activations(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {

@@ -201,6 +201,10 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ("attention-grad-64", attention_f32("attention_grad", "64")),
         ("attention-grad-128", attention_f32("attention_grad", "128")),
         ("attention-grad-256", attention_f32("attention_grad", "256")),
+        ("attention-grad-bf16-64", attention_grad_of("64", Bf16)),
+        ("attention-grad-bf16-128", attention_grad_of("128", Bf16)),
+        ("weight-gradient-768x3072", weight_gradient("768", "3072")),
+        ("weight-gradient-768x768", weight_gradient("768", "768")),
         ("attention-64", attention("64")),
         ("attention-128", attention("128")),
         ("attention-256", attention("256")),
@@ -251,6 +255,27 @@ fn attention_f32(op: &str, size: &str) -> KernelSpec {
     }
     let operands = [all(4), vec![logs, heads.clone(), offsets]].concat();
     spec(op, scaled(), &operands, &all(3))
+}
+
+/// The gradient of attention, of factors of a type.
+fn attention_grad_of(size: &str, dtype: DType) -> KernelSpec {
+    let mut spec = attention_f32("attention_grad", size);
+    for i in [0, 1, 2, 3, 5] {
+        spec.operands[i].as_mut().expect("a factor").ty.dtype = dtype;
+    }
+    for result in &mut spec.results {
+        result.ty.dtype = dtype;
+    }
+    spec
+}
+
+/// `xᵀ · dy` over tokens.
+fn weight_gradient(k: &str, n: &str) -> KernelSpec {
+    let mut x = layout(DType::Bf16, &["T", k]);
+    x.ty.shape.swap(0, 1);
+    x.strides.swap(0, 1);
+    let dy = layout(DType::Bf16, &["T", n]);
+    spec("matmul", Attrs::none(), &[x, dy], &[layout(DType::Bf16, &[k, n])])
 }
 
 fn scaled() -> Attrs {

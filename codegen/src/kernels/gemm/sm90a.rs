@@ -17,6 +17,7 @@
 
 mod fill;
 mod operands;
+pub mod outer;
 mod ring;
 mod tiles;
 
