@@ -51,7 +51,7 @@ pub use partition::{Held, Holding, Sharding};
 pub use pass::PassError;
 pub use plan_memory::{Plan, plan_memory};
 pub use prepare::{Recipe, prepare};
-pub use quantize::quantize;
+pub use quantize::{WeightFormat, quantize};
 pub use report::{Fusion, FusionCount, Report};
 pub use round_activations::round_activations;
 pub use tensor_parallel::tensor_parallel;

@@ -3,6 +3,7 @@
 //! Tensor cores multiply activations in the type of the weights. Where a value is read by such
 //! products alone, this rounds it in the graph, `cast` to that type and back, so that what makes it
 //! may store it so and products read half of the bytes; the bits of their results stay the same.
+//! What becomes e4m3 is rounded to bf16 on the way, as models of that type have it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -38,6 +39,9 @@ pub fn round_activations(module: &mut Module, target: &Target) -> Result<(), Pas
 /// The type that a product rounds its first operand to.
 fn rounds_to(graph: &Graph, id: NodeId) -> Option<DType> {
     let node = graph.node(id);
+    if node.op.name() == "quantize_rows" && node.attrs.str("format") == "e4m3" {
+        return Some(DType::Bf16);
+    }
     let products = ["linear", "gated_linear", "quantized_linear"];
     if !products.contains(&node.op.name()) || graph.ty(node.input(0)).dtype != DType::F32 {
         return None;

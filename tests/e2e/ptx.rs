@@ -7,6 +7,7 @@ mod case;
 mod device;
 mod experts;
 mod families;
+mod fp8;
 mod gradients;
 mod graphs;
 mod map;

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cuda::{CudaKernel, CudaParam},
     emit::{Elem, Param},
-    kernels::gemm::{Draft, Gemm, quantized, simt, sm80, sm90a},
+    kernels::gemm::{Draft, Gemm, fp8, quantized, simt, sm80, sm90a},
 };
 
 /// The kernels for a product, those for fewer rows first.
@@ -23,6 +23,10 @@ pub(super) fn kernels(
     let gpu = target.cuda.ok_or_else(|| refuse(spec, format!("{target} is no GPU")))?;
     gemm.check().map_err(|reason| refuse(spec, reason))?;
     let drafts = match gpu.arch {
+        CudaArch::Sm80 if gemm.is_fp8() => {
+            return Err(refuse(spec, "sm_80 multiplies no e4m3; compile for `cuda:sm_90a`"));
+        }
+        CudaArch::Sm90a if gemm.is_fp8() => fp8::variants(UNNAMED, gemm, gpu.multiprocessors),
         arch if gemm.bits.is_some() => {
             let begins_early = arch == CudaArch::Sm90a;
             quantized::variants(UNNAMED, gemm, gpu.multiprocessors, begins_early)

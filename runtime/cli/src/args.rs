@@ -120,10 +120,14 @@ pub(crate) struct CompileOptions {
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     pub(crate) dtype: Option<DType>,
 
-    /// Make the weights of products integers of 8 or 4 bits, in blocks of 32 with an f16 scale
+    /// Make the weights of products integers of 8 or 4 bits, in blocks of 32 with an f16 scale, or
+    /// fp8
     ///
-    /// Activations are rounded to 13 bits as they meet them, under q4 to 8. Under q4 the product
-    /// that gives the model's own result, a language model's head, keeps 8 bits.
+    /// Under q8 activations are rounded to 13 bits as they meet them, under q4 to 8. Under q4 the
+    /// product that gives the model's own result, a language model's head, keeps 8 bits.
+    ///
+    /// fp8 is for `--target cuda:sm_90a`: weights and activations of layers are e4m3, each with an
+    /// f32 scale for every 128 numbers along the sum; the head keeps its weights.
     #[arg(long, value_name = "TYPE")]
     pub(crate) quantize: Option<Quantize>,
 

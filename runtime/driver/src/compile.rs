@@ -14,7 +14,7 @@ use ir::{
     DType, Module, Target,
     artifact::{self, Contents, Digest, WeightSpec},
 };
-use passes::{Fusion, Recipe};
+use passes::{Fusion, Recipe, WeightFormat};
 
 use crate::{
     CompileError, Keep, KernelCache, Progress, Silent, Training, fit,
@@ -25,20 +25,23 @@ use crate::{
     sums::sums,
 };
 
-/// Integers that the weights of products become, in blocks of 32 with an f16 scale.
+/// What the weights of products become: integers in blocks of 32 with an f16 scale, or fp8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
     /// 8 bits, 8.5 with the scales.
     Q8,
     /// 4 bits, 4.5 with the scales; 8 where a product's result is the model's.
     Q4,
+    /// e4m3 in blocks of 128 with an f32 scale, and activations so too, in layers: for `sm_90a`.
+    Fp8,
 }
 
 impl Quantization {
-    pub(crate) fn bits(self) -> i64 {
+    pub(crate) fn format(self) -> WeightFormat {
         match self {
-            Quantization::Q8 => 8,
-            Quantization::Q4 => 4,
+            Quantization::Q8 => WeightFormat::Integers(8),
+            Quantization::Q4 => WeightFormat::Integers(4),
+            Quantization::Fp8 => WeightFormat::E4m3,
         }
     }
 }
@@ -55,7 +58,7 @@ pub struct CompileOptions {
     pub gpus: Vec<Target>,
     /// NVIDIA's assembler, to be used for GPUs if there is one.
     pub assembler: Option<Assembler>,
-    /// Whether weights become integers; they stay as they are stored where `None`.
+    /// What weights become; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
     /// What to train, for an artifact that trains instead of one that serves.
     pub training: Option<Training>,

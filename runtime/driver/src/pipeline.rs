@@ -191,7 +191,7 @@ fn has_kernel<'a>(
 fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     match cx.quantize {
         Some(quantization) => {
-            passes::quantize(module, quantization.bits(), &cx.target).map_err(|e| vec![e])
+            passes::quantize(module, quantization.format(), &cx.target).map_err(|e| vec![e])
         }
         None => Ok(()),
     }

@@ -266,6 +266,7 @@ impl Driver for Emulated {
             base: address,
             elem: match map.dtype {
                 DType::F16 => ::ptx::Elem::F16,
+                DType::U8 => ::ptx::Elem::U8,
                 _ => ::ptx::Elem::Bf16,
             },
             dims: map.extents.clone(),

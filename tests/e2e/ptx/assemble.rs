@@ -1,6 +1,7 @@
 //! What NVIDIA's assembler makes of the kernels: no spills, no warnings, tensor core instructions,
 //! and in the pipelined products a group in flight from step to step.
 
+mod fp8;
 mod tiles;
 
 use std::{

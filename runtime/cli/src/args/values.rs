@@ -137,6 +137,8 @@ pub(crate) enum Quantize {
     Q8,
     /// 4-bit integers: a quarter of it
     Q4,
+    /// 8-bit floats (e4m3), activations too: for `--target cuda:sm_90a`
+    Fp8,
 }
 
 /// What the weights of products are made of.

@@ -205,7 +205,7 @@ impl<'a> Operands<'a> {
 }
 
 /// Starts one copy of tensor map `map` at these coordinates, innermost first.
-pub(super) fn bulk(e: &Emitter, map: u32, at: &[Val], to: Val, full: Val) {
+pub(in crate::kernels::gemm) fn bulk(e: &Emitter, map: u32, at: &[Val], to: Val, full: Val) {
     let rank = at.len();
     let coordinates: Vec<String> = (0..rank).map(|i| format!("${}", i + 2)).collect();
     let text = format!(

@@ -10,11 +10,11 @@ use ir::{DType, Dim};
 use super::{
     super::{
         Draft, Matrix,
+        ring::{Ring, Turn},
         tiled::{Output, Run, Stride},
     },
     CONSUMERS, GROUP, K, REGISTERS, Tile, WARPGROUP,
     operands::{DENSE_ROWS, bulk},
-    ring::{Ring, Turn},
 };
 use crate::{
     cuda::{Swizzle, TensorMap},

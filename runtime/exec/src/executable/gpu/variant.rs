@@ -46,7 +46,8 @@ pub(super) fn launch(
     }
     // Without it, the launch comes behind the end of what was launched before.
     let mut early = variant.early.iter();
-    let dependent = variant.dependent && early.all(|arg| constant.get(*arg as usize) == Some(&true));
+    let dependent =
+        variant.dependent && early.all(|arg| constant.get(*arg as usize) == Some(&true));
     let launch = Launch {
         symbol: variant.kernel.symbol().to_owned(),
         params: variant.params.iter().map(|given| given.param(sizes)).collect(),
