@@ -86,6 +86,7 @@ pub fn emit(
         shared_bytes: u32::try_from(shared).expect("it fits"),
         maps,
         max_rows,
+        early: Vec::new(),
     }
 }
 

@@ -108,6 +108,7 @@ pub(super) fn outer_kernel(spec: &KernelSpec, outer: &Outer, multiprocessors: u3
         cluster: 1,
         shared_bytes: draft.shared_bytes,
         limit: None,
+        early: draft.early,
     }
 }
 

@@ -12,8 +12,9 @@ use super::{
         Draft, Matrix,
         ring::{Ring, Turn},
         tiled::{Output, Run, Stride},
+        walk::each_tile,
     },
-    CONSUMERS, GROUP, K, REGISTERS, Tile, WARPGROUP,
+    CONSUMERS, K, REGISTERS, Tile, WARPGROUP,
     operands::{DENSE_ROWS, bulk},
 };
 use crate::{
@@ -105,7 +106,8 @@ pub fn emit(symbol: &str, spec: &Outer, multiprocessors: u32) -> Draft {
     let stages = gen_.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
     let tile = [tile.m(), tile.n];
-    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps: spec.maps(), max_rows: None }
+    let (maps, early) = (spec.maps(), Vec::new());
+    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps, max_rows: None, early }
 }
 
 /// Emission state.
@@ -162,24 +164,8 @@ impl<'a> Gen<'a> {
 
     /// Walks this block's tiles: `body(first row, first column, turn)` gives the next turn.
     fn tiles(&self, body: impl FnOnce(Val, Val, Turn) -> Turn) {
-        let (e, tile) = (self.e, self.tile);
-        let [down, across] =
-            [(self.spec.m, tile.m()), (self.spec.n, tile.n)].map(|(size, of)| (size + of - 1) / of);
-        let (block, blocks) = (e.block('x'), e.special("nctaid.x"));
-        let start = Turn::start(e).values();
-        let left = e.sub(e.i32(down * across), block);
-        let mine = e.div_unsigned(e.add(left, e.add_const(blocks, -1)), blocks);
-        let _ = e.for_loop(e.i32(0), mine, 1, &start, |i, turn| {
-            let index = e.add(block, e.mul(i, blocks));
-            let group = e.div_unsigned(index, e.i32(GROUP * across));
-            let within = e.sub(index, e.mul_const(group, GROUP * across));
-            let first = e.mul_const(group, GROUP);
-            let height = e.min(e.i32(GROUP), e.sub(e.i32(down), first));
-            let m = e.add(first, e.rem_unsigned(within, height));
-            let n = e.div_unsigned(within, height);
-            let turn = Turn::of(turn);
-            body(e.mul_const(m, tile.m()), e.mul_const(n, tile.n), turn).values().to_vec()
-        });
+        let tile = [self.tile.m(), self.tile.n];
+        each_tile(self.e, self.e.i32(self.spec.m), self.spec.n, tile, body);
     }
 
     fn produce(&self) {

@@ -22,7 +22,6 @@ use super::{
             tile::{Numbering, Row, Tile, Tiles, aligned},
         },
     },
-    required,
 };
 use plan::{Plan, THREADS};
 
