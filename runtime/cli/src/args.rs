@@ -374,7 +374,8 @@ pub(crate) struct Train {
     /// `host`: by way of the host. `nccl`: between the devices, by NCCL; the same bits. `auto`: by
     /// NCCL where all ranks have it, else by the host. `nccl-sums`: NCCL adds as well, in an order
     /// of its own, so that results depend on how the ranks are connected.
-    #[arg(long, value_name = "ROUTE", value_parser = values::route, default_value = "auto", hide_default_value = true)]
+    #[arg(long, value_name = "ROUTE", value_parser = values::route)]
+    #[arg(default_value = "auto", hide_default_value = true)]
     pub(crate) collectives: exec::Route,
 
     /// Take the step from an artifact, which `brolly compile` made of such a configuration
