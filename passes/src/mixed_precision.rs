@@ -16,7 +16,9 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Attrs, Builder, DType, Graph, Module, NodeId, OpError, Target, Value};
+use ir::{
+    Attrs, Builder, DType, Dim, Graph, Module, Node, NodeId, OpError, Target, TensorType, Value,
+};
 
 use crate::{
     PassError,
@@ -93,6 +95,38 @@ fn is_view(op: &str) -> bool {
     ["reshape", "transpose", "slice", "broadcast_to"].contains(&op)
 }
 
+/// Whether parts of a narrow tensor begin at multiples of sixteen bytes, which kernels that read or
+/// write several elements at once count on: those of a slice of `x`, or of a tensor like `x` that
+/// has parts of these sizes along an axis.
+fn is_even(x: &TensorType, axis: i64, sizes: &[Dim]) -> bool {
+    let even = |dim: &Dim| dim.as_const().is_some_and(|n| n % 8 == 0);
+    let last = x.rank().checked_sub(1);
+    let along_last = ir::normalize_axis(axis, x.rank()) == last;
+    x.shape.last().is_some_and(even) && (!along_last || sizes.iter().all(even))
+}
+
+/// Whether a view of a narrow value may stand for one of the wide value.
+fn may_view(graph: &Graph, node: &Node) -> bool {
+    match node.op.name() {
+        "slice" => {
+            let attrs = &node.attrs;
+            is_even(graph.ty(node.input(0)), attrs.int("axis"), attrs.dims("range"))
+        }
+        op => is_view(op),
+    }
+}
+
+/// Whether the parts of a `concat` may be narrow.
+fn may_join(graph: &Graph, node: &Node) -> bool {
+    let axis = node.attrs.int("axis");
+    let part = |v: &Value| {
+        let ty = graph.ty(*v);
+        let at = ir::normalize_axis(axis, ty.rank()).expect("inferred");
+        is_even(ty, axis, &ty.shape[at..=at])
+    };
+    node.inputs().iter().flatten().all(part)
+}
+
 /// An entry, and what is known of its values before they are rounded.
 struct Mixed<'a> {
     module: &'a Module,
@@ -150,9 +184,12 @@ impl<'a> Mixed<'a> {
         let own = [&self.read_rounded, &self.wholly].map(|set| set.contains(&result));
         match op {
             _ if self.rounds(user, i) => (true, true),
-            _ if is_view(op) => (own[0], own[1]),
+            _ if may_view(self.graph, self.graph.node(user)) => (own[0], own[1]),
             // One buffer, of one type.
-            "concat" => (own[1], own[1]),
+            "concat" => {
+                let joins = own[1] && may_join(self.graph, self.graph.node(user));
+                (joins, joins)
+            }
             _ if cast_of(self.module, self.graph, user) == Some(self.half) => (true, true),
             _ => (false, self.tolerates(user)),
         }
@@ -218,7 +255,7 @@ impl<'a> Mixed<'a> {
                 _ => {}
             }
             let result = Value { node: id, port: 0 };
-            if is_view(op)
+            if may_view(self.graph, node)
                 && let Some(half) = forms.narrow.get(&first()).copied()
                 && b.ty(first()).dtype == DType::F32
                 && forms.wide.get(&half) == Some(&first())
@@ -226,7 +263,8 @@ impl<'a> Mixed<'a> {
                 let view = b.op1(op, node.attrs.clone(), &[half])?;
                 return Ok(Some(vec![forms.widen(b, view)?]));
             }
-            if op == "concat" && self.wholly.contains(&result) {
+            let joins = || self.wholly.contains(&result) && may_join(self.graph, node);
+            if op == "concat" && joins() {
                 let parts: Result<Vec<Value>, OpError> =
                     inputs.iter().flatten().map(|v| forms.narrow(b, *v)).collect();
                 let whole = b.op1("concat", node.attrs.clone(), &parts?)?;
@@ -285,7 +323,7 @@ impl Forms {
         }
         let node = b.graph().node(v.node);
         let (op, attrs) = (node.op.name(), node.attrs.clone());
-        let half = if is_view(op) {
+        let half = if may_view(b.graph(), node) {
             let from = node.input(0);
             let from = self.narrow(b, from)?;
             b.op1(op, attrs, &[from])?

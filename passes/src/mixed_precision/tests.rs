@@ -78,3 +78,32 @@ fn products_are_narrow_and_what_is_kept_is_rounded_once() {
     let read = graph.node(sum.unwrap()).input(0);
     assert_eq!(cast_of(&module, graph, read.node), Some(DType::F32), "{:?}", operators(&module));
 }
+
+#[test]
+fn parts_that_would_begin_between_sixteen_bytes_stay_wide() {
+    let text = |width: i64| {
+        let (all, w) = (2 * width, 16);
+        format!(
+            r#"
+module "m"
+symbol T in 1..64
+entry accumulate
+fn accumulate(%x: f32[T, {all}], %w: bf16[1, {width}, {w}]) {{
+  %0 = sigmoid(%x) : f32[T, {all}]
+  %1 = slice(%0) {{axis = 1, range = <{width}, {all}>}} : f32[T, {width}]
+  %2 = linear(%1, %w, _, _) {{n = {w}}} : f32[T, {w}]
+  return y = %2
+}}
+"#
+        )
+    };
+    for (width, cast) in [(24, "sigmoid"), (20, "slice")] {
+        let mut module = parse_module(&text(width)).unwrap();
+        mix_precision(&mut module, &Target::sm_80()).unwrap();
+        ir::verify(&module).unwrap();
+        let graph = &module.functions["accumulate"];
+        let is_cast = |id: &NodeId| graph.node(*id).op.name() == "cast";
+        let first = graph.topo().into_iter().find(is_cast).unwrap();
+        assert_eq!(graph.node(graph.node(first).input(0).node).op.name(), cast);
+    }
+}
