@@ -95,6 +95,9 @@ const BLOCK_SIZE: i64 = 16;
 /// Most blocks of key/value memory that a runtime may supply.
 const MAX_BLOCKS: i64 = 1 << 24;
 
+/// Of each row of logits on a GPU, the most likely that are copied to the host.
+const HEAD: i64 = 256;
+
 fn optimize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     let env = representative(&module.symbols);
     passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
@@ -115,6 +118,7 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
         dtype: cx.kv_dtype,
         max_seq_len: i64::try_from(cx.max_seq_len).unwrap_or(i64::MAX / 4),
         max_blocks: MAX_BLOCKS,
+        head: cx.target.cuda.map_or(0, |_| HEAD),
     };
     let states = passes::page_kv(module, "forward", options)?;
     cx.states.insert("step".into(), states);

@@ -9,7 +9,7 @@
 //!
 //! vLLM adds biases before the repetition penalty, which here sees the model's own logits, and
 //! applies min p before top k; the order of the filters is that of transformers. Log-probabilities
-//! are none of this: they are the model's, by [`Logits::logprob`](crate::Logits::logprob),
+//! are none of this: they are the model's, by [`Logits::logit`](crate::Logits::logit),
 //! [`top_logprobs`] and [`rank`].
 //!
 //! The random number is a function of seed, sequence and position, and weights are computed and
