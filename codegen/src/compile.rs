@@ -4,6 +4,7 @@
 //! sizes read at run time share code. The same specifications give the same bytes.
 
 mod cuda;
+mod known;
 
 use std::{collections::BTreeSet, num::NonZeroUsize, sync::Arc};
 
@@ -17,6 +18,7 @@ use crate::{
     objects::{ObjectKey, Objects},
     schedule::Tuning,
 };
+use known::Known;
 
 /// The code generator for one machine.
 #[derive(Clone, Debug)]
@@ -28,6 +30,7 @@ pub struct Codegen {
     threads: NonZeroUsize,
     objects: Option<Arc<dyn Objects>>,
     tuning: Arc<Tuning>,
+    known: Arc<Known>,
 }
 
 /// Machine code and what a program needs to know of it.
@@ -66,14 +69,15 @@ impl Codegen {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let gpus = target.cuda.iter().map(|_| target.clone()).collect();
         let tuning = Arc::new(Tuning::builtin().clone());
-        Codegen { target, gpus, assembler: None, threads, objects: None, tuning }
+        let known = Arc::default();
+        Codegen { target, gpus, assembler: None, threads, objects: None, tuning, known }
     }
 
     /// The same, generating code for these GPUs, one of each architecture; the target remains what
     /// costs are estimated by.
     #[must_use]
     pub fn for_gpus(self, gpus: &[Target]) -> Codegen {
-        Codegen { gpus: gpus.to_vec(), ..self }
+        Codegen { gpus: gpus.to_vec(), known: Arc::default(), ..self }
     }
 
     /// The same, assembling what is generated for GPUs.
@@ -233,7 +237,9 @@ impl Kernels for Codegen {
         if self.gpus.is_empty() {
             return family.supports(spec);
         }
-        self.gpus.iter().try_for_each(|gpu| family.supports_cuda(spec, gpu))
+        // Whether there is a kernel shows when it is printed, and passes ask for every use of it.
+        self.known
+            .or_find(spec, || self.gpus.iter().try_for_each(|gpu| family.supports_cuda(spec, gpu)))
     }
 
     fn converts(&self, spec: &KernelSpec) -> bool {

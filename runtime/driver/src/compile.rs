@@ -157,13 +157,27 @@ fn run_passes(
 /// # Errors
 /// All problems of the first stage that has any.
 pub fn check(model: &Path, options: &CompileOptions) -> Result<Vec<Fusion>, CompileError> {
+    let codegen = codegen(options);
     let (specs, fusions) =
-        after_passes(model, options, |cx| (specs(cx), cx.report.fusions.clone()))?;
-    codegen(options).check(&specs).map_err(CompileError::Codegen)?;
+        after_passes(model, options, &codegen, |cx| (specs(cx), cx.report.fusions.clone()))?;
+    codegen.check(&specs).map_err(CompileError::Codegen)?;
     Ok(fusions)
 }
 
-fn codegen(options: &CompileOptions) -> Codegen {
+/// What the kernels of all entries have to compute, as [`compile`] would have them generated, where
+/// `codegen` says what has a kernel: one for many models answers faster than one for each.
+///
+/// # Errors
+/// All problems of the first stage that has any.
+pub fn kernel_specs(
+    model: &Path,
+    options: &CompileOptions,
+    codegen: &Codegen,
+) -> Result<Vec<ir::KernelSpec>, CompileError> {
+    after_passes(model, options, codegen, specs)
+}
+
+pub(crate) fn codegen(options: &CompileOptions) -> Codegen {
     let codegen = Codegen::new(options.target.clone()).with_assembler(options.assembler.clone());
     if options.gpus.is_empty() { codegen } else { codegen.for_gpus(&options.gpus) }
 }
@@ -180,11 +194,11 @@ fn import(model: &Path, options: &CompileOptions) -> Result<frontend::Imported, 
 pub(crate) fn after_passes<R>(
     model: &Path,
     options: &CompileOptions,
+    codegen: &Codegen,
     read: impl FnOnce(&Context<'_>) -> R,
 ) -> Result<R, CompileError> {
     let mut imported = import(model, options)?;
-    let codegen = codegen(options);
-    let mut cx = Context::new(&codegen, imported.info.kind, imported.info.max_seq_len);
+    let mut cx = Context::new(codegen, imported.info.kind, imported.info.max_seq_len);
     cx.quantize = options.quantize;
     cx.target = options.target.clone();
     cx.kv_dtype = options.kv_dtype;

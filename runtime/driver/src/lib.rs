@@ -28,7 +28,9 @@ pub use codegen::{
     Assembler, Codegen, native_target,
     schedule::{Family, Tuning, TuningError},
 };
-pub use compile::{CompileOptions, Compiled, Quantization, StageTime, check, compile};
+pub use compile::{
+    CompileOptions, Compiled, Quantization, StageTime, check, compile, kernel_specs,
+};
 pub use error::CompileError;
 pub use frontend::{ImportOptions, model_files};
 pub use kernel_cache::KernelCache;

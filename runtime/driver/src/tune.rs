@@ -19,7 +19,7 @@ use exec::Device;
 
 use crate::{
     CompileError, CompileOptions,
-    compile::{after_passes, specs},
+    compile::{after_passes, codegen, specs},
     parallel,
 };
 use trial::{Trial, failure};
@@ -101,7 +101,7 @@ pub fn products(
 }
 
 fn of_model(model: &Path, compile: &CompileOptions) -> Result<Vec<Product>, CompileError> {
-    let specs = after_passes(model, compile, specs)?;
+    let specs = after_passes(model, compile, &codegen(compile), specs)?;
     let products = specs.iter().filter_map(codegen::lower::product);
     Ok(products.map(|p| Product { family: Family::of(&p), n: p.n, k: p.k }).collect())
 }

@@ -3,11 +3,13 @@
 use std::sync::Arc;
 
 use crate::{
+    Address, WeakAddress,
     driver::{Driver, GraphHandle},
     stream::Keep,
 };
 
-/// A graph, and what its launches use; its copies are the same one.
+/// A graph, and what its launches use, but for what who starts it has to give; its copies are the
+/// same one.
 #[derive(Clone, Debug)]
 pub struct Graph {
     captured: Arc<Captured>,
@@ -18,11 +20,28 @@ struct Captured {
     driver: Arc<dyn Driver>,
     handle: GraphHandle,
     kept: Vec<Keep>,
+    given: Vec<WeakAddress>,
 }
 
 impl Graph {
-    pub(crate) fn new(driver: Arc<dyn Driver>, handle: GraphHandle, kept: Vec<Keep>) -> Graph {
-        Graph { captured: Arc::new(Captured { driver, handle, kept }) }
+    /// A graph that keeps what its launches use, without the memory of what is `given`.
+    pub(crate) fn new(
+        driver: Arc<dyn Driver>,
+        handle: GraphHandle,
+        mut kept: Vec<Keep>,
+        given: &[Address],
+    ) -> Graph {
+        let given: Vec<WeakAddress> = given.iter().map(Address::downgrade).collect();
+        kept.retain(|keep| match keep {
+            Keep::Memory(memory) => !given.iter().any(|place| place.is_in(memory)),
+            Keep::Kernel(_) | Keep::Graph(_) => true,
+        });
+        Graph { captured: Arc::new(Captured { driver, handle, kept, given }) }
+    }
+
+    /// Whether these are the places that it was recorded with.
+    pub(crate) fn takes(&self, given: &[Address]) -> bool {
+        self.captured.given == given
     }
 
     pub(crate) fn handle(&self) -> GraphHandle {

@@ -50,6 +50,6 @@ pub use error::{CudaError, DriverError};
 pub use graph::Graph;
 pub use kernel::Kernel;
 pub use launch::{Launch, Param, Swizzle, TensorMap};
-pub use memory::{Address, Memory};
+pub use memory::{Address, Memory, WeakAddress};
 pub use staging::Staging;
 pub use stream::{Event, Stream};

@@ -1,6 +1,9 @@
 //! Memory of a device.
 
-use std::sync::Arc;
+use std::{
+    ptr,
+    sync::{Arc, Weak},
+};
 
 use crate::{CudaError, Device, driver::Driver};
 
@@ -79,6 +82,12 @@ impl Address {
         self.memory.at(self.offset + bytes)
     }
 
+    /// The same place, without keeping it allocated.
+    #[must_use]
+    pub fn downgrade(&self) -> WeakAddress {
+        WeakAddress { allocation: Arc::downgrade(&self.memory.allocation), offset: self.offset }
+    }
+
     /// The memory that it is in.
     #[must_use]
     pub fn memory(&self) -> &Memory {
@@ -103,5 +112,30 @@ impl Address {
             Some(end) if end <= size => Ok(self.device()),
             _ => Err(CudaError::Range { offset: self.offset, bytes, size }),
         }
+    }
+}
+
+/// A place in a device's memory, which may have been freed. It equals no place of later memory.
+#[derive(Clone, Debug)]
+pub struct WeakAddress {
+    allocation: Weak<Allocation>,
+    offset: u64,
+}
+
+impl WeakAddress {
+    /// Whether the memory is still allocated.
+    #[must_use]
+    pub fn is_alive(&self) -> bool {
+        self.allocation.strong_count() > 0
+    }
+
+    pub(crate) fn is_in(&self, memory: &Memory) -> bool {
+        ptr::eq(self.allocation.as_ptr(), Arc::as_ptr(&memory.allocation))
+    }
+}
+
+impl PartialEq<Address> for WeakAddress {
+    fn eq(&self, other: &Address) -> bool {
+        self.is_in(&other.memory) && self.offset == other.offset
     }
 }

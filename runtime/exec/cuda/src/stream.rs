@@ -21,7 +21,7 @@ pub struct Stream {
 /// What work uses.
 #[derive(Clone, Debug)]
 pub(crate) enum Keep {
-    Memory(#[allow(dead_code, reason = "kept, never read")] Memory),
+    Memory(Memory),
     Kernel(Kernel),
     Graph(Graph),
 }
@@ -82,7 +82,22 @@ impl Stream {
     /// # Errors
     /// What the driver says.
     pub fn launch_graph(&self, graph: &Graph) -> Result<(), CudaError> {
+        self.launch_graph_with(graph, &[])
+    }
+
+    /// Starts the launches of a graph that was captured with these places.
+    ///
+    /// # Errors
+    /// [`CudaError::Invalid`] if it was captured with others; what the driver says.
+    pub fn launch_graph_with(&self, graph: &Graph, given: &[Address]) -> Result<(), CudaError> {
+        if !graph.takes(given) {
+            return Err(CudaError::Invalid {
+                kernel: graph.symbols().join("`, `"),
+                reason: "their graph was recorded with other memory".into(),
+            });
+        }
         self.keep(Keep::Graph(graph.clone()));
+        given.iter().for_each(|place| self.keep_memory(place));
         Ok(self.driver.launch_graph(graph.handle(), self.handle)?)
     }
 
@@ -119,13 +134,26 @@ impl Stream {
         &self,
         work: impl FnOnce(&Stream) -> Result<(), CudaError>,
     ) -> Result<Graph, CudaError> {
+        self.capture_with(&[], work)
+    }
+
+    /// As [`Stream::capture`]; the graph does not keep the memory that `given` is in, which whoever
+    /// starts it has to give again.
+    ///
+    /// # Errors
+    /// As [`Stream::capture`].
+    pub fn capture_with(
+        &self,
+        given: &[Address],
+        work: impl FnOnce(&Stream) -> Result<(), CudaError>,
+    ) -> Result<Graph, CudaError> {
         let before = self.pending().len();
         self.driver.begin_capture(self.handle)?;
         let done = work(self);
         let handle = self.driver.end_capture(self.handle);
         let kept = self.pending().split_off(before);
         done?;
-        Ok(Graph::new(self.driver.clone(), handle?, kept))
+        Ok(Graph::new(self.driver.clone(), handle?, kept, given))
     }
 
     pub(crate) fn handle(&self) -> StreamHandle {

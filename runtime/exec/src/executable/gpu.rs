@@ -16,7 +16,7 @@ mod variant;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use cuda::{Address, Event, Graph};
+use cuda::{Address, Event, Graph, WeakAddress};
 use ir::{CollectiveOp, CudaArch, Place, Program, Region};
 
 use self::{
@@ -86,7 +86,8 @@ struct Meeting {
 #[derive(Debug)]
 struct Recorded {
     symbols: Vec<i64>,
-    states: Vec<Address>,
+    /// States go when their owner lets them go.
+    states: Vec<WeakAddress>,
     /// Of each segment, from the second run on.
     graphs: Option<Vec<Graph>>,
 }
@@ -271,7 +272,7 @@ impl OnGpu {
                 Some(graphs) => graphs[number].clone(),
                 None => self.record(run, states, segment)?,
             };
-            self.gpu.stream().launch_graph(&graph)?;
+            self.gpu.stream().launch_graph_with(&graph, states)?;
             kept.push(graph);
         }
         self.meet(run, states, links, self.launches.len(), &mut next, &mut under_way)?;
@@ -300,10 +301,12 @@ impl OnGpu {
         if let Some(at) = self.recorded.iter().position(is_same) {
             return (self.recorded.remove(at), true);
         }
+        self.recorded.retain(|r| r.states.iter().all(WeakAddress::is_alive));
         if self.recorded.len() == GRAPHS {
             self.recorded.remove(0);
         }
-        let (symbols, states) = (symbols.to_vec(), states.to_vec());
+        let states = states.iter().map(Address::downgrade).collect();
+        let symbols = symbols.to_vec();
         (Recorded { symbols, states, graphs: None }, false)
     }
 
@@ -315,7 +318,7 @@ impl OnGpu {
         segment: &Range<usize>,
     ) -> Result<Graph, ExecError> {
         let mut failed = None;
-        let graph = self.gpu.stream().capture(|_| {
+        let graph = self.gpu.stream().capture_with(states, |_| {
             failed = self.launch_all(run, states, segment).err();
             Ok(())
         });

@@ -72,6 +72,35 @@ fn graphs_keep_what_their_launches_use() {
 }
 
 #[test]
+fn graphs_do_not_keep_what_they_are_given() {
+    let (device, driver) = device(&[8, 8]);
+    let stream = Stream::new(&device).unwrap();
+    let (arena, state) = (device.allocate(1024).unwrap(), device.allocate(1024).unwrap());
+    let kernel = Kernel::load(&device, b"\x7fELF", "k").unwrap();
+    let given = [state.at(64)];
+    let args = [arena.at(0), state.at(128)];
+    let graph = stream.capture_with(&given, |s| s.launch(&kernel, &launch(2), &args)).unwrap();
+    drop((arena, args));
+    stream.launch_graph_with(&graph, &given).unwrap();
+    stream.synchronize().unwrap();
+    // At other places, or none, it would compute on what it was recorded with.
+    for wrong in [&[][..], &[state.at(0)], &[device.allocate(1024).unwrap().at(64)]] {
+        let refused = stream.launch_graph_with(&graph, wrong);
+        assert!(matches!(refused, Err(CudaError::Invalid { .. })), "{refused:?}");
+    }
+    let [place] = given.each_ref().map(crate::Address::downgrade);
+    stream.launch_graph_with(&graph, &given).unwrap();
+    drop((state, given));
+    assert!(place.is_alive(), "it is running");
+    stream.synchronize().unwrap();
+    assert!(!place.is_alive());
+    let memories = |used: &Used| matches!(used, Used::Memory(_));
+    assert_eq!(driver.state().alive().into_iter().filter(memories).count(), 1, "the arena");
+    assert!(!graph.takes(&[device.allocate(1024).unwrap().at(64)]), "later memory is another");
+    assert_clean(&driver);
+}
+
+#[test]
 fn a_capture_that_fails_leaves_nothing() {
     let (device, driver) = device(&[8]);
     let stream = Stream::new(&device).unwrap();
