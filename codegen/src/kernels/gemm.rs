@@ -18,7 +18,7 @@
 mod epilogue;
 pub mod fp8;
 pub mod quantized;
-mod ring;
+pub(crate) mod ring;
 pub mod simt;
 pub mod sm80;
 pub mod sm90a;

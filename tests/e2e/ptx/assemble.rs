@@ -288,14 +288,14 @@ fn scaled() -> Attrs {
 }
 
 /// Packed, 32 heads over 8 of this size.
-fn attention(size: &str) -> KernelSpec {
+pub(super) fn attention(size: &str) -> KernelSpec {
     let (q, kv) = (["T", "32", size], layout(DType::Bf16, &["T", "8", size]));
     let q = layout(DType::Bf16, &q);
     let offsets = layout(DType::I32, &["S + 1"]);
     spec("attention", scaled(), &[q.clone(), kv.clone(), kv, offsets], &[q])
 }
 
-fn paged(size: &str) -> KernelSpec {
+pub(super) fn paged(size: &str) -> KernelSpec {
     let q = layout(DType::F32, &["T", "32", size]);
     let k = layout(DType::Bf16, &["N", "8", size, "16"]);
     let v = layout(DType::Bf16, &["N", "8", "16", size]);
@@ -304,7 +304,7 @@ fn paged(size: &str) -> KernelSpec {
     spec("paged_attention", scaled(), &operands, &[q])
 }
 
-fn kernels(spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
+pub(super) fn kernels(spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
     lowering(spec.op).unwrap().emit_cuda(spec, target).unwrap_or_else(|e| panic!("{e}"))
 }
 

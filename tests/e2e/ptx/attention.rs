@@ -185,6 +185,26 @@ fn a_token_is_the_same_bits_alone() {
     }
 }
 
+#[test]
+fn tiles_of_two_warpgroups() {
+    // Chunks of several strands, more than the ring holds; the second sequence's tiles are full.
+    let of = |lengths: &[usize], size: usize, dtype: DType| {
+        packed(lengths, [2, 1], size, dtype, attrs("causal", 0, 0.0))
+    };
+    check("two warpgroups", &of(&[9, 300], 128, DType::Bf16));
+    check("two warpgroups, f16", &of(&[70, 1, 66], 64, DType::F16));
+    let name = "a token alone and among two warpgroups";
+    let q = noise(DType::F32, DType::Bf16, &[33, 4, 128], 1);
+    let positions: Vec<i64> = (671..704).collect();
+    let paged = |positions: &[i64], q: &Tensor| paged_of(&[positions], q, 1, 0, DType::Bf16);
+    let whole = check_rows(name, &paged(&positions, &q), &[Same::Rows(name, 31, 1)]);
+    let alone = paged(&positions[31..32], &q.slice(0, 31, 1, 1));
+    let alone = check_rows(name, &alone, &[Same::Rows(name, 0, 1)]);
+    for (whole, alone) in whole.iter().zip(&alone) {
+        assert_eq!(whole.slice(0, 31, 1, 1).to_bytes(), alone.to_bytes());
+    }
+}
+
 /// How far off f32 may be: weights are powers to two units in the last place.
 const F32: f64 = 4e-6;
 

@@ -130,7 +130,7 @@ impl<'a> Gen<'a> {
     fn emit(&self) {
         let e = self.e;
         e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || {
-            self.ring.init(e, 1, 4 * self.tile.warpgroups);
+            self.ring.init(e, 1, e.i32(4 * self.tile.warpgroups));
         });
         e.barrier(Barrier::Block);
         // Warpgroups begin at multiples of four warps, so those that multiply come first.

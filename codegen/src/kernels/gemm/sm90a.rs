@@ -16,7 +16,7 @@
 //! [`super::sm80`].
 
 mod fill;
-mod operands;
+pub(crate) mod operands;
 pub mod outer;
 mod tiles;
 
@@ -114,7 +114,7 @@ impl<'a> Gen<'a> {
         let e = self.e;
         let fills = if self.operands.engine() { 0 } else { WARPGROUP / 32 };
         e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || {
-            self.ring.init(e, 1 + fills, 4 * CONSUMERS);
+            self.ring.init(e, 1 + fills, e.i32(4 * CONSUMERS));
         });
         e.barrier(Barrier::Block);
         // Warpgroups begin at multiples of four warps, so those that multiply come first.

@@ -32,14 +32,14 @@ pub(super) struct Operands<'a> {
 }
 
 /// How `wgmma` finds its way from a start address.
-pub(super) struct Walk {
+pub(crate) struct Walk {
     /// Bytes to the next columns, where those lie together.
-    leading: i64,
+    pub(crate) leading: i64,
     /// Bytes to the next eight rows or steps.
-    stride: i64,
-    swizzle: Swizzle,
+    pub(crate) stride: i64,
+    pub(crate) swizzle: Swizzle,
     /// Bytes to the next sixteen steps over k.
-    step: i64,
+    pub(crate) step: i64,
 }
 
 impl Walk {
@@ -53,7 +53,7 @@ impl Walk {
     }
 
     /// Descriptor of sixteen-wide step `step` from the address `from`.
-    pub(super) fn at(&self, e: &Emitter, from: Val, step: i64) -> Val {
+    pub(crate) fn at(&self, e: &Emitter, from: Val, step: i64) -> Val {
         let start = e.and(e.shr(e.add_const(from, step * self.step), 4), e.i32(0x3fff));
         let wide = e.extend_unsigned(start, Elem::I64);
         e.or(wide, e.i64(self.descriptor()))
@@ -61,7 +61,8 @@ impl Walk {
 }
 
 /// Rows of 128 bytes of k.
-const ALONG_K: Walk = Walk { leading: 16, stride: 1024, swizzle: Swizzle::Bytes128, step: 32 };
+pub(crate) const ALONG_K: Walk =
+    Walk { leading: 16, stride: 1024, swizzle: Swizzle::Bytes128, step: 32 };
 
 /// Dense rows of the other axis, in pieces of 128 bytes of a row.
 pub(super) const DENSE_ROWS: Walk =

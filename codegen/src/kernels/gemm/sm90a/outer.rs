@@ -145,7 +145,9 @@ impl<'a> Gen<'a> {
 
     fn emit(&self) {
         let e = self.e;
-        e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || self.ring.init(e, 1, 4 * CONSUMERS));
+        e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || {
+            self.ring.init(e, 1, e.i32(4 * CONSUMERS))
+        });
         e.barrier(Barrier::Block);
         let first = e.i32(WARPGROUP * CONSUMERS);
         let [few, many] = REGISTERS;

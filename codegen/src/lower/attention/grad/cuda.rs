@@ -13,14 +13,12 @@ mod plan;
 
 use ir::{Dim, KernelSpec, Target};
 
-use super::{
-    super::{
-        Sizes,
-        cuda::{
-            fma::{Line, Matrix, Threads},
-            softmax::power_of_two,
-            tile::{Numbering, Row, Tile, Tiles, aligned},
-        },
+use super::super::{
+    Sizes,
+    cuda::{
+        fma::{Line, Matrix, Threads},
+        softmax::power_of_two,
+        tile::{Numbering, Row, Tile, Tiles, aligned},
     },
 };
 use plan::{Plan, THREADS};
