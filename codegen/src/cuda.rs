@@ -25,6 +25,8 @@ pub struct CudaKernel {
     pub shared_bytes: u32,
     /// The kernel is made for launches in which this size is at most that; `None`: for any.
     pub limit: Option<(Dim, i64)>,
+    /// Operands that it reads before it waits for what was launched before.
+    pub early: Vec<u32>,
 }
 
 impl CudaKernel {
@@ -40,6 +42,7 @@ impl CudaKernel {
             cluster: self.cluster,
             shared_bytes: self.shared_bytes,
             limit: self.limit.clone(),
+            early: self.early.clone(),
         }
     }
 }

@@ -161,6 +161,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &reduce::Cumsum,
     &reduce::Reduce,
     &rope::Rope,
+    &rope::RopeKvWrite,
     &rowwise::Rowwise,
     &segment::Segment,
     &size_vector::SizeVector,

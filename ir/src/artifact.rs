@@ -21,8 +21,8 @@
 //! an old number. Format 2 added [`Program::window`](crate::Program::window), format 3
 //! [`Program::collectives`](crate::Program::collectives) and
 //! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split),
-//! format 5 [`Manifest::modules`], [`Kernel::cuda`](crate::Kernel::cuda) and [`Manifest::random`];
-//! manifests of older formats lack them.
+//! format 5 [`Manifest::modules`], [`Kernel::cuda`](crate::Kernel::cuda) and [`Manifest::random`],
+//! format 6 [`Manifest::folds`]; manifests of older formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
 //! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
@@ -47,7 +47,7 @@ pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};
 pub use write::{Contents, WeightSpec, write, write_on};
 
 /// The format that this crate writes, and the newest that it reads.
-pub const FORMAT: u32 = 5;
+pub const FORMAT: u32 = 6;
 
 /// The oldest format that this crate reads.
 pub const OLDEST_FORMAT: u32 = 1;

@@ -59,6 +59,11 @@ pub struct CudaVariant {
     /// The variant is made for launches in which this size is at most that; `None`: for any.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub limit: Option<(Dim, i64)>,
+    /// Operands that it reads before it waits for what was launched before: it may begin early
+    /// where nothing writes to them during a run. Besides those it touches no memory before it has
+    /// waited.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub early: Vec<u32>,
 }
 
 /// A parameter of a kernel.

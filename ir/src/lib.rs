@@ -50,12 +50,13 @@ pub use op::{
     OpError, OpRef, Operand, Sample, Signature, normalize_axis,
 };
 pub use ops::{
-    NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, QUANT_GROUP, Shard, Window, quant_bits,
-    quant_lane_bits, quant_lane_bytes, quant_row_bytes, quant_row_limit, quant_weight_bytes,
+    E4M3_BLOCK, E4M3_PANEL_BYTES, NORM_GRAD_ROWS, OPS, PANEL, QUANT_BLOCK, QUANT_GROUP, Shard,
+    Window, e4m3_row_bytes, quant_bits, quant_lane_bits, quant_lane_bytes, quant_row_bytes,
+    quant_row_limit, quant_weight_bytes,
 };
 pub use program::{
-    Collective, CollectiveOp, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Part, Place,
-    Port, Program, Region, ShardOf, Sharded,
+    Collective, CollectiveOp, Fold, Interval, Kernel, KernelSpec, Kernels, Launch, Layout, Part,
+    Place, Port, Program, Region, ShardOf, Sharded,
 };
 pub use split::Split;
 pub use target::{CpuFeature, CudaArch, CudaTarget, Target};

@@ -244,6 +244,76 @@ pub struct Collective {
     pub label: String,
 }
 
+impl Collective {
+    /// Whether ranks on GPUs show each other whole operands and each of them adds all, instead of
+    /// adding a shard each and showing that: fewer messages, and of two ranks as many bytes.
+    pub fn is_shown_whole(&self, elements: u64) -> bool {
+        const SHORT: u64 = 64 << 10;
+        let is_short = elements * self.dtype.size() as u64 <= SHORT;
+        self.op == CollectiveOp::AllReduce && (self.ranks == 2 || is_short)
+    }
+
+    /// Bytes of what ranks on GPUs send each other at a time for a sum over so many elements: as
+    /// many of each rank, and of the sum, are in memory at once. None of what is no sum.
+    pub fn part_bytes(&self, elements: u64) -> u64 {
+        if self.op == CollectiveOp::AllGather || self.ranks <= 1 {
+            return 0;
+        }
+        let whole = self.is_shown_whole(elements);
+        let most = if whole { elements } else { elements.div_ceil(self.ranks.into()) };
+        let bytes = most.saturating_mul(self.dtype.size() as u64);
+        let room = STAGING_BYTES / (u64::from(self.ranks) + 1) / STAGING_ALIGN * STAGING_ALIGN;
+        bytes.min(room.max(STAGING_ALIGN)).next_multiple_of(STAGING_ALIGN)
+    }
+
+    /// Bytes that a GPU needs beside the operands for that.
+    pub fn staging_bytes(&self, elements: u64) -> u64 {
+        self.part_bytes(elements) * (u64::from(self.ranks) + 1)
+    }
+}
+
+/// Most bytes of what other ranks send to a GPU before it is added.
+const STAGING_BYTES: u64 = 64 << 20;
+/// Each rank's part begins at a multiple of so many bytes.
+const STAGING_ALIGN: u64 = 256;
+
+/// The sum of what some ranks have, in their order, for collectives on GPUs.
+///
+/// Narrow floats are added in f32 and rounded once.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Fold {
+    /// Type of the elements.
+    pub dtype: DType,
+    /// How many ranks.
+    pub ranks: u32,
+    /// The one symbol, [`Fold::SYMBOL`].
+    pub symbols: Symbols,
+    /// Takes an operand of each rank and gives the sum, all of [`Fold::STEP`] elements times the
+    /// symbol's value, without gaps.
+    pub kernel: Kernel,
+}
+
+impl Fold {
+    /// What its sizes depend on.
+    pub const SYMBOL: &str = "n";
+    /// Elements are a multiple of this.
+    pub const STEP: u64 = 16;
+
+    /// As a program of one launch, whose operands are nowhere.
+    pub fn program(&self) -> Program {
+        let nowhere = Place { region: Region::Null, offset: Dim::from(0) };
+        let args = vec![nowhere; self.ranks as usize + 1];
+        let label = format!("sum of {} of {} ranks", self.dtype, self.ranks);
+        Program {
+            name: label.clone(),
+            symbols: self.symbols.clone(),
+            kernels: vec![self.kernel.clone()],
+            launches: vec![Launch { kernel: 0, args, label }],
+            ..Program::default()
+        }
+    }
+}
+
 /// A value's time and place in the arena.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub struct Interval {
@@ -299,6 +369,15 @@ impl Program {
     /// The largest scratch memory that a thread needs.
     pub fn scratch_bytes(&self) -> u64 {
         self.kernels.iter().map(|k| k.scratch_bytes).max().unwrap_or(0)
+    }
+
+    /// Bytes that its collectives need on a GPU beside the arena, at the symbols' upper bounds.
+    pub fn staging_bytes(&self) -> u64 {
+        let bytes = |collective: &Collective| {
+            let most = collective.elements.bounds(&self.symbols).hi;
+            collective.staging_bytes(u64::try_from(most).unwrap_or(0))
+        };
+        self.collectives.iter().map(bytes).max().unwrap_or(0)
     }
 
     /// The stage of a training step in stages that it is of, which its name ends with:

@@ -2,11 +2,10 @@
 //!
 //! [`canonicalize`] and [`optimize`] work on every function by itself; the latter builds one
 //! e-graph a function, applies the tables of [`rule`]s and extracts the cheapest term for the
-//! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes
-//! products of integers, [`prepare`] separates what is
-//! computed once, [`fuse_loops`] groups elementwise operators, and [`plan_memory`] gives everything
-//! a place. [`vjp::differentiate`] adds gradients, [`add_lora`] adapters of frozen weights, and
-//! [`add_dropout`] what is dropped in training alone.
+//! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes products of
+//! integers, [`prepare`] separates what is computed once, [`fuse_rope`] and [`fuse_loops`] make few
+//! launches of many, and [`plan_memory`] gives everything a place. [`vjp::differentiate`] adds gradients, [`add_lora`] adapters of
+//! frozen weights, and [`add_dropout`] what is dropped in training alone.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].
@@ -16,8 +15,11 @@ mod dropout;
 pub mod egraph;
 mod extract;
 mod fuse_loops;
+mod fuse_rope;
+mod join_parts;
 mod lora;
 mod masks;
+mod mixed_precision;
 mod optimize;
 mod page_kv;
 mod partition;
@@ -39,14 +41,17 @@ mod weight_only;
 pub use canonicalize::{FoldLimits, canonicalize};
 pub use dropout::add_dropout;
 pub use fuse_loops::{expand_composites, fuse_loops};
+pub use fuse_rope::fuse_rope;
+pub use join_parts::join_parts;
 pub use lora::{Lora, LowRank, ProductWeight, add_lora, add_merges, merge_entry, product_weights};
+pub use mixed_precision::mix_precision;
 pub use optimize::{WeightParams, optimize, weight_params};
 pub use page_kv::{PageOptions, State, page_kv};
 pub use partition::{Held, Holding, Sharding};
 pub use pass::PassError;
 pub use plan_memory::{Plan, plan_memory};
 pub use prepare::{Recipe, prepare};
-pub use quantize::quantize;
+pub use quantize::{WeightFormat, quantize};
 pub use report::{Fusion, FusionCount, Report};
 pub use round_activations::round_activations;
 pub use tensor_parallel::tensor_parallel;

@@ -34,6 +34,9 @@ pub struct PageOptions {
     pub max_seq_len: i64,
     /// Most blocks that a runtime may supply.
     pub max_blocks: i64,
+    /// The most likely tokens of each row of logits that are returned beside it, for runtimes that
+    /// do without the row then; at most a quarter of the vocabulary, 0 for none.
+    pub head: i64,
 }
 
 /// A parameter whose memory outlives a run, which may update it in place.
@@ -53,7 +56,8 @@ pub struct State {
 ///
 /// `step` takes the source's parameters, then `slots i32[T]`, `block_tables i32[S, MB]` and the
 /// memories of each attention: `k_cache` and `v_cache`, with i8 `k_scales` and `v_scales` too. It
-/// returns the source's outputs, `logsumexp` of its `logits`, and the memories.
+/// returns the source's outputs, `logsumexp` of its `logits`, `head_logits` and `head_tokens` of
+/// them if there are some, in order, and the memories.
 ///
 /// # Errors
 /// Names every operator that mixes positions in a way that paging does not keep; says what types
@@ -257,6 +261,14 @@ fn page_entry(
         if &**name == "logits" {
             let total = b.unary("logsumexp", map[v]).map_err(wrap)?;
             b.output("logsumexp", total);
+            let vocabulary = b.ty(map[v]).shape.last().and_then(Dim::as_const).unwrap_or(0);
+            let head = options.head.min(vocabulary / 4);
+            if head > 0 {
+                let attrs = Attrs::none().with("k", vec![Dim::from(head)]).with("axis", -1i64);
+                let best = b.op("topk", attrs, &[Some(map[v])]).map_err(wrap)?;
+                b.output("head_logits", best[0]);
+                b.output("head_tokens", best[1]);
+            }
         }
     }
     for (state, v) in states.iter().zip(outputs) {

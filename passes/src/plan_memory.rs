@@ -26,9 +26,9 @@ use ir::{
 
 use self::{
     arena::{Request, assign},
-    flatten::flatten,
     views::{reshape_view, view_of},
 };
+pub(crate) use self::{casts::cast_of, flatten::flatten};
 use crate::{PassError, page_kv::State};
 
 /// A program whose kernels are specified but not yet generated.
@@ -230,6 +230,17 @@ impl<'a> Planner<'a> {
             offset: Dim::from(0),
             layout: Layout::contiguous(ty),
         }
+    }
+
+    /// As [`Self::fresh`], in a layout without overlaps.
+    fn fresh_as(&mut self, name: &str, layout: &Layout) -> Storage {
+        let mut storage = self.fresh(name, &layout.ty);
+        if let (false, Memory::Buffer(b)) = (layout.is_contiguous(), storage.memory) {
+            let (rows, stride) = (layout.ty.shape[0].clone(), layout.strides[0].clone());
+            self.buffers[b].bytes = rows * stride * Dim::from(layout.ty.dtype.size());
+            storage.layout = layout.clone();
+        }
+        storage
     }
 
     fn now(&self) -> u32 {
@@ -532,6 +543,7 @@ impl<'a> Planner<'a> {
             }
         }
         let narrow = self.store_narrow(id, &mut spec);
+        self.pad_rows(id, &mut spec);
         if self.kernels.supports(&spec).is_err() {
             // A view that this kernel cannot read becomes a copy in row-major order.
             for (i, input) in inputs.iter_mut().enumerate() {
@@ -556,12 +568,13 @@ impl<'a> Planner<'a> {
             let storage = match in_place.iter().find(|(r, _)| *r == port) {
                 Some((_, operand)) => inputs[*operand].clone().expect("operand"),
                 None => {
-                    self.made_in(narrow.unwrap_or(Value { node: id, port })).unwrap_or_else(|| {
+                    let own = Value { node: id, port };
+                    self.made_in(narrow.get(&port).copied().unwrap_or(own)).unwrap_or_else(|| {
                         let name = match spec.results.len() {
                             1 => self.label(id),
                             _ => format!("{}.{port}", self.label(id)),
                         };
-                        self.fresh(&name, &layout.ty)
+                        self.fresh_as(&name, layout)
                     })
                 }
             };

@@ -6,6 +6,8 @@
 //! all, take 8, since each of their errors reaches the output directly.
 //!
 //! GPUs multiply what activations are with weights in lanes: there the weights alone are quantised.
+//! In e4m3, which tensor cores of `sm_90a` multiply, both sides are; products of the entry keep
+//! their weights.
 //!
 //! Embeddings, norms and attention stay as they are.
 
@@ -15,8 +17,8 @@ use std::{
 };
 
 use ir::{
-    Attr, Attrs, Builder, DType, Dim, Graph, Module, Node, NodeId, OpError, QUANT_BLOCK, Target,
-    Value,
+    Attr, Attrs, Builder, CudaArch, DType, Dim, E4M3_BLOCK, Graph, Module, Node, NodeId, OpError,
+    QUANT_BLOCK, Target, Value,
 };
 
 use crate::{PassError, weight_only::weight_only, weight_params};
@@ -24,12 +26,32 @@ use crate::{PassError, weight_only::weight_only, weight_params};
 /// Bits of a product in an entry.
 const ENTRY_BITS: i64 = 8;
 
-/// Rewrites every function for a target; `bits` is 4 or 8.
+/// What weights become.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WeightFormat {
+    /// Integers of 4 or 8 bits.
+    Integers(i64),
+    /// e4m3.
+    E4m3,
+}
+
+/// Rewrites every function for a target.
 ///
 /// # Errors
-/// Where a rebuilt graph does not type: an internal error.
-pub fn quantize(module: &mut Module, bits: i64, target: &Target) -> Result<(), PassError> {
-    let rows_too = target.cuda.is_none();
+/// For e4m3, a target that does not multiply it, and a module in which no product can be
+/// quantised. Where a rebuilt graph does not type: an internal error.
+pub fn quantize(
+    module: &mut Module,
+    format: WeightFormat,
+    target: &Target,
+) -> Result<(), PassError> {
+    let is_e4m3 = format == WeightFormat::E4m3;
+    let entry: Arc<str> = module.entries.first().cloned().unwrap_or_default();
+    if is_e4m3 && target.cuda.is_none_or(|gpu| gpu.arch != CudaArch::Sm90a) {
+        let why = format!("{} does not multiply fp8; compile for `cuda:sm_90a`", target.cpu);
+        return Err(PassError::new(&entry, why));
+    }
+    let mut found = 0;
     let weights = weight_params(module);
     let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
     for name in names {
@@ -37,48 +59,88 @@ pub fn quantize(module: &mut Module, bits: i64, target: &Target) -> Result<(), P
         let params = graph.params().iter().copied();
         let params: BTreeSet<NodeId> =
             params.filter(|p| weights[&name].contains(graph.param_name(*p))).collect();
-        let bits = if module.entries.contains(&name) { ENTRY_BITS } else { bits };
-        let how = How { bits, rows_too };
+        let is_entry = module.entries.contains(&name);
+        let how = match format {
+            WeightFormat::E4m3 if is_entry => continue,
+            WeightFormat::E4m3 => How::E4m3,
+            WeightFormat::Integers(bits) => {
+                let bits = if is_entry { ENTRY_BITS } else { bits };
+                if target.cuda.is_some() { How::Weights { bits } } else { How::Both { bits } }
+            }
+        };
         let graph = quantize_function(module, graph, &weight_only(graph, &params), how)
             .map_err(|e| PassError::new(&name, e))?;
+        let nodes = graph.topo().into_iter();
+        found += nodes.filter(|id| graph.node(*id).op.name() == "quantized_linear").count();
         module.add(graph);
+    }
+    if is_e4m3 && found == 0 {
+        let least = E4M3_BLOCK / 2;
+        let why = format!("no product of a layer sums {least} numbers or more: none can be fp8");
+        return Err(PassError::new(&entry, why));
     }
     Ok(())
 }
 
-/// Bits of weights, and whether activations are quantised too.
+/// What is quantised, and to what.
 #[derive(Clone, Copy)]
-struct How {
-    bits: i64,
-    rows_too: bool,
+enum How {
+    /// Weights to integers of so many bits, in lanes.
+    Weights { bits: i64 },
+    /// Weights, and activations as they suit them.
+    Both { bits: i64 },
+    /// Both.
+    E4m3,
+}
+
+impl How {
+    /// Attributes of `quantize_rows`, if activations are quantised.
+    fn rows(self) -> Option<Attrs> {
+        match self {
+            How::Weights { .. } => None,
+            How::Both { bits } => Some(Attrs::none().with("weight_bits", bits)),
+            How::E4m3 => Some(Attrs::none().with("format", "e4m3")),
+        }
+    }
+
+    /// Attributes of `quantize_weight`.
+    fn weight(self) -> Attrs {
+        let layout =
+            |bits: i64, layout: &str| Attrs::none().with("bits", bits).with("layout", layout);
+        match self {
+            How::Weights { bits } => layout(bits, "lanes"),
+            How::Both { bits } => layout(bits, "steps"),
+            How::E4m3 => layout(8, "steps").with("format", "e4m3"),
+        }
+    }
+
+    /// The shortest sum worth its blocks: the last one is filled with zeros.
+    fn least(self) -> usize {
+        if let How::E4m3 = self { E4M3_BLOCK / 2 } else { QUANT_BLOCK }
+    }
 }
 
 fn quantize_function(
     module: &Module,
     graph: &Graph,
     weights: &BTreeSet<NodeId>,
-    How { bits, rows_too }: How,
+    how: How,
 ) -> Result<Graph, OpError> {
     let mut rows: BTreeMap<Value, Value> = BTreeMap::new();
     Builder::rewrite(module, graph, |b, id, inputs| {
         let node = graph.node(id);
         let (true, [Some(x), Some(w), rest @ ..]) =
-            (is_quantized(graph, node, weights, rows_too), inputs)
+            (is_quantized(graph, node, weights, how), inputs)
         else {
             return Ok(None);
         };
-        let quantized = match rows.get(x) {
-            Some(quantized) => *quantized,
-            None if !rows_too => *x,
-            None => {
-                let attrs = Attrs::none().with("weight_bits", bits);
-                b.op1("quantize_rows", attrs, &[*x])?
-            }
+        let quantized = match (rows.get(x), how.rows()) {
+            (Some(quantized), _) => *quantized,
+            (None, None) => *x,
+            (None, Some(attrs)) => b.op1("quantize_rows", attrs, &[*x])?,
         };
         rows.insert(*x, quantized);
-        let layout = if rows_too { "steps" } else { "lanes" };
-        let attrs = Attrs::none().with("bits", bits).with("layout", layout);
-        let w = b.op1("quantize_weight", attrs, &[*w])?;
+        let w = b.op1("quantize_weight", how.weight(), &[*w])?;
         let attrs = Attrs::none()
             .with("n", node.attrs.int("n"))
             .with("act", node.attrs.str("act"))
@@ -89,8 +151,8 @@ fn quantize_function(
 }
 
 /// Whether a node is a product that can be quantised: of rows, in f32 where they are quantised too,
-/// with a weight of a block at least.
-fn is_quantized(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>, rows_too: bool) -> bool {
+/// with a weight of a block at least, or of half of one of e4m3.
+fn is_quantized(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>, how: How) -> bool {
     let (true, [Some(x), Some(w), ..]) =
         (matches!(node.op.name(), "linear" | "gated_linear"), node.inputs())
     else {
@@ -98,8 +160,8 @@ fn is_quantized(graph: &Graph, node: &Node, weights: &BTreeSet<NodeId>, rows_too
     };
     let k = graph.ty(*x).shape.last().and_then(Dim::as_const);
     let float = |v: Value| matches!(graph.ty(v).dtype, DType::F32 | DType::Bf16 | DType::F16);
-    let rows = if rows_too { graph.ty(*x).dtype == DType::F32 } else { float(*x) };
-    let is_block = k.is_some_and(|k| k >= QUANT_BLOCK as i64);
+    let rows = if how.rows().is_some() { graph.ty(*x).dtype == DType::F32 } else { float(*x) };
+    let is_block = k.is_some_and(|k| k >= how.least() as i64);
     rows && float(*w) && is_block && weights.contains(&w.node)
 }
 
@@ -155,7 +217,7 @@ mod tests {
     #[test]
     fn products_of_one_x_share_its_rows_and_heads_keep_eight_bits() {
         let mut module = model();
-        quantize(&mut module, 4, &Target::x86_64_v3()).unwrap();
+        quantize(&mut module, WeightFormat::Integers(4), &Target::x86_64_v3()).unwrap();
         ir::verify(&module).unwrap();
         let ops = |name: &str, op: &str| ops(&module, name, op);
         assert_eq!(ops("layer", "quantize_rows").len(), 1);
@@ -170,12 +232,55 @@ mod tests {
     #[test]
     fn gpus_keep_activations() {
         let mut module = model();
-        quantize(&mut module, 4, &Target::sm_80()).unwrap();
+        quantize(&mut module, WeightFormat::Integers(4), &Target::sm_80()).unwrap();
         ir::verify(&module).unwrap();
         let ops = |name: &str, op: &str| ops(&module, name, op);
         assert!(ops("layer", "quantize_rows").is_empty() && ops("layer", "linear").is_empty());
         assert_eq!(ops("layer", "quantized_linear").len(), 2);
         assert_eq!(ops("main", "quantized_linear").len(), 1);
         assert_eq!(ops("layer", "quantize_weight")[0].attrs.str("layout"), "lanes");
+    }
+
+    #[test]
+    fn layers_multiply_e4m3_and_heads_do_not() {
+        let mut module = model();
+        quantize(&mut module, WeightFormat::E4m3, &Target::sm_90a()).unwrap();
+        ir::verify(&module).unwrap();
+        let ops = |name: &str, op: &str| ops(&module, name, op);
+        let rows = ops("layer", "quantize_rows");
+        assert_eq!(rows.len(), 1, "products of one x share its rows");
+        assert_eq!(rows[0].results()[0].ty.to_string(), "u8[T, 144]");
+        assert_eq!(
+            ops("layer", "quantize_weight")[0].results()[0].ty.to_string(),
+            "u8[4, 1, 2112]"
+        );
+        assert_eq!(ops("layer", "quantized_linear").len(), 2);
+        assert!(ops("main", "quantized_linear").is_empty() && ops("main", "linear").len() == 1);
+        let text = module.to_string();
+        assert_eq!(ir::parse_module(&text).unwrap().to_string(), text);
+    }
+
+    #[test]
+    fn e4m3_is_refused_where_it_is_not_multiplied() {
+        for target in [Target::x86_64_v3(), Target::sm_80()] {
+            let error = quantize(&mut model(), WeightFormat::E4m3, &target).unwrap_err();
+            assert!(error.to_string().contains("cuda:sm_90a"), "{error}");
+        }
+        // Without its layer the model is a head.
+        let mut module = Module::new("m");
+        module.symbol("T", 1, 64);
+        let f32s = |shape: [Dim; 2]| ir::TensorType::new(DType::F32, shape);
+        let packed = ir::TensorType::new(DType::F32, [4usize, 64, 16]);
+        module.weights.insert("w".into(), packed);
+        let mut b = module.builder("main");
+        let x = b.param("x", f32s([Dim::symbol("T"), Dim::from(64)])).unwrap();
+        let w = b.weight("w").unwrap();
+        let y = b.op1("linear", Attrs::none().with("n", 64i64), &[x, w]).unwrap();
+        b.output("y", y);
+        let main = b.finish();
+        module.add(main);
+        module.entries.push("main".into());
+        let error = quantize(&mut module, WeightFormat::E4m3, &Target::sm_90a()).unwrap_err();
+        assert!(error.to_string().contains("none can be fp8"), "{error}");
     }
 }

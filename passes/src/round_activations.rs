@@ -3,6 +3,7 @@
 //! Tensor cores multiply activations in the type of the weights. Where a value is read by such
 //! products alone, this rounds it in the graph, `cast` to that type and back, so that what makes it
 //! may store it so and products read half of the bytes; the bits of their results stay the same.
+//! What becomes e4m3 is rounded to bf16 on the way, as models of that type have it.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -11,7 +12,7 @@ use std::{
 
 use ir::{Attrs, Builder, DType, Graph, Module, NodeId, OpError, Target, Value};
 
-use crate::PassError;
+use crate::{PassError, plan_memory::cast_of};
 
 /// Rewrites every function for a target; nothing where it is no GPU.
 ///
@@ -24,7 +25,7 @@ pub fn round_activations(module: &mut Module, target: &Target) -> Result<(), Pas
     let names: Vec<Arc<str>> = module.functions.keys().cloned().collect();
     for name in names {
         let graph = &module.functions[&name];
-        let rounded = rounded(graph);
+        let rounded = rounded(module, graph);
         if rounded.is_empty() {
             continue;
         }
@@ -38,6 +39,9 @@ pub fn round_activations(module: &mut Module, target: &Target) -> Result<(), Pas
 /// The type that a product rounds its first operand to.
 fn rounds_to(graph: &Graph, id: NodeId) -> Option<DType> {
     let node = graph.node(id);
+    if node.op.name() == "quantize_rows" && node.attrs.str("format") == "e4m3" {
+        return Some(DType::Bf16);
+    }
     let products = ["linear", "gated_linear", "quantized_linear"];
     if !products.contains(&node.op.name()) || graph.ty(node.input(0)).dtype != DType::F32 {
         return None;
@@ -51,7 +55,7 @@ fn rounds_to(graph: &Graph, id: NodeId) -> Option<DType> {
 }
 
 /// Values that products alone read, perhaps reshaped, all of which round them to one type.
-fn rounded(graph: &Graph) -> BTreeMap<Value, DType> {
+fn rounded(module: &Module, graph: &Graph) -> BTreeMap<Value, DType> {
     let outputs: BTreeSet<Value> = graph.outputs.iter().map(|(_, v)| *v).collect();
     // Readers come before what they read, so that views are known.
     let mut found: BTreeMap<Value, DType> = BTreeMap::new();
@@ -75,8 +79,16 @@ fn rounded(graph: &Graph) -> BTreeMap<Value, DType> {
             found.insert(v, dtype);
         }
     }
-    // What is given, or computed by nothing that stores.
-    found.retain(|v, _| !matches!(graph.node(v.node).op.name(), "param" | "weight" | "constant"));
+    // What is given, or computed by nothing that stores, or narrow as it is.
+    found.retain(|v, _| {
+        let node = graph.node(v.node);
+        let is_given = matches!(node.op.name(), "param" | "weight" | "constant");
+        let is_narrow = cast_of(module, graph, v.node).is_some() && {
+            let from = graph.ty(node.input(0)).dtype;
+            matches!(from, DType::Bf16 | DType::F16)
+        };
+        !is_given && !is_narrow
+    });
     found
 }
 

@@ -36,7 +36,7 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, OpError, TensorType, Value};
+use ir::{Attr, Attrs, Builder, DType, Dim, Graph, Module, OpError, Target, TensorType, Value};
 
 use self::{
     loss::{LOSS, PROBE, TOTAL},
@@ -81,7 +81,8 @@ fn state_name(kind: &str, weight: &str) -> String {
 
 /// Adds the entries of the training form of `source`, and returns the states of each.
 ///
-/// `source` gives `logits [R, V]`. Weights that no parameter names are frozen.
+/// `source` gives `logits [R, V]`. Weights that no parameter names are frozen. The target decides
+/// how many of the head's rows are computed at a time.
 ///
 /// # Errors
 /// Names every parameter that is no weight of the model, and every operator on the way from a
@@ -92,6 +93,7 @@ pub fn train_step(
     parameters: &[Parameter],
     sharding: &Sharding,
     recompute: Recompute<'_>,
+    target: &Target,
 ) -> Result<BTreeMap<Arc<str>, Vec<State>>, Vec<PassError>> {
     let one = |e: PassError| vec![e];
     add_loss(module, source, parameters)?;
@@ -100,7 +102,8 @@ pub fn train_step(
     *module = differentiate(module, LOSS, &wrt, LOSS, recompute)?;
     sharding.declare(module);
     let forward = evaluated(module, EVALUATE).map_err(|e| one(PassError::new(EVALUATE, e)))?;
-    let training = Training::new(module, parameters, sharding);
+    let mut training = Training::new(module, parameters, sharding);
+    training.chunk = head::Chunk::of(target.cuda);
     let entries = [
         Some(training.accumulate().map_err(one)?),
         Some(training.norm().map_err(one)?),
@@ -231,6 +234,8 @@ struct Training<'a> {
     parameters: &'a [Parameter],
     trained: BTreeSet<&'a str>,
     sharding: &'a Sharding,
+    /// Rows of the head that are computed at a time.
+    chunk: head::Chunk,
     /// Which stage of several it is.
     stage: Option<usize>,
 }
@@ -238,7 +243,8 @@ struct Training<'a> {
 impl<'a> Training<'a> {
     fn new(module: &'a Module, parameters: &'a [Parameter], sharding: &'a Sharding) -> Self {
         let trained = parameters.iter().map(|p| &*p.weight).collect();
-        Training { module, parameters, trained, sharding, stage: None }
+        let chunk = head::Chunk::of(None);
+        Training { module, parameters, trained, sharding, chunk, stage: None }
     }
 
     /// The name of an entry.
@@ -466,7 +472,7 @@ impl<'a> Training<'a> {
         let wrap = |e: OpError| PassError::new(ACCUMULATE, e);
         let mut entry = EntryBuilder::new(self.module, &self.name(ACCUMULATE));
         let source = &self.module.functions[gradients().as_str()];
-        let source = head::fuse_head(self.module, source).map_err(wrap)?;
+        let source = head::fuse_head(self.module, source, self.chunk).map_err(wrap)?;
         let outputs = self.on_states(&mut entry, &source).map_err(wrap)?;
         self.add_up(&mut entry, |_, p| Ok(outputs[state_name("grad", &p.weight).as_str()]))
             .map_err(wrap)?;

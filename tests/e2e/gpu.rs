@@ -3,6 +3,7 @@
 
 mod driver;
 pub(crate) mod programs;
+mod ranks;
 
 use std::{
     num::NonZeroUsize,
@@ -10,7 +11,7 @@ use std::{
     sync::Arc,
 };
 
-use ::driver::{Assembler, CompileOptions};
+use ::driver::{Assembler, CompileOptions, Quantization};
 use driver::{Emulated, device};
 use frontend::ImportOptions;
 use gpu_check::models::{self, Expected};
@@ -25,6 +26,9 @@ use crate::{
 /// How far numbers of a model in bf16 may be from the CPU's, at most and in the mean: a
 /// GPU rounds activations to bf16 before each product, the CPU does not.
 const TOLERANCE: [f32; 2] = [0.2, 0.04];
+
+/// The same with e4m3 in layers, three bits of a fraction, and weights of no training.
+const FP8_TOLERANCE: [f32; 2] = [0.8, 0.15];
 
 /// Models in bf16 or f16 whose kernels the emulator computes, each with the type.
 const MODELS: [(&str, DType); 2] = [("llama-rope-llama3", DType::Bf16), ("qwen3-f16", DType::F16)];
@@ -91,6 +95,34 @@ fn models_compute_on_gpus_what_they_do_on_the_cpu() {
             assert!(launches > 0 && replays > 0, "steps of one size are recorded once");
         }
     }
+}
+
+/// A model in bf16, with e4m3 in its layers where that is asked for, and on the CPU without.
+fn in_bf16(folder: &Path, name: &str, fp8: bool) -> PathBuf {
+    let import = ImportOptions {
+        max_seq_len: Some(96),
+        max_batch_tokens: 32,
+        dtype: Some(DType::Bf16),
+        ..ImportOptions::default()
+    };
+    let mut options = CompileOptions { kv_dtype: DType::Bf16, ..options(import) };
+    if fp8 {
+        options.target = Target::sm_90a();
+        options.gpus = vec![Target::sm_90a()];
+        options.quantize = Some(Quantization::Fp8);
+    }
+    compile_to(&format!("{name}-{}", if fp8 { "fp8" } else { "cpu" }), folder, &options).0
+}
+
+/// Alone and among others, in parts and at once: also with e4m3 in layers.
+#[test]
+fn layers_of_fp8_are_near_the_cpu() {
+    let name = "llama-rope-llama3";
+    let folder = data("families").join(name);
+    let mut cpu = open(&in_bf16(&folder, name, false), 1);
+    let expected = models::expect(&mut cpu, prompts(name), FP8_TOLERANCE).unwrap();
+    let (mut gpu, _) = open_on_gpu(&in_bf16(&folder, name, true), CudaArch::Sm90a, 2);
+    models::check(&mut gpu, &expected).unwrap();
 }
 
 #[test]

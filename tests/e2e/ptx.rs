@@ -9,6 +9,7 @@ mod device;
 mod every;
 mod experts;
 mod families;
+mod fp8;
 mod gradients;
 mod graphs;
 mod map;

@@ -3,12 +3,15 @@
 mod dropout;
 mod lora;
 mod memory;
+mod on_gpus;
 mod pipeline;
 mod precision;
 mod ranks;
 mod tensor;
 
 use std::{path::PathBuf, sync::Arc};
+
+pub(crate) use on_gpus::{Ranks, steps_of_ranks};
 
 use driver::{CompileOptions, Group, Training, Update, Zero};
 use exec::{Device, Model};

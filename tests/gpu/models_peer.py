@@ -22,7 +22,7 @@ SHAPES = {
         num_attention_heads=32, num_key_value_heads=8, head_dim=128,
     ),
 }
-RUNS = [("llama-1b", 512, 64, 1), ("llama-8b", 2048, 64, 1), ("llama-8b", 512, 64, 64)]
+RUNS = [("llama-8b", 2048, 64, 1), ("llama-8b", 512, 64, 64), ("llama-1b", 512, 64, 1)]
 started = time.monotonic()
 
 
@@ -51,7 +51,13 @@ def run(model, prompt, new, batch):
         return out.logits[:, -1].argmax(-1, keepdim=True)
 
     token = prefill()
-    found["prefill_s"] = min(timed(prefill) for _ in range(2))
+    times = []
+    for _ in range(2):
+        with torch.inference_mode():
+            cache.reset()
+        times.append(timed(prefill))
+    found["prefill_s"] = min(times)
+    torch._dynamo.reset()
     compiled = torch.compile(step, mode="reduce-overhead", fullgraph=False)
     times = []
     with torch.inference_mode():
@@ -82,7 +88,6 @@ def main():
         if name_of != name:
             model = None
             torch.cuda.empty_cache()
-            torch._dynamo.reset()
             config = LlamaConfig(**SHAPES[name], dtype="bfloat16", max_position_embeddings=8192)
             with torch.device("cuda"):
                 torch.set_default_dtype(torch.bfloat16)
@@ -94,8 +99,8 @@ def main():
             print(f"peer: {key}: {found[key]}", file=sys.stderr)
         except Exception as error:  # noqa: BLE001: a peer that fails is not our failure
             print(f"peer: {key}: {type(error).__name__}: {str(error)[:300]}", file=sys.stderr)
-    with open(sys.argv[1], "w", encoding="utf-8") as out:
-        json.dump(found, out, indent=1)
+        with open(sys.argv[1], "w", encoding="utf-8") as out:
+            json.dump(found, out, indent=1)
 
 
 if __name__ == "__main__":

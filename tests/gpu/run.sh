@@ -4,10 +4,11 @@
 # Needs a driver, and python3 with torch (and transformers, for whole models) for the peers. Every
 # section has a time limit; the exit status is 1 if any kernel or model is wrong or any case was not
 # run.
-cd "$(dirname "$0")" || exit 1
 out=${1:?usage: run.sh OUT}
-mkdir -p "$out"
-chmod +x gpu-check brolly
+mkdir -p "$out" && out=$(cd "$out" && pwd) || exit 1
+parts=$(mktemp -d) || exit 1
+trap 'rm -rf "$parts"' EXIT
+tar -xzf "$(dirname "$0")/parts.tar.gz" -C "$parts" && cd "$parts" || exit 1
 export BROLLY_CACHE=$out/cache
 status=0
 
@@ -73,9 +74,12 @@ fi
 rm -rf checkpoints
 
 section "cold start"
-store=/dev/shm
-[ -w "$store" ] || store=$out
-if timeout "$(left 60)" ./gpu-check . --store shapes/llama-8b.brolly "$store/llama-8b.brolly"; then
+for store in /dev/shm "$out" ""; do
+    [ -w "$store" ] && [ "$(df --output=avail -k "$store" | tail -n 1)" -gt 20000000 ] && break
+done
+if [ -z "$store" ]; then
+    echo "skipped: no 20 GB are free for a model"
+elif timeout "$(left 60)" ./gpu-check . --store shapes/llama-8b.brolly "$store/llama-8b.brolly"; then
     for _ in 1 2; do
         begin=$(date +%s.%N)
         timeout "$(left 60)" ./brolly generate "$store/llama-8b.brolly" --tokens 1,2,3,4 --max-tokens 1 --json \
@@ -84,7 +88,7 @@ if timeout "$(left 60)" ./gpu-check . --store shapes/llama-8b.brolly "$store/lla
             'BEGIN { printf "llama-8b from start to first token: %.2f s\n", b - a }'
     done
 fi
-rm -f "$store/llama-8b.brolly"
+rm -f "${store:-.}"/llama-8b.brolly*
 
 section "peer: whole models"
 timeout "$(left 100)" python3 models_peer.py "$out/models-peer.json" 2>"$out/models-peer.log" ||

@@ -29,6 +29,7 @@ def main():
     for kind in ("torch.compile", "eager"):
         run = torch.compile(model) if kind == "torch.compile" else model
         times = []
+        torch.cuda.reset_peak_memory_stats()
         for _ in range(STEPS):
             torch.cuda.synchronize()
             begin = time.perf_counter()

@@ -169,6 +169,18 @@ impl Emitter {
         }
     }
 
+    /// Lets the grid behind this one be brought to the multiprocessors when all blocks have come
+    /// here. PTX ISA 7.8, `griddepcontrol`.
+    pub fn launch_dependents(&self) {
+        self.ptx("griddepcontrol.launch_dependents;", &[]);
+    }
+
+    /// Waits until the grids before this one have ended and what they wrote is seen. Until then a
+    /// kernel may read what nothing writes, and write nothing. PTX ISA 7.8, `griddepcontrol`.
+    pub fn wait_for_grids(&self) {
+        self.ptx("griddepcontrol.wait;", &[]);
+    }
+
     /// Address of the block's dynamic shared memory, i32.
     #[must_use]
     pub fn shared(&self) -> Val {

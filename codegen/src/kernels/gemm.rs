@@ -10,16 +10,20 @@
 //! - [`sm80`]: `cp.async`, `ldmatrix`, `mma.sync`.
 //! - [`sm90a`]: copy engine, `mbarrier`, `wgmma`; for few rows the kernels of [`sm80`], since its
 //!   `mma.sync.m16n8k16` gives the bits of `wgmma` where both see k in the same [`Order`].
+//! - [`fp8`]: both sides in blocks of e4m3, for `sm_90a`.
 //! - [`quantized`]: weights of 8 or 4 bits, for both; its sums have an order of their own.
 //! - [`simt`]: f32, for both, by fused multiply-adds.
 //! - [`tiled`]: operands in any layout, for both, by either kind of instruction.
 
 mod epilogue;
+pub mod fp8;
 pub mod quantized;
+pub(crate) mod ring;
 pub mod simt;
 pub mod sm80;
 pub mod sm90a;
 pub mod tiled;
+mod walk;
 
 use ir::Dim;
 
@@ -77,7 +81,8 @@ pub struct Gemm {
     pub a: Matrix,
     /// Number of the weight's operand.
     pub w: u32,
-    /// Its element: f32, bf16 or f16; of a quantised one, what its integers become.
+    /// Its element: f32, bf16 or f16; of one of integers, what they become; i8 where it and `a` are
+    /// e4m3 as [`fp8`] reads them, `k` whole blocks.
     pub w_elem: Elem,
     /// The weight is in lanes, as [`quantized`] reads it, with integers of so many bits; its form
     /// is panels.
@@ -111,6 +116,8 @@ pub struct Draft {
     pub maps: Vec<TensorMap>,
     /// The kernel is for at most so many rows.
     pub max_rows: Option<i64>,
+    /// Operands that it reads before it waits for what was launched before.
+    pub early: Vec<u32>,
 }
 
 impl Gemm {
@@ -137,6 +144,11 @@ impl Gemm {
         if self.form == Form::Panels { Order::Turned } else { Order::Plain }
     }
 
+    /// Whether both sides are e4m3.
+    pub(crate) fn is_fp8(&self) -> bool {
+        self.w_elem == Elem::I8
+    }
+
     /// The weight's element as PTX names it.
     fn type_name(&self) -> &'static str {
         if self.w_elem == Elem::F16 { "f16" } else { "bf16" }
@@ -147,6 +159,9 @@ impl Gemm {
     /// # Errors
     /// What no kernel computes.
     pub fn check(&self) -> Result<(), String> {
+        if self.is_fp8() {
+            return Ok(());
+        }
         if !matches!(self.w_elem, Elem::F32 | Elem::Bf16 | Elem::F16) {
             return Err(format!("multiplies f32, bf16 and f16, not {}", self.w_elem));
         }

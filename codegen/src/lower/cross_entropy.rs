@@ -38,6 +38,10 @@ impl CrossEntropy {
         check_f32s(spec, &[0, 1, 3, 4])?;
         let ranks = [2, 2, 1, 1, 1].into_iter().enumerate().take(spec.operands.len());
         ranks.into_iter().try_for_each(|(i, rank)| check_rank(spec, i, rank))?;
+        // They are logits before.
+        if spec.op == "linear_cross_entropy_dlogits" && spec.results[1].ty.dtype != DType::F32 {
+            return Err("gradients of logits are f32".into());
+        }
         let [Some(x), _, Some(targets), ..] = spec.operands.as_slice() else {
             return Err("takes x, w and targets".into());
         };

@@ -71,6 +71,7 @@ impl<'s> Cx<'s> {
             cluster: 1,
             shared_bytes,
             limit: None,
+            early: Vec::new(),
         }
     }
 

@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cuda::{CudaKernel, CudaParam},
     emit::{Elem, Param},
-    kernels::gemm::{Draft, Gemm, quantized, simt, sm80, sm90a},
+    kernels::gemm::{Draft, Gemm, fp8, quantized, simt, sm80, sm90a},
 };
 
 /// The kernels for a product, those for fewer rows first.
@@ -23,7 +23,14 @@ pub(super) fn kernels(
     let gpu = target.cuda.ok_or_else(|| refuse(spec, format!("{target} is no GPU")))?;
     gemm.check().map_err(|reason| refuse(spec, reason))?;
     let drafts = match gpu.arch {
-        _ if gemm.bits.is_some() => quantized::variants(UNNAMED, gemm, gpu.multiprocessors),
+        CudaArch::Sm80 if gemm.is_fp8() => {
+            return Err(refuse(spec, "sm_80 multiplies no e4m3; compile for `cuda:sm_90a`"));
+        }
+        CudaArch::Sm90a if gemm.is_fp8() => fp8::variants(UNNAMED, gemm, gpu.multiprocessors),
+        arch if gemm.bits.is_some() => {
+            let begins_early = arch == CudaArch::Sm90a;
+            quantized::variants(UNNAMED, gemm, gpu.multiprocessors, begins_early)
+        }
         _ if gemm.w_elem == Elem::F32 => simt::variants(UNNAMED, gemm, gpu.multiprocessors),
         CudaArch::Sm80 => sm80::variants(UNNAMED, gemm, gpu.multiprocessors),
         CudaArch::Sm90a => sm90a::variants(UNNAMED, gemm, gpu.multiprocessors),
@@ -59,5 +66,6 @@ fn kernel(spec: &KernelSpec, gemm: &Gemm, draft: Draft) -> CudaKernel {
         cluster: 1,
         shared_bytes: draft.shared_bytes,
         limit: draft.max_rows.map(|most| (gemm.rows.clone(), most)),
+        early: draft.early,
     }
 }

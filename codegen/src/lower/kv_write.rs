@@ -103,7 +103,14 @@ fn write_scales(cx: &Cx<'_>, from: &View, to: &View, token: Val, place: (Val, Va
 }
 
 /// Copies a token's heads to (block, slot) of a memory.
-fn write(cx: &Cx<'_>, from: &View, to: &View, axes: &[Dim; 4], token: Val, place: (Val, Val)) {
+pub(super) fn write(
+    cx: &Cx<'_>,
+    from: &View,
+    to: &View,
+    axes: &[Dim; 4],
+    token: Val,
+    place: (Val, Val),
+) {
     let e = &cx.e;
     let from = from.at(cx, cx.scale(token, &from.strides[0]));
     let start = cx.offset(cx.scale(place.0, &axes[0]), place.1, &axes[3]);

@@ -104,6 +104,9 @@ pub(super) fn product(spec: &KernelSpec) -> Result<(Matmul, Dim), String> {
     let quantized = spec.op == "quantized_linear";
     let (mut product, (x_rows, x_stride)) = if quantized {
         let [blocks, bytes] = &w.ty.shape[1..] else { return Err("takes a packed weight".into()) };
+        if bytes.is(ir::E4M3_PANEL_BYTES as i64) {
+            return Err("CPUs multiply no e4m3; compile for `cuda:sm_90a`".into());
+        }
         let bits = ir::quant_bits(bytes).ok_or("the weight is not quantised")?;
         let k = size(blocks).ok_or_else(constant)? * ir::QUANT_BLOCK as u64;
         let bits = u32::try_from(bits).unwrap_or_default();

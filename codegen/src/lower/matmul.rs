@@ -11,7 +11,7 @@ mod block;
 mod cuda;
 mod packing;
 
-use ir::{DType, Dim, KernelSpec, Target};
+use ir::{CudaArch, DType, Dim, KernelSpec, Target};
 
 use super::{
     Emitted, Lower, LowerError,
@@ -104,6 +104,11 @@ impl Lower for Matmul {
         }
         if let Ok(product) = cuda::product(spec) {
             return gemm::kernels(spec, &product, target);
+        }
+        if let Some(gpu) = target.cuda.filter(|gpu| gpu.arch == CudaArch::Sm90a)
+            && let Ok(outer) = cuda::outer(spec)
+        {
+            return Ok(vec![cuda::outer_kernel(spec, &outer, gpu.multiprocessors)]);
         }
         let kind = if dtypes[0] == dtypes[1] { Kind::of(dtypes[0]) } else { Kind::F32 };
         tiled::kernels(spec, target, kind, &|cx| {

@@ -1,6 +1,9 @@
-//! `quantize_rows`: activations as blocks of a scale and integers.
+//! `quantize_rows`: activations as blocks of a scale and integers; for GPUs that have it, of e4m3.
 
-use ir::{DType, Dim, KernelSpec, QUANT_BLOCK, Target, quant_row_bytes, quant_row_limit};
+use ir::{
+    CudaArch, DType, Dim, E4M3_BLOCK, KernelSpec, QUANT_BLOCK, Target, quant_row_bytes,
+    quant_row_limit,
+};
 
 use super::{
     Emitted, Lower, LowerError,
@@ -20,6 +23,8 @@ pub(super) struct QuantizeRows;
 
 /// 32 values are two vectors.
 const HALVES: i64 = QUANT_BLOCK as i64 / LANES as i64;
+/// The largest e4m3.
+const E4M3_LARGEST: f32 = 448.0;
 
 impl Lower for QuantizeRows {
     fn ops(&self) -> &'static [&'static str] {
@@ -28,14 +33,13 @@ impl Lower for QuantizeRows {
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
         let Some(Some(x)) = spec.operands.first() else { return Err("takes x".into()) };
-        let (last, y) = (x.ty.rank().wrapping_sub(1), &spec.results[0]);
-        if x.ty.dtype != DType::F32 || x.ty.shape.last().and_then(Dim::as_const).is_none() {
-            return Err(format!("{x}: takes f32 with a constant last axis"));
+        if is_e4m3(spec) {
+            return Err("CPUs have no e4m3; compile for `cuda:sm_90a`".into());
         }
-        if !strides(x)[last].is(1) && !x.ty.shape[last].is(1) {
-            return Err(format!("{x}: the last axis must be dense"));
+        if x.ty.dtype != DType::F32 {
+            return Err(format!("{x}: takes f32"));
         }
-        if y.is_contiguous() { Ok(()) } else { Err(format!("{y} must be contiguous")) }
+        rows(spec)
     }
 
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
@@ -73,10 +77,95 @@ impl Lower for QuantizeRows {
         Ok(cx.finish(tiles, 0))
     }
 
-    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
-        self.supports(spec).map_err(|reason| refuse(spec, reason))?;
-        Ok(vec![warps(spec)])
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        if !is_e4m3(spec) {
+            self.supports(spec).map_err(|reason| refuse(spec, reason))?;
+            return Ok(vec![warps(spec)]);
+        }
+        let arch = target.cuda.map(|gpu| gpu.arch);
+        if arch != Some(CudaArch::Sm90a) {
+            let reason = format!("{} has no e4m3; compile for `cuda:sm_90a`", target.cpu);
+            return Err(refuse(spec, reason));
+        }
+        rows(spec).map_err(|reason| refuse(spec, reason))?;
+        Ok(vec![e4m3(spec)])
     }
+}
+
+fn is_e4m3(spec: &KernelSpec) -> bool {
+    spec.attrs.str("format") == "e4m3"
+}
+
+/// Checks that rows are floats and dense.
+fn rows(spec: &KernelSpec) -> Result<(), String> {
+    let Some(Some(x)) = spec.operands.first() else { return Err("takes x".into()) };
+    let (last, y) = (x.ty.rank().wrapping_sub(1), &spec.results[0]);
+    let is_float = matches!(x.ty.dtype, DType::F32 | DType::Bf16 | DType::F16);
+    if !is_float || x.ty.shape.last().and_then(Dim::as_const).is_none() {
+        return Err(format!("{x}: takes floats with a constant last axis"));
+    }
+    if !strides(x)[last].is(1) && !x.ty.shape[last].is(1) {
+        return Err(format!("{x}: the last axis must be dense"));
+    }
+    if y.is_contiguous() { Ok(()) } else { Err(format!("{y} must be contiguous")) }
+}
+
+/// A warp has a block of 128, a lane four of its values.
+fn e4m3(spec: &KernelSpec) -> CudaKernel {
+    let cx = Cx::cuda(spec, flat::THREADS);
+    let e = &cx.e;
+    let (x, y) = (cx.operand(0), cx.result(0));
+    let (k, lead) = x.shape.split_last().expect("supported");
+    let (size, width) = (k.as_const().expect("supported"), E4M3_BLOCK as i64);
+    let blocks = (size + width - 1) / width;
+    let slots = (blocks + 3) / 4 * 4;
+    let row_bytes = blocks * width + 4 * slots;
+    let outer = Space::new(lead, &[x.strides[..lead.len()].to_vec()]).merged();
+    let steps: Vec<&Dim> = outer.strides[0].iter().collect();
+    let whole = Cx::in_strips(k, &steps, 4);
+    let count = outer.points() * Dim::from(32 * blocks);
+    let grid = cx.each_thread(&count, |point| {
+        let lane = e.rem_unsigned(point, e.i64(32));
+        let block = e.div_unsigned(point, e.i64(32));
+        let row = e.div_unsigned(block, e.i64(blocks));
+        let block = e.rem_unsigned(block, e.i64(blocks));
+        let column = e.add(e.mul_const(block, width), e.mul_const(lane, 4));
+        let from = x.at(&cx, outer.offsets(&cx, row)[0]);
+        let inside = |at: i64| e.cmp(Cmp::Lt, e.add_const(column, at), e.i64(size));
+        let (zero, f32s) = (e.f32(0.0), Ty::Scalar(Elem::F32));
+        let x: Vec<Val> = if whole {
+            let load = || {
+                let four = from.load_strip(&cx, column, &Dim::from(1), 4);
+                (0..4).map(|i| e.extract(four, i)).collect()
+            };
+            e.if_else(inside(0), &[f32s; 4], load, || vec![zero; 4])
+        } else {
+            let load = |at: i64| vec![from.load(&cx, e.add_const(column, at))];
+            let one = |at| e.if_else(inside(at), &[f32s], || load(at), || vec![zero])[0];
+            (0..4).map(one).collect()
+        };
+        let larger = |a, b| maximum(e, a, b);
+        let most = x.iter().map(|x| e.abs(*x)).reduce(larger).expect("four");
+        let most = cx.fold_warp(most, larger);
+        let inverse = inverse(e, e.f32(E4M3_LARGEST), most);
+        let scaled: Vec<Val> = x.iter().map(|x| e.mul(*x, inverse)).collect();
+        // Of a pair, the first operand becomes the upper half.
+        let text = "{\n.reg .b16 low, high;\ncvt.rn.satfinite.e4m3x2.f32 low, $2, \
+                    $1;\ncvt.rn.satfinite.e4m3x2.f32 high, $4, $3;\nmov.b32 $0, {low, high};\n}";
+        let word = e.ptx_pure(text, &[Ty::Scalar(Elem::I32)], &scaled)[0];
+        let to = y.at(&cx, e.mul_const(row, row_bytes)).base;
+        e.store_whole(word, e.at(to, Elem::I8, column));
+        // The last warp of a row has the zeros behind the scales too.
+        let pads = e.cmp(Cmp::Lt, e.add(block, lane), e.i64(slots));
+        let last = e.cmp(Cmp::Eq, block, e.i64(blocks - 1));
+        let first = e.cmp(Cmp::Eq, lane, e.i64(0));
+        e.if_then(e.or(first, e.and(last, pads)), || {
+            let scale = e.select(first, e.div(most, e.f32(E4M3_LARGEST)), zero);
+            let at = e.add(e.i64(blocks * width), e.shl(e.add(block, lane), 2));
+            e.store_whole(scale, e.at(to, Elem::I8, at));
+        });
+    });
+    cx.finish_cuda(grid, 0, &[], |arg| whole || arg == 1)
 }
 
 /// On a GPU a warp has a block, a lane for each number.

@@ -1,6 +1,7 @@
 //! Rotary position embedding, each token's cosines and sines shared by its heads.
 
 mod cuda;
+mod kv_write;
 
 use ir::{Dim, KernelSpec, Target};
 
@@ -10,6 +11,7 @@ use super::{
     view::{View, check_f32s, check_rank},
 };
 use crate::{cuda::CudaKernel, emit::Val};
+pub(super) use kv_write::RopeKvWrite;
 
 /// The family.
 pub(super) struct Rope;
@@ -41,12 +43,7 @@ impl Lower for Rope {
             e.for_each(e.i64(0), cx.size(&heads), 1, |head| {
                 let row = |v: &View| v.at(&cx, cx.scale(head, &v.strides[1]));
                 let head = Head { cx: &cx, x: row(&x), y: row(&y), cos: &cos, sin: &sin };
-                if spec.attrs.str("style") == "interleaved" {
-                    head.interleaved(&half);
-                } else {
-                    head.halves(&half);
-                }
-                head.copy(&(half.clone() * Dim::from(2)), &size);
+                head.rotate(spec.attrs.str("style"), &half, &size);
             });
         });
         Ok(cx.finish(tiles, 0))
@@ -68,6 +65,15 @@ struct Head<'a> {
 }
 
 impl Head<'_> {
+    /// All of the head: pairs up to `2 · half` turned, the rest up to `size` as it is.
+    fn rotate(&self, style: &str, half: &Dim, size: &Dim) {
+        match style {
+            "interleaved" => self.interleaved(half),
+            _ => self.halves(half),
+        }
+        self.copy(&(half.clone() * Dim::from(2)), size);
+    }
+
     fn load(&self, i: Val, lanes: u32) -> Val {
         let stride = &self.x.strides[2];
         self.x.load_strip(self.cx, self.cx.scale(i, stride), stride, lanes)

@@ -75,6 +75,14 @@ impl View {
     /// Stores a strip of elements that are `stride` apart.
     pub(super) fn store_strip(&self, cx: &Cx<'_>, value: Val, offset: Val, stride: &Dim) {
         let e = &cx.e;
+        if value.lanes() > 1 && !stride.is(1) && e.is_device() {
+            // One by one from the beginning: LLVM packs narrow lanes with such as nobody defined.
+            for lane in 0..value.lanes() {
+                let raw = narrow(e, e.extract(value, lane), self.dtype);
+                e.store_at(raw, self.base, cx.offset(offset, e.i64(lane.into()), stride));
+            }
+            return;
+        }
         let raw = narrow(e, value, self.dtype);
         if raw.lanes() > 1 && stride.is(1) && e.is_device() {
             e.store_whole(raw, e.at(self.base, raw.elem(), offset));

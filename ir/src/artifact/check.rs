@@ -45,6 +45,9 @@ pub(super) fn manifest(manifest: &Manifest) -> Vec<String> {
         });
         Checker { manifest, program, problems: &mut problems }.program();
     }
+    for fold in &manifest.folds {
+        Checker { manifest, program: &fold.program(), problems: &mut problems }.program();
+    }
     problems.0
 }
 
@@ -150,6 +153,9 @@ impl Checker<'_> {
         }
         if let Some((size, _)) = &variant.limit {
             self.size(size, || what("limit"));
+        }
+        for arg in &variant.early {
+            self.check((*arg as usize) < args, || what("an early operand that launches lack"));
         }
         for param in &variant.params {
             let arg = match param {

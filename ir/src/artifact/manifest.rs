@@ -4,7 +4,7 @@ use std::{fmt, str::FromStr};
 
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
-use crate::{CudaModule, DType, ModelInfo, Program, Target};
+use crate::{CudaModule, DType, Fold, ModelInfo, Program, Target};
 
 /// A blake3 hash, written as 64 hexadecimal digits.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -68,6 +68,9 @@ pub struct Manifest {
     pub report: Section,
     /// Entry points.
     pub programs: Vec<Program>,
+    /// Sums for the collectives of entry points on GPUs.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub folds: Vec<Fold>,
     /// Packed weights, which [`Region::Weight`](crate::Region::Weight) counts.
     pub weights: Vec<PackedWeight>,
     /// Where the weights are not in the file, but numbers that follow from this seed: their places

@@ -8,7 +8,7 @@
 
 use std::{
     io, slice,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, OnceLock, PoisonError},
     thread,
 };
 
@@ -20,19 +20,45 @@ use crate::DType;
 /// Bytes that a thread makes at a time.
 const PIECE_BYTES: usize = 4 << 20;
 
-/// The memory of all weights, at their distances from the first.
-pub(super) fn memory(weights: &[PackedWeight], seed: u64) -> io::Result<MmapMut> {
-    let too_large = |e| io::Error::new(io::ErrorKind::OutOfMemory, e);
-    let size = |n: u64| usize::try_from(n).map_err(too_large);
+/// Memory of weights that are made when they are first asked for: where there is no device to run
+/// on, nobody waits for them.
+#[derive(Debug)]
+pub(super) struct Made {
+    seed: u64,
+    reserved: Mutex<Option<MmapMut>>,
+    filled: OnceLock<Arc<MmapMut>>,
+}
+
+impl Made {
+    /// Reserves the memory of all weights.
+    pub(super) fn reserve(weights: &[PackedWeight], seed: u64) -> io::Result<Made> {
+        let too_large = |e| io::Error::new(io::ErrorKind::OutOfMemory, e);
+        let bytes = weights.last().map_or(0, |w| w.offset + w.bytes - weights[0].offset);
+        let map = MmapMut::map_anon(usize::try_from(bytes).map_err(too_large)?.max(1))?;
+        Ok(Made { seed, reserved: Mutex::new(Some(map)), filled: OnceLock::new() })
+    }
+
+    /// All weights, at their distances from the first.
+    pub(super) fn memory(&self, weights: &[PackedWeight]) -> &Arc<MmapMut> {
+        self.filled.get_or_init(|| {
+            let mut reserved = self.reserved.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut map = reserved.take().expect("filled once");
+            fill_all(&mut map, weights, self.seed);
+            Arc::new(map)
+        })
+    }
+}
+
+fn fill_all(map: &mut [u8], weights: &[PackedWeight], seed: u64) {
     let start = weights.first().map_or(0, |w| w.offset);
-    let end = weights.last().map_or(0, |w| w.offset + w.bytes);
-    let mut map = MmapMut::map_anon(size(end - start)?.max(1))?;
+    // The memory that they lie in was reserved.
+    let size = |n: u64| usize::try_from(n).expect("a size in memory");
     let mut pieces = Vec::new();
-    let (mut rest, mut at) = (&mut map[..], 0);
+    let (mut rest, mut at) = (map, 0);
     for (number, weight) in weights.iter().enumerate() {
-        let (_, own) = rest.split_at_mut(size(weight.offset - start)? - at);
-        let (own, behind) = own.split_at_mut(size(weight.bytes)?);
-        at = size(weight.offset + weight.bytes - start)?;
+        let (_, own) = rest.split_at_mut(size(weight.offset - start) - at);
+        let (own, behind) = own.split_at_mut(size(weight.bytes));
+        at = size(weight.offset + weight.bytes - start);
         rest = behind;
         for (piece, bytes) in own.chunks_mut(PIECE_BYTES).enumerate() {
             pieces.push((number as u64, piece as u64, weight.dtype, bytes));
@@ -55,7 +81,6 @@ pub(super) fn memory(weights: &[PackedWeight], seed: u64) -> io::Result<MmapMut>
         }
         work();
     });
-    Ok(map)
 }
 
 /// What the bits of a word of elements are kept by, and what is set in it.
@@ -119,9 +144,10 @@ mod tests {
             weight(DType::F32, 77, 6_010_304),
             weight(DType::I32, 5, 6_010_688),
         ];
-        let map = memory(&weights, 7).unwrap();
-        assert_eq!(map[..], memory(&weights, 7).unwrap()[..]);
-        assert_ne!(map[..], memory(&weights, 8).unwrap()[..]);
+        let made = |seed| Made::reserve(&weights, seed).unwrap().memory(&weights).clone();
+        let map = made(7);
+        assert_eq!(map[..], made(7)[..]);
+        assert_ne!(map[..], made(8)[..]);
         for w in &weights {
             let at = usize::try_from(w.offset - 8192).unwrap();
             let bytes = map[at..][..usize::try_from(w.bytes).unwrap()].to_vec();

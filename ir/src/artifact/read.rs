@@ -18,7 +18,7 @@ use serde::{Deserialize, de::DeserializeOwned};
 use super::{
     ArtifactError, Digest, FORMAT, Manifest, OLDEST_FORMAT, Section, check,
     layout::{self, DIGEST_KEY, MANIFEST_KEY},
-    random,
+    random::Made,
 };
 use crate::{Bytes, CpuFeature, MappedFile, Program, Span, Target, Tensor, mmap};
 
@@ -36,7 +36,7 @@ pub struct Artifact {
     data: usize,
     verified: AtomicBool,
     /// Weights that are not in the file.
-    made: Option<Arc<MmapMut>>,
+    made: Option<Made>,
 }
 
 impl Artifact {
@@ -58,8 +58,8 @@ impl Artifact {
         if let Some(seed) = artifact.manifest.random {
             let doing = "make its weights";
             let fail = |source| ArtifactError::Io { path: path.into(), doing, source };
-            let made = random::memory(&artifact.manifest.weights, seed).map_err(fail)?;
-            artifact.made = Some(Arc::new(made));
+            let made = Made::reserve(&artifact.manifest.weights, seed).map_err(fail)?;
+            artifact.made = Some(made);
         }
         Ok(artifact)
     }
@@ -130,11 +130,16 @@ impl Artifact {
     /// If there is no weight of that number.
     pub fn weight(&self, index: usize) -> &[u8] {
         let weight = &self.manifest.weights[index];
-        match &self.made {
+        match self.made() {
             Some(made) => slice(&made[..], 0, weight.offset - self.first(), weight.bytes),
             None => slice((*self.map).as_ref(), self.data, weight.offset, weight.bytes),
         }
         .unwrap_or_default()
+    }
+
+    /// Weights that are not in the file.
+    fn made(&self) -> Option<&Arc<MmapMut>> {
+        self.made.as_ref().map(|made| made.memory(&self.manifest.weights))
     }
 
     /// Where the first weight lies.
@@ -150,7 +155,7 @@ impl Artifact {
         let weight = &self.manifest.weights[index];
         let extent = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
         let shape: Vec<usize> = weight.shape.iter().map(|d| extent(*d)).collect();
-        let (data, at): (Arc<dyn Bytes>, usize) = match &self.made {
+        let (data, at): (Arc<dyn Bytes>, usize) = match self.made() {
             Some(made) => (made.clone(), extent(weight.offset - self.first())),
             None => (self.map.clone(), self.data + extent(weight.offset)),
         };
@@ -161,7 +166,7 @@ impl Artifact {
     pub fn weight_memory(&self) -> &[u8] {
         let weights = &self.manifest.weights;
         let Some((first, last)) = weights.first().zip(weights.last()) else { return &[] };
-        if let Some(made) = &self.made {
+        if let Some(made) = self.made() {
             return made;
         }
         self.bytes(first.offset, last.offset + last.bytes - first.offset)

@@ -87,6 +87,7 @@ fn contents(weights: &[Tensor]) -> Contents<'static> {
         source_digest: Digest::of(b"source"),
         code: &[0xc3; 100],
         modules: Vec::new(),
+        folds: Vec::new(),
         random: None,
         text: json!({"tokenizer": "é\u{1F600}\n"}),
         report: json!([1, 2.5]),
@@ -259,7 +260,7 @@ fn errors_say_what_and_what_to_do() {
     let newer = rewritten(&|m| m.format = FORMAT + 1);
     assert!(newer.contains("a newer brolly made it: update this one"), "{newer}");
     let older = rewritten(&|m| m.format = 0);
-    assert!(older.contains("has format 0, and this runtime reads formats 1 to 5"), "{older}");
+    assert!(older.contains("has format 0, and this runtime reads formats 1 to 6"), "{older}");
     let plain = [&[2, 0, 0, 0, 0, 0, 0, 0][..], b"{}"].concat();
     assert!(error(&plain).contains("a safetensors file without a manifest"));
 
@@ -298,6 +299,7 @@ fn for_gpus() -> (PathBuf, Manifest) {
         symbol: "add_0".into(),
         module: 0,
         params: vec![CudaParam::Pointer { arg: 4, align: 16 }, CudaParam::Size(t())],
+        early: vec![0],
         grid: [t().ceil_div(4), Dim::from(1), Dim::from(1)],
         block: 128,
         cluster: 1,
@@ -320,7 +322,7 @@ fn code_for_gpus_is_checked_against_the_program() {
     assert_eq!(*artifact.manifest(), manifest);
     assert_eq!(artifact.code(manifest.modules[0].ptx).len(), 60);
     let variant = |m: &mut Manifest| m.programs[0].kernels[0].cuda[0].variants[0].clone();
-    let changes: [(&str, Change); 10] = [
+    let changes: [(&str, Change); 11] = [
         ("module 0 lies outside", |m| m.modules[0].ptx.bytes = u64::MAX),
         ("module 0 lies outside", |m| m.modules[0].cubin.as_mut().unwrap().offset = 65),
         ("another kind than the target", |m| m.target = Target::x86_64_v3()),
@@ -329,6 +331,9 @@ fn code_for_gpus_is_checked_against_the_program() {
         ("its module is not there", |m| m.modules[0].arch = CudaArch::Sm90a),
         ("block", |m| m.programs[0].kernels[0].cuda[0].variants[0].block = 0),
         ("grid", |m| m.programs[0].kernels[0].cuda[0].variants[0].grid[0] = Dim::from(-1)),
+        ("an early operand that launches lack", |m| {
+            m.programs[0].kernels[0].cuda[0].variants[0].early = vec![1, 5];
+        }),
         ("an argument that launches lack", |m| {
             let variant = &mut m.programs[0].kernels[0].cuda[0].variants[0];
             variant.params[0] = CudaParam::Pointer { arg: 5, align: 1 };

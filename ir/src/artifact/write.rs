@@ -24,7 +24,7 @@ use super::{
     ArtifactError, Digest, FORMAT, Manifest, PackedWeight, Section, check,
     layout::{self, MAX_HEADER_BYTES},
 };
-use crate::{CudaModule, DType, ModelInfo, Program, Target, Tensor};
+use crate::{CudaModule, DType, Fold, ModelInfo, Program, Target, Tensor};
 
 /// What goes into an artifact, but for the weights' values.
 #[derive(Debug)]
@@ -47,6 +47,8 @@ pub struct Contents<'a> {
     pub report: Value,
     /// Entry points.
     pub programs: Vec<Program>,
+    /// Sums for their collectives on GPUs.
+    pub folds: Vec<Fold>,
     /// The packed weights to come, in order.
     pub weights: Vec<WeightSpec>,
     /// The seed of weights that are to be made where the artifact is opened: none are written.
@@ -161,6 +163,7 @@ fn manifest(contents: Contents<'_>, text: &[u8], report: &[u8]) -> Manifest {
         text: section(text),
         report: section(report),
         programs: contents.programs,
+        folds: contents.folds,
         weights: contents.weights.into_iter().map(weight).collect(),
         random: contents.random,
     }

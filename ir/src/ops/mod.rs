@@ -4,6 +4,7 @@ mod adjoint;
 mod attention_batched;
 mod collective;
 mod conv_adjoint;
+mod e4m3;
 mod elementwise;
 mod order;
 mod reduction;
@@ -13,6 +14,7 @@ mod update;
 mod window;
 
 pub use collective::Shard;
+pub use e4m3::{E4M3_BLOCK, E4M3_PANEL_BYTES, e4m3_row_bytes};
 pub use norm_grad::NORM_GRAD_ROWS;
 pub use pack::PANEL;
 pub use quantize_rows::{QUANT_BLOCK, quant_row_bytes, quant_row_limit};
@@ -124,6 +126,7 @@ ops! {
     attention: Attention,
     quantize_heads: QuantizeHeads,
     kv_write: KvWrite,
+    rope_kv_write: RopeKvWrite,
     paged_attention: PagedAttention,
     segment_mean: SegmentMean,
     segment_first: SegmentFirst,

@@ -1,6 +1,6 @@
-//! `quantize_rows`: activations as blocks of integers.
+//! `quantize_rows`: activations as blocks of integers, or of e4m3.
 
-use super::elementwise::spread;
+use super::{E4M3_BLOCK, e4m3, e4m3_row_bytes, elementwise::spread};
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
     TensorType, Vjp,
@@ -16,13 +16,22 @@ use crate::{
 /// - `weight_bits = 4`: Q = 127. A block is `scale: f32`, `sum: i32` of its integers, `q: i8 × 32`.
 /// - `weight_bits = 8`: Q = 4095, the largest with which a block's sum of products is below 2²⁴, so
 ///   that f32 holds it exactly. A block is `scale: f32`, `q: i16 × 32`.
+///
+/// With `format = "e4m3"` a block is 128 values, `scale = max|x| / 448`, and what is rounded is
+/// `x · (448 / max|x|)`, to nearest even, with NaN for NaN. A row is the values of all its blocks,
+/// then their scales in f32, with zeros behind them up to a multiple of sixteen bytes: as tensor
+/// cores and their copy engine take it.
 /// # Shapes
-/// `x: [.., K]` in f32 → `u8 [.., ceil(K / 32), 40 or 68]`.
+/// `x: [.., K]` in f32 → `u8 [.., ceil(K / 32), 40 or 68]`, or in e4m3 `u8 [.., B]` with
+/// `B = 128 · ceil(K / 128) + 16 · ceil(K / 512)`.
 pub(super) struct QuantizeRows;
 
 static SIGNATURE: Signature = Signature {
     operands: &[one("x")],
-    attrs: &[defaulted("weight_bits", AttrKind::Int, || Attr::Int(8))],
+    attrs: &[
+        defaulted("weight_bits", AttrKind::Int, || Attr::Int(8)),
+        defaulted("format", AttrKind::Str, || Attr::from("integers")),
+    ],
 };
 
 /// Values of a block that share a scale.
@@ -54,6 +63,14 @@ impl OpDef for QuantizeRows {
             return Err(OpError::new(format!("takes f32, got {x}")));
         }
         let bits = cx.attrs.int("weight_bits");
+        if is_e4m3(cx.attrs)? {
+            if bits != 8 {
+                return Err(OpError::attr("weight_bits", "must be 8 where weights are e4m3"));
+            }
+            let bytes = e4m3_row_bytes(&k.ceil_div(E4M3_BLOCK as i64));
+            let shape = lead.iter().cloned().chain([bytes]);
+            return Ok(vec![Fact::of(TensorType::new(DType::U8, shape))]);
+        }
         if !matches!(bits, 4 | 8) {
             return Err(OpError::attr("weight_bits", "must be 4 or 8"));
         }
@@ -68,6 +85,9 @@ impl OpDef for QuantizeRows {
             let k = x.shape().last().copied().unwrap_or(1).max(1);
             #[allow(clippy::cast_possible_truncation, reason = "operands are f32")]
             let x: Vec<f32> = x.to_f64s().into_iter().map(|v| v as f32).collect();
+            if cx.attrs.str("format") == "e4m3" {
+                return vec![Tensor::from_bytes(DType::U8, &cx.shape(0), e4m3::rows(&x, k))];
+            }
             let mut out = Vec::new();
             let bits = if cx.attrs.int("weight_bits") == 8 { 8 } else { 4 };
             for block in x.chunks(k).flat_map(|row| row.chunks(QUANT_BLOCK)) {
@@ -77,14 +97,34 @@ impl OpDef for QuantizeRows {
         })
     }
     fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
-        Vjp::Refused("rounds activations to integers, which has no derivative")
+        Vjp::Refused("rounds activations to blocks of 8 bits, which has no derivative")
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |shape: &[usize], bits: i64| Sample {
             attrs: Attrs::none().with("weight_bits", bits),
             args: vec![Some(spread(DType::F32, shape, -3.0, 2.0))],
         };
-        vec![sample(&[3, 64], 8), sample(&[2, 37], 4), sample(&[1, 5], 8), sample(&[1, 3], 4)]
+        let e4m3 = |shape: &[usize]| Sample {
+            attrs: Attrs::none().with("format", "e4m3"),
+            args: vec![Some(spread(DType::F32, shape, -3.0, 2.0))],
+        };
+        vec![
+            sample(&[3, 64], 8),
+            sample(&[2, 37], 4),
+            sample(&[1, 5], 8),
+            sample(&[1, 3], 4),
+            e4m3(&[3, 256]),
+            e4m3(&[2, 2, 77]),
+        ]
+    }
+}
+
+/// Whether values are e4m3 instead of integers, by the attribute `format`.
+pub(super) fn is_e4m3(attrs: &Attrs) -> Result<bool, OpError> {
+    match attrs.str("format") {
+        "integers" => Ok(false),
+        "e4m3" => Ok(true),
+        _ => Err(OpError::attr("format", "must be `integers` or `e4m3`")),
     }
 }
 

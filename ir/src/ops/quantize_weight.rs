@@ -1,4 +1,4 @@
-//! `quantize_weight`: a packed weight as blocks of 8- or 4-bit integers.
+//! `quantize_weight`: a packed weight as blocks of 8- or 4-bit integers, or of e4m3.
 
 #![allow(unsafe_code, reason = "calls code for a processor that was asked")]
 
@@ -8,7 +8,10 @@ use std::borrow::Cow;
 
 use half::{bf16, f16};
 
-use super::{QUANT_BLOCK, elementwise::spread, pack::PANEL};
+use super::{
+    E4M3_BLOCK, E4M3_PANEL_BYTES, QUANT_BLOCK, e4m3, elementwise::spread, pack::PANEL,
+    quantize_rows::is_e4m3,
+};
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
     TensorType, Vjp,
@@ -31,9 +34,13 @@ pub use lanes::{QUANT_GROUP, quant_lane_bits, quant_lane_bytes};
 /// - 8 bits: `scale = max|w| / 127`, integers -127..127: 8.5 bits a weight.
 /// - 4 bits: integers -8..7; of scales near `-max / 8` the one, refitted by least squares, that
 ///   loses least: 4.5 bits a weight.
+///
+/// With `format = "e4m3"` and `bits = 8` a block of a panel is `[16 columns][128 k]` of
+/// `e4m3(w · (448 / max|w|))`, to nearest even, then `scale = max|w| / 448` in f32 for each column:
+/// 8.25 bits a weight.
 /// # Shapes
 /// `w: [P, K, 16]` → `u8 [P, ceil(K / 32), 32 + 64 · bits]`, or in lanes
-/// `u8 [P, ceil(K / 64), 64 + 128 · bits]`.
+/// `u8 [P, ceil(K / 64), 64 + 128 · bits]`, or in e4m3 `u8 [P, ceil(K / 128), 2112]`.
 pub(super) struct QuantizeWeight;
 
 static SIGNATURE: Signature = Signature {
@@ -41,6 +48,7 @@ static SIGNATURE: Signature = Signature {
     attrs: &[
         required("bits", AttrKind::Int),
         defaulted("layout", AttrKind::Str, || Attr::from("steps")),
+        defaulted("format", AttrKind::Str, || Attr::from("integers")),
     ],
 };
 
@@ -75,6 +83,11 @@ impl OpDef for QuantizeWeight {
         }
         let bits = if bits == 8 { 8 } else { 4 };
         let (span, bytes) = match cx.attrs.str("layout") {
+            layout if is_e4m3(cx.attrs)? => match (bits, layout) {
+                (8, "steps") => (E4M3_BLOCK, E4M3_PANEL_BYTES),
+                (8, _) => return Err(OpError::attr("layout", "is of integers, not of e4m3")),
+                _ => return Err(OpError::attr("bits", "must be 8 in e4m3")),
+            },
             "steps" => (QUANT_BLOCK, quant_weight_bytes(bits)),
             "lanes" => (QUANT_GROUP, quant_lane_bytes(bits)),
             _ => return Err(OpError::attr("layout", "must be `steps` or `lanes`")),
@@ -87,6 +100,18 @@ impl OpDef for QuantizeWeight {
             let w = args[0].as_ref().expect("operand");
             let bits = if cx.attrs.int("bits") == 8 { 8 } else { 4 };
             let [_, k, _] = *w.shape() else { unreachable!("inferred") };
+            if cx.attrs.str("format") == "e4m3" {
+                let bytes = w.as_bytes().map_or_else(|| w.to_bytes().into(), Cow::Borrowed);
+                let mut out = Vec::new();
+                for panel in bytes.chunks((k * PANEL * w.dtype().size()).max(1)) {
+                    let panel = Tensor::from_bytes(w.dtype(), &[k, PANEL], panel.to_vec());
+                    let panel = panel.to_f64s().into_iter();
+                    #[allow(clippy::cast_possible_truncation, reason = "at most f32 by its type")]
+                    let panel: Vec<f32> = panel.map(|v| v as f32).collect();
+                    out.extend(e4m3::panels(&panel, k));
+                }
+                return vec![Tensor::from_bytes(DType::U8, &cx.shape(0), out)];
+            }
             let bytes = w.as_bytes().map_or_else(|| w.to_bytes().into(), Cow::Borrowed);
             let blocks = k.div_ceil(QUANT_BLOCK);
             let panel_bytes = blocks * quant_weight_bytes(bits);
@@ -116,12 +141,16 @@ impl OpDef for QuantizeWeight {
     }
     fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
         Vjp::Refused(
-            "rounds weights to integers, which has no derivative; train the weights that they come from",
+            "rounds weights to 8 or 4 bits, which has no derivative; train the weights before that",
         )
     }
     fn samples(&self) -> Vec<Sample> {
         let sample = |dtype, k: usize, bits: i64, layout: &str| Sample {
             attrs: Attrs::none().with("bits", bits).with("layout", layout),
+            args: vec![Some(spread(dtype, &[2, k, PANEL], -0.7, 0.5))],
+        };
+        let e4m3 = |dtype, k: usize| Sample {
+            attrs: Attrs::none().with("bits", 8i64).with("format", "e4m3"),
             args: vec![Some(spread(dtype, &[2, k, PANEL], -0.7, 0.5))],
         };
         vec![
@@ -130,6 +159,8 @@ impl OpDef for QuantizeWeight {
             sample(DType::F16, 5, 8, "steps"),
             sample(DType::Bf16, 70, 4, "lanes"),
             sample(DType::F32, 96, 8, "lanes"),
+            e4m3(DType::Bf16, 300),
+            e4m3(DType::F32, 5),
         ]
     }
 }

@@ -1,8 +1,9 @@
 //! `quantized_linear`: product of activations, quantised or not, with a quantised weight.
 
 use super::{
-    QUANT_BLOCK, QUANT_GROUP, elementwise::spread, linear::activation, pack::PANEL,
-    quant_lane_bits, quant_row_bytes, quant_weight_bytes, quantize_rows, quantize_weight,
+    E4M3_BLOCK, E4M3_PANEL_BYTES, QUANT_BLOCK, QUANT_GROUP, e4m3, e4m3_row_bytes,
+    elementwise::spread, linear::activation, pack::PANEL, quant_lane_bits, quant_row_bytes,
+    quant_weight_bytes, quantize_rows, quantize_weight,
 };
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
@@ -18,11 +19,16 @@ use crate::{
 ///
 /// Of floating-point activations, which meet weights in lanes, a block's products with the integers
 /// are summed as the machine sums, then scaled: `sum = fma(block, w_scale, sum)`.
+///
+/// In e4m3 a block is 128 products, which are summed as the machine sums, then scaled and added in
+/// f32: `sum = fma(block, x_scale · w_scale, sum)`, in the order of k.
 /// # Shapes
 /// `x: u8 [.., ceil(K / 32), 40 or 68]` from `quantize_rows` for the bits of the weight,
 /// `w: u8 [P, ceil(K / 32), 32 + 64 · bits]` from `quantize_weight` with `P = ceil(n / 16)`, twice
 /// as many when gated, `bias: [n]`, `residual: [.., n]` → f32 `[.., n]`. Or floats `x: [.., K]`,
 /// `w: u8 [P, ceil(K / 64), 64 + 128 · bits]`, and the others and the result of the dtype of `x`.
+/// Or, both in e4m3, `x: u8 [.., 128 · ceil(K / 128) + 16 · ceil(K / 512)]`,
+/// `w: u8 [P, ceil(K / 128), 2112]`, and the others as with integers.
 pub(super) struct QuantizedLinear;
 
 static SIGNATURE: Signature = Signature {
@@ -84,7 +90,13 @@ impl OpDef for QuantizedLinear {
             let (bias, residual) = (optional(2), optional(3));
             let act = activation(cx.attrs.str("act")).expect("inferred");
             let halves = if gated { 2 } else { 1 };
-            let products = if x.dtype() == DType::U8 { product(x, w) } else { floats(x, w) };
+            let products = match x.dtype() {
+                DType::U8 if is_e4m3(w.shape()) => {
+                    e4m3::product(&x.to_bytes(), &w.to_bytes(), w.shape()[1])
+                }
+                DType::U8 => product(x, w),
+                _ => floats(x, w),
+            };
             let width = w.shape()[0] * PANEL;
             let rows = products.len() / width.max(1);
             let at = |r: usize, c: usize, half: usize| {
@@ -104,13 +116,19 @@ impl OpDef for QuantizedLinear {
     fn flops(&self, attrs: &Attrs, args: &[Option<TensorType>], results: &[TensorType]) -> Dim {
         let spans = args[1].as_ref().and_then(|w| w.shape.get(1).cloned()).unwrap_or_default();
         let integers = args[0].as_ref().is_none_or(|x| x.dtype == DType::U8);
-        let span = if integers { QUANT_BLOCK } else { QUANT_GROUP };
+        let bytes = args[1].as_ref().and_then(|w| w.shape.last()).and_then(Dim::as_const);
+        let span = match integers {
+            true if bytes == Some(E4M3_PANEL_BYTES as i64) => E4M3_BLOCK,
+            true => QUANT_BLOCK,
+            false => QUANT_GROUP,
+        };
         let halves = if attrs.bool("gated") { 2i64 } else { 1 };
         results[0].elements() * spans * Dim::from(2 * span as i64 * halves)
     }
     fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
         Vjp::Refused(
-            "multiplies integers, which have no derivative; train the model that was quantised",
+            "multiplies numbers of 8 or 4 bits, which have no derivative; train the model that was \
+             quantised",
         )
     }
     fn samples(&self) -> Vec<Sample> {
@@ -137,6 +155,7 @@ impl OpDef for QuantizedLinear {
                 samples.push(Sample { attrs, args });
             }
         }
+        samples.extend([(1, 128, false), (3, 300, true), (2, 77, false)].map(e4m3_sample));
         samples
     }
 }
@@ -151,6 +170,10 @@ fn operands<'a>(cx: &'a InferCx<'_>) -> Result<(&'a [Dim], &'a Dim, DType), OpEr
         return Err(wrong());
     }
     match (x.dtype, &*x.shape) {
+        (DType::U8, [lead @ .., row]) if bytes.is(E4M3_PANEL_BYTES as i64) => {
+            cx.same("bytes of a row", row, &e4m3_row_bytes(spans))?;
+            Ok((lead, panels, DType::F32))
+        }
         (DType::U8, [lead @ .., blocks, row]) => {
             let bits = quant_bits(bytes).filter(|bits| *row == Dim::from(quant_row_bytes(*bits)));
             bits.ok_or_else(wrong)?;
@@ -164,6 +187,11 @@ fn operands<'a>(cx: &'a InferCx<'_>) -> Result<(&'a [Dim], &'a Dim, DType), OpEr
         }
         _ => Err(wrong()),
     }
+}
+
+/// Whether a weight of this shape is e4m3.
+fn is_e4m3(shape: &[usize]) -> bool {
+    shape.last() == Some(&E4M3_PANEL_BYTES)
 }
 
 /// Every column of every panel of a weight in lanes, `[rows, P · 16]`.
@@ -211,12 +239,37 @@ fn product(x: &Tensor, w: &Tensor) -> Vec<f64> {
     out
 }
 
+/// So many rows and k in e4m3, gated or with bias and residual.
+fn e4m3_sample((rows, k, gated): (usize, usize, bool)) -> Sample {
+    let (blocks, panels) = (k.div_ceil(E4M3_BLOCK), if gated { 6 } else { 3 });
+    let x = spread(DType::F32, &[rows, k], -1.0, 1.5);
+    let w = spread(DType::F32, &[panels, k, PANEL], -0.5, 0.4);
+    let format = Attrs::none().with("format", "e4m3");
+    let bytes = e4m3_row_bytes(&Dim::from(blocks)).as_const().expect("a constant");
+    let bytes = usize::try_from(bytes).expect("positive");
+    let x = run("quantize_rows", &format, x, &[rows, bytes]);
+    let format = format.with("bits", 8i64).with("layout", "steps");
+    let w = run("quantize_weight", &format, w, &[panels, blocks, E4M3_PANEL_BYTES]);
+    let act = if gated { "silu" } else { "none" };
+    let attrs = Attrs::none().with("n", 37i64).with("act", act).with("gated", Attr::Bool(gated));
+    let mut args = vec![Some(x), Some(w)];
+    if !gated {
+        args.push(Some(spread(DType::F32, &[37], -1.0, 1.0)));
+        args.push(Some(spread(DType::F32, &[rows, 37], -1.0, 1.0)));
+    }
+    Sample { attrs, args }
+}
+
 /// A value of another operator, for samples.
 fn run(op: &str, attrs: &Attrs, x: Tensor, shape: &[usize]) -> Tensor {
     let def = crate::OpRef::named(op);
     let Body::Primitive(body) = def.0.body() else { unreachable!("a primitive") };
     let results = [TensorType::new(DType::U8, shape.iter().copied())];
     let env = crate::Env::new();
+    let attrs = match attrs.get("format") {
+        Some(_) => attrs,
+        None => &attrs.clone().with("format", "integers"),
+    };
     let cx = crate::EvalCx { attrs, results: &results, env: &env };
     body(&cx, &[Some(x)]).remove(0)
 }
@@ -244,6 +297,40 @@ mod tests {
             let ty = layout(bits, "lanes", k).unwrap();
             assert_eq!(ty, TensorType::new(DType::Bf16, [3usize, 16]));
             assert!(layout(bits, "steps", k).is_err());
+        }
+    }
+
+    /// A product of sixteen columns, rows of `k` and weights of `w_k` in these formats.
+    fn formats(rows: Attrs, k: usize, weight: Attrs, w_k: usize) -> Result<TensorType, OpError> {
+        let module = Module::new("m");
+        let mut b = module.builder("f");
+        let x = b.param("x", TensorType::new(DType::F32, [Dim::symbol("T"), Dim::from(k)]))?;
+        let w = b.param("w", TensorType::new(DType::F32, [1, w_k, PANEL]))?;
+        let x = b.op1("quantize_rows", rows, &[x])?;
+        let w = b.op1("quantize_weight", weight, &[w])?;
+        let y = b.op1("quantized_linear", Attrs::none().with("n", 16i64), &[x, w])?;
+        Ok(b.ty(y).clone())
+    }
+
+    #[test]
+    fn e4m3_meets_e4m3_of_as_many_blocks() {
+        let rows = || Attrs::none().with("format", "e4m3");
+        let weight = || rows().with("bits", 8i64);
+        let ty = formats(rows(), 300, weight(), 290).unwrap();
+        assert_eq!(ty, TensorType::new(DType::F32, [Dim::symbol("T"), Dim::from(16)]));
+        let integers = || Attrs::none().with("bits", 8i64);
+        let wrong = [
+            (formats(rows(), 300, weight(), 600), "bytes of a row"),
+            (formats(rows(), 300, integers(), 300), "quantised weight"),
+            (formats(Attrs::none(), 300, weight(), 300), "bytes of a row"),
+            (formats(rows().with("weight_bits", 4i64), 300, weight(), 300), "weight_bits"),
+            (formats(rows().with("format", "e5m2"), 300, weight(), 300), "`integers` or `e4m3`"),
+            (formats(rows(), 300, weight().with("bits", 4i64), 300), "8 in e4m3"),
+            (formats(rows(), 300, weight().with("layout", "lanes"), 300), "not of e4m3"),
+        ];
+        for (result, why) in wrong {
+            let error = result.unwrap_err().to_string();
+            assert!(error.contains(why), "{error}, not {why}");
         }
     }
 

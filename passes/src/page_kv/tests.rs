@@ -58,7 +58,7 @@ fn problems(in_entry: Build, in_layer: Build) -> String {
 
 /// Pages `forward` for memories of a type, and checks what came of it.
 fn page(m: &mut Module, dtype: DType) -> Result<Vec<State>, String> {
-    let options = PageOptions { block_size: 16, dtype, max_seq_len: 40, max_blocks: 8 };
+    let options = PageOptions { block_size: 16, dtype, max_seq_len: 40, max_blocks: 8, head: 0 };
     let states = page_kv(m, "forward", options)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))?;
     ir::verify(m).unwrap();
@@ -119,6 +119,24 @@ fn keys_and_values_are_rounded_and_read_from_memory_alone() {
     assert!(paged(DType::I8).1.starts_with(&format!("k_cache.0 v_cache.0 {scales} k_cache.1")));
     let why = page(&mut decoder(KEEP, KEEP, 2), DType::F8E4M3).unwrap_err();
     assert!(why.contains("keys and values are f32, bf16, f16 or i8, not f8e4m3"), "{why}");
+}
+
+#[test]
+fn the_head_of_logits_is_no_more_than_a_quarter_of_them() {
+    for (head, named) in [(0, ""), (1, "f32[T, 1]"), (5, "f32[T, 2]")] {
+        let mut m = decoder(KEEP, KEEP, 1);
+        m.functions.get_mut("forward").unwrap().outputs[0].0 = "logits".into();
+        let options =
+            PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8, head };
+        page_kv(&mut m, "forward", options).unwrap();
+        ir::verify(&m).unwrap();
+        let step = &m.functions["step"];
+        let find = |name: &str| step.outputs.iter().find(|(n, _)| **n == *name);
+        let ty = |name: &str| find(name).map_or(String::new(), |(_, v)| step.ty(*v).to_string());
+        assert_eq!(ty("head_logits"), named);
+        assert_eq!(ty("head_tokens"), named.replace("f32", "i64"));
+        assert_eq!(ty("logsumexp"), "f32[T]");
+    }
 }
 
 #[test]

@@ -4,12 +4,14 @@
 //! to a wider one, which is exact, is left to the kernels that read it. Where a kernel does not
 //! convert, the cast is launched, when it is first needed.
 
-use ir::{DType, Graph, KernelSpec, Module, NodeId, TensorType, Value};
+use std::collections::BTreeMap;
+
+use ir::{DType, Dim, Graph, KernelSpec, Module, NodeId, TensorType, Value};
 
 use super::{Planner, Storage};
 
 /// The type that a node casts its one operand to, if that is all it does.
-fn cast_of(module: &Module, graph: &Graph, id: NodeId) -> Option<DType> {
+pub(crate) fn cast_of(module: &Module, graph: &Graph, id: NodeId) -> Option<DType> {
     let node = graph.node(id);
     let to = match node.op.name() {
         "cast" => node.results()[0].ty.dtype,
@@ -28,6 +30,18 @@ fn cast_of(module: &Module, graph: &Graph, id: NodeId) -> Option<DType> {
 /// Products, which multiply in the narrowest of their operands' types and round the others to it.
 const PRODUCTS: [&str; 6] =
     ["matmul", "linear_", "grouped_", "attention", "paged_attention", "conv"];
+
+/// Whether a product multiplies its operand number `i`: logarithms of sums and cotangents of losses
+/// are factors of no product.
+fn is_factor(op: &str, i: usize) -> bool {
+    match op {
+        "attention_grad" => i != 4,
+        "linear_cross_entropy" | "linear_cross_entropy_dlogits" | "linear_cross_entropy_grad" => {
+            i < 2
+        }
+        _ => true,
+    }
+}
 
 fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::Bf16 | DType::F16)
@@ -71,7 +85,8 @@ impl Planner<'_> {
         let is_product = PRODUCTS.iter().any(|product| spec.op.starts_with(product));
         let is_wide =
             |v: &Value| self.graph.ty(*v).dtype == DType::F32 && !self.widened.contains_key(v);
-        if is_product && operands.iter().flatten().any(is_wide) {
+        let factors = operands.iter().enumerate().filter(|(i, _)| is_factor(spec.op, *i));
+        if is_product && factors.filter_map(|(_, v)| v.as_ref()).any(is_wide) {
             return;
         }
         let mut narrow = Vec::new();
@@ -111,25 +126,56 @@ impl Planner<'_> {
         }
     }
 
-    /// Gives a kernel's one result the type that its one reader casts it to, if the kernel stores
-    /// it so.
-    pub(super) fn store_narrow(&mut self, id: NodeId, spec: &mut KernelSpec) -> Option<Value> {
-        let node = self.graph.node(id);
+    /// Begins rows of a narrow matrix at multiples of sixteen bytes, if its kernel can write it so:
+    /// products copy their operands in such units.
+    pub(super) fn pad_rows(&self, id: NodeId, spec: &mut KernelSpec) {
         let value = Value { node: id, port: 0 };
-        let [user] = self.graph.users(id)[..] else { return None };
         let is_output = self.graph.outputs.iter().any(|(_, output)| *output == value);
-        let plain = node.results().len() == 1 && node.op.in_place().is_empty() && !is_output;
-        if !plain || self.made_in(value).is_some() || node.results()[0].ty.dtype != DType::F32 {
-            return None;
+        let [result] = &spec.results[..] else { return };
+        let [_, columns] = &*result.ty.shape else { return };
+        let Some(columns) = columns.as_const() else { return };
+        let is_cast = cast_of(self.module, self.graph, id).is_some_and(is_half);
+        if !is_cast || columns % 8 == 0 || is_output || self.made_in(value).is_some() {
+            return;
         }
-        let to = cast_of(self.module, self.graph, user).filter(|to| is_half(*to))?;
         let mut other = spec.clone();
-        other.results[0].ty = TensorType { dtype: to, ..other.results[0].ty.clone() };
-        if !self.kernels.converts(&other) {
-            return None;
+        other.results[0].strides[0] = Dim::from((columns + 7) / 8 * 8);
+        if self.kernels.converts(&other) {
+            *spec = other;
         }
-        *spec = other;
-        self.narrowed.insert(user);
-        Some(Value { node: user, port: 0 })
+    }
+
+    /// Gives results of a kernel the type that their one reader casts them to, if the kernel stores
+    /// them so; returns the casts' values by the results' numbers.
+    pub(super) fn store_narrow(
+        &mut self,
+        id: NodeId,
+        spec: &mut KernelSpec,
+    ) -> BTreeMap<usize, Value> {
+        let node = self.graph.node(id);
+        let mut casts = BTreeMap::new();
+        if !node.op.in_place().is_empty() {
+            return casts;
+        }
+        for (port, fact) in node.results().iter().enumerate() {
+            let value = Value { node: id, port };
+            let reads = |user: &NodeId| self.graph.node(*user).inputs().contains(&Some(value));
+            let users: Vec<NodeId> = self.graph.users(id).into_iter().filter(reads).collect();
+            let [user] = users[..] else { continue };
+            let is_output = self.graph.outputs.iter().any(|(_, output)| *output == value);
+            if is_output || self.made_in(value).is_some() || fact.ty.dtype != DType::F32 {
+                continue;
+            }
+            let to = cast_of(self.module, self.graph, user).filter(|to| is_half(*to));
+            let Some(to) = to else { continue };
+            let mut other = spec.clone();
+            other.results[port].ty = TensorType { dtype: to, ..other.results[port].ty.clone() };
+            if self.kernels.converts(&other) {
+                *spec = other;
+                self.narrowed.insert(user);
+                casts.insert(port, Value { node: user, port: 0 });
+            }
+        }
+        casts
     }
 }

@@ -7,7 +7,7 @@ use ir::{Attrs, Graph, Module, Value};
 use crate::PassError;
 
 /// The entry as one graph. Nodes are named after the call that they come from: `layer.3/mlp.down`.
-pub(super) fn flatten(module: &Module, entry: &str) -> Result<Graph, PassError> {
+pub(crate) fn flatten(module: &Module, entry: &str) -> Result<Graph, PassError> {
     let source = module.function(entry).ok_or_else(|| PassError::new(entry, "no such function"))?;
     let mut out = Graph::new(entry);
     let mut args = Vec::new();

@@ -323,7 +323,8 @@ fn paged_steps_give_the_logits_of_the_whole_sequence() {
         .unwrap()
         .remove(0)
         .to_f32s();
-    let options = PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8 };
+    let options =
+        PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8, head: 0 };
     let states = page_kv(&mut m, "forward", options).unwrap();
     assert_eq!(states.len(), 2 * LAYERS);
     m.entries = vec!["step".into()];
@@ -377,7 +378,8 @@ fn paging_refuses_what_mixes_positions_and_names_it() {
     let (m, _) = decoder();
     let text = m.to_string().replace("mask = \"causal\"", "mask = \"full\"");
     let mut m = ir::parse_module(&text).unwrap();
-    let options = PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8 };
+    let options =
+        PageOptions { block_size: 16, dtype: DType::F32, max_seq_len: 40, max_blocks: 8, head: 0 };
     let errors = page_kv(&mut m, "forward", options).unwrap_err();
     assert!(errors.iter().any(|e| e.to_string().contains("attn")), "{errors:?}");
 }

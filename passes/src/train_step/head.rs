@@ -6,25 +6,39 @@
 //! and `linear_grad` those of x and w, which are three products instead of five. Liu et al. 2024,
 //! "Liger Kernel", arXiv:2410.10989.
 //!
-//! Gradients of a chunk's logits are the one thing of that size in memory: about
-//! [`CHUNK_BYTES`], but at least [`LEAST_ROWS`] rows, so that products are worth their name. The
-//! gradient of w is the sum over chunks, the first one first.
+//! Gradients of a chunk's logits are the one thing of that size in memory: a chunk has about so
+//! many bytes of them, but at least so many rows that products are worth their name ([`Chunk`]).
+//! The gradient of w is the sum over chunks, the first one first.
 
-use ir::{Attrs, Builder, Dim, Graph, Module, NodeId, OpError, Value};
+use ir::{Attrs, Builder, CudaTarget, Dim, Graph, Module, NodeId, OpError, Value};
 
-/// Bytes of the gradients of a chunk's logits.
-const CHUNK_BYTES: i64 = 16 << 20;
+/// How large a chunk is.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Chunk {
+    /// Bytes of the gradients of its logits, about.
+    bytes: i64,
+    /// Rows, at least.
+    rows: i64,
+}
 
-/// Rows of a chunk, at least.
-const LEAST_ROWS: i64 = 256;
+impl Chunk {
+    /// A CPU's fits in its cache. A GPU's has rows enough for all of its multiprocessors, each of
+    /// which has blocks of rows.
+    pub(super) fn of(gpu: Option<CudaTarget>) -> Chunk {
+        match gpu {
+            None => Chunk { bytes: 16 << 20, rows: 256 },
+            Some(_) => Chunk { bytes: 4 << 30, rows: 4096 },
+        }
+    }
+}
 
 /// The same graph, where it computes the gradient of `linear_cross_entropy` with its logits
 /// computed once.
-pub(super) fn fuse_head(module: &Module, graph: &Graph) -> Result<Graph, OpError> {
+pub(super) fn fuse_head(module: &Module, graph: &Graph, chunk: Chunk) -> Result<Graph, OpError> {
     let Some(pair) = Pair::of(graph) else { return Ok(graph.clone()) };
     let vocabulary = graph.ty(graph.node(pair.backward).input(1)).shape[0].clone();
     let each = vocabulary.bounds(&module.symbols).hi.max(1);
-    in_chunks(module, graph, pair, (CHUNK_BYTES / 4 / each).max(LEAST_ROWS))
+    in_chunks(module, graph, pair, (chunk.bytes / 4 / each).max(chunk.rows))
 }
 
 /// In chunks of `size` rows.

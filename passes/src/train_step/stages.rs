@@ -25,11 +25,12 @@ use std::{
     sync::Arc,
 };
 
-use ir::{Builder, Graph, Module, NodeId, OpError, Value};
+use ir::{Builder, Graph, Module, NodeId, OpError, Target, Value};
 
 use super::{
     ACCUMULATE, EVALUATE, Entry, EntryBuilder, HIDDEN, KEPT, Parameter, Training, add_loss,
     evaluated, gradients,
+    head::Chunk,
     loss::{LOSS, weight_name},
     own_callees, state_name,
 };
@@ -61,6 +62,7 @@ pub fn train_step_in_stages(
     parameters: &[Parameter],
     sharding: &Sharding,
     (stages, recompute): (usize, Recompute<'_>),
+    target: &Target,
 ) -> Result<BTreeMap<Arc<str>, Vec<State>>, Vec<PassError>> {
     let one = |e: PassError| vec![e];
     add_loss(module, source, parameters)?;
@@ -77,6 +79,7 @@ pub fn train_step_in_stages(
         let work = stage.differentiate(&mut module, parameters, recompute)?;
         let mut training = Training::new(&module, parameters, sharding);
         training.stage = Some(stage.number);
+        training.chunk = Chunk::of(target.cuda);
         let mut entries = match &work {
             Work::Whole { forward } => {
                 vec![training.accumulate().map_err(one)?, training.evaluate(forward).map_err(one)?]

@@ -48,6 +48,12 @@ pub(crate) struct Global {
     #[arg(long, global = true, display_order = 1000, value_name = "N", value_parser = values::threads)]
     pub(crate) threads: Option<NonZeroUsize>,
 
+    /// The GPU to run on what is compiled for one: `cuda:1` is the second [default: the first; of
+    /// ranks, each one's own]
+    #[arg(long, global = true, display_order = 1000, value_name = "DEVICE")]
+    #[arg(value_parser = values::gpu)]
+    pub(crate) device: Option<u32>,
+
     /// Write a timeline of compile stages, runs and kernels, for Perfetto or chrome://tracing
     #[arg(long, global = true, display_order = 1000, value_name = "FILE")]
     pub(crate) trace: Option<PathBuf>,
@@ -114,10 +120,14 @@ pub(crate) struct CompileOptions {
     #[arg(long, value_name = "TYPE", value_parser = dtype)]
     pub(crate) dtype: Option<DType>,
 
-    /// Make the weights of products integers of 8 or 4 bits, in blocks of 32 with an f16 scale
+    /// Make the weights of products integers of 8 or 4 bits, in blocks of 32 with an f16 scale, or
+    /// fp8
     ///
-    /// Activations are rounded to 13 bits as they meet them, under q4 to 8. Under q4 the product
-    /// that gives the model's own result, a language model's head, keeps 8 bits.
+    /// Under q8 activations are rounded to 13 bits as they meet them, under q4 to 8. Under q4 the
+    /// product that gives the model's own result, a language model's head, keeps 8 bits.
+    ///
+    /// fp8 is for `--target cuda:sm_90a`: weights and activations of layers are e4m3, each with an
+    /// f32 scale for every 128 numbers along the sum; the head keeps its weights.
     #[arg(long, value_name = "TYPE")]
     pub(crate) quantize: Option<Quantize>,
 
@@ -358,6 +368,15 @@ pub(crate) struct Train {
     /// srun and torchrun each process is a rank
     #[arg(long, value_name = "N")]
     pub(crate) ranks: Option<NonZeroUsize>,
+
+    /// Which way collectives of ranks on GPUs go [default: auto]
+    ///
+    /// `host`: by way of the host. `nccl`: between the devices, by NCCL; the same bits. `auto`: by
+    /// NCCL where all ranks have it, else by the host. `nccl-sums`: NCCL adds as well, in an order
+    /// of its own, so that results depend on how the ranks are connected.
+    #[arg(long, value_name = "ROUTE", value_parser = values::route)]
+    #[arg(default_value = "auto", hide_default_value = true)]
+    pub(crate) collectives: exec::Route,
 
     /// Take the step from an artifact, which `brolly compile` made of such a configuration
     ///

@@ -19,6 +19,7 @@ use crate::{
 #[derive(Debug)]
 pub(crate) struct Context {
     threads: Option<NonZeroUsize>,
+    gpu: Option<u32>,
     trace: Option<(Trace, PathBuf, File)>,
 }
 
@@ -30,12 +31,17 @@ impl Context {
             Ok::<_, Failure>((Trace::new(), path.clone(), file))
         };
         let trace = flags.trace.as_ref().map(open).transpose()?;
-        Ok(Context { threads: flags.threads, trace })
+        Ok(Context { threads: flags.threads, gpu: flags.device, trace })
     }
 
     /// The number of threads to run on.
     pub(crate) fn threads(&self) -> NonZeroUsize {
         self.threads.unwrap_or_else(exec::available_threads)
+    }
+
+    /// Which GPU to run on, where one is chosen.
+    pub(crate) fn gpu(&self) -> Option<u32> {
+        self.gpu
     }
 
     /// The timeline, where one is asked for.

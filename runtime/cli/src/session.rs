@@ -13,6 +13,7 @@ use crate::{
 pub(crate) fn open(source: &Source, cx: &Context) -> Result<Session> {
     let artifact = source::open(source, cx)?;
     let options = SessionOptions {
+        gpu: cx.gpu(),
         threads: Some(cx.threads()),
         trace: cx.trace().cloned(),
         ..SessionOptions::default()

@@ -14,7 +14,7 @@ use ir::{
     DType, Module, Target,
     artifact::{self, Contents, Digest, WeightSpec},
 };
-use passes::{Fusion, Recipe};
+use passes::{Fusion, Recipe, WeightFormat};
 
 use crate::{
     CompileError, Keep, KernelCache, Progress, Silent, Training, fit,
@@ -22,22 +22,26 @@ use crate::{
     live::{self, Live},
     parallel,
     pipeline::Context,
+    sums::sums,
 };
 
-/// Integers that the weights of products become, in blocks of 32 with an f16 scale.
+/// What the weights of products become: integers in blocks of 32 with an f16 scale, or fp8.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Quantization {
     /// 8 bits, 8.5 with the scales.
     Q8,
     /// 4 bits, 4.5 with the scales; 8 where a product's result is the model's.
     Q4,
+    /// e4m3 in blocks of 128 with an f32 scale, and activations so too, in layers: for `sm_90a`.
+    Fp8,
 }
 
 impl Quantization {
-    pub(crate) fn bits(self) -> i64 {
+    pub(crate) fn format(self) -> WeightFormat {
         match self {
-            Quantization::Q8 => 8,
-            Quantization::Q4 => 4,
+            Quantization::Q8 => WeightFormat::Integers(8),
+            Quantization::Q4 => WeightFormat::Integers(4),
+            Quantization::Fp8 => WeightFormat::E4m3,
         }
     }
 }
@@ -54,7 +58,7 @@ pub struct CompileOptions {
     pub gpus: Vec<Target>,
     /// NVIDIA's assembler, to be used for GPUs if there is one.
     pub assembler: Option<Assembler>,
-    /// Whether weights become integers; they stay as they are stored where `None`.
+    /// What weights become; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
     /// What to train, for an artifact that trains instead of one that serves.
     pub training: Option<Training>,
@@ -231,7 +235,12 @@ pub fn compile(
     run_passes(&mut module, &mut cx, options, &mut stages)?;
 
     // All entries share one image and one list of weights.
-    let specs = specs(&cx);
+    let sums = match options.target.cuda {
+        Some(_) => sums(cx.plans.iter().map(|plan| &plan.program)),
+        None => Vec::new(),
+    };
+    let mut specs = specs(&cx);
+    specs.extend(sums.iter().map(|sum| sum.spec.clone()));
     let code = stages.run("codegen", specs.len() as u64, || {
         codegen.compile(&specs, &|_, _| progress.advance(1)).map_err(CompileError::Codegen)
     })?;
@@ -254,6 +263,7 @@ pub fn compile(
         }
         programs.push(program);
     }
+    let folds = sums.iter().zip(&code.kernels[first..]).map(|(sum, k)| sum.fold(k.clone()));
     let specs = recipes.iter().map(|r| weight_spec(r)).collect();
     let compiled = Compiled {
         stages: Vec::new(),
@@ -285,6 +295,7 @@ pub fn compile(
             None => serde_json::json!({ "fusions": compiled.fusions }),
         },
         programs,
+        folds: folds.collect(),
         weights: specs,
     };
     let manifest = stages.run("weights", recipes.len() as u64, || {

@@ -19,6 +19,7 @@ mod lora;
 mod parallel;
 mod pipeline;
 mod progress;
+mod sums;
 mod training;
 mod tune;
 
@@ -37,5 +38,6 @@ pub use lora::Lora;
 pub use passes::Update;
 pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
+pub use sums::{Sum, sums};
 pub use training::{Group, Keep, Training, Zero};
 pub use tune::{Product, TuneOptions, Tuned, products, tune};

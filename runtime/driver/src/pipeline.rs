@@ -55,7 +55,9 @@ pub(crate) static PASSES: &[Pass] = &[
     Pass { name: "expand", run: expand },
     Pass { name: "quantize", run: quantize },
     Pass { name: "prepare", run: prepare },
+    Pass { name: "fuse-rope", run: fuse_rope },
     Pass { name: "fuse-loops", run: fuse_loops },
+    Pass { name: "mix-precision", run: mix_precision },
     Pass { name: "round-activations", run: round_activations },
     Pass { name: "plan-memory", run: plan_memory },
 ];
@@ -93,6 +95,9 @@ const BLOCK_SIZE: i64 = 16;
 /// Most blocks of key/value memory that a runtime may supply.
 const MAX_BLOCKS: i64 = 1 << 24;
 
+/// Of each row of logits on a GPU, the most likely that are copied to the host.
+const HEAD: i64 = 256;
+
 fn optimize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     let env = representative(&module.symbols);
     passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
@@ -113,6 +118,7 @@ fn page_kv(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
         dtype: cx.kv_dtype,
         max_seq_len: i64::try_from(cx.max_seq_len).unwrap_or(i64::MAX / 4),
         max_blocks: MAX_BLOCKS,
+        head: cx.target.cuda.map_or(0, |_| HEAD),
     };
     let states = passes::page_kv(module, "forward", options)?;
     cx.states.insert("step".into(), states);
@@ -130,10 +136,14 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
         let sharding = cx.sharding()?;
         let keep = cx.keep.passes();
         cx.states = match cx.stages {
-            0 | 1 => passes::train_step(module, "forward", parameters, &sharding, keep)?,
+            0 | 1 => {
+                passes::train_step(module, "forward", parameters, &sharding, keep, &cx.target)?
+            }
             stages => {
                 let how = (stages, keep);
-                passes::train_step_in_stages(module, "forward", parameters, &sharding, how)?
+                passes::train_step_in_stages(
+                    module, "forward", parameters, &sharding, how, &cx.target,
+                )?
             }
         };
         if let Some(adapters) = &cx.adapters {
@@ -145,6 +155,7 @@ fn train_step(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassE
         }
         keep_reachable(module);
         passes::canonicalize(module, FoldLimits::default()).map_err(|e| vec![e])?;
+        passes::join_parts(module).map_err(|e| vec![e])?;
     }
     Ok(())
 }
@@ -156,9 +167,17 @@ fn is_evaluation(entry: &str) -> bool {
 
 fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     keep_reachable(module);
+    let has_kernel = has_kernel(module, cx.kernels);
+    passes::expand_composites(module, &has_kernel).map_err(|e| vec![e])
+}
+
+/// Whether a kernel computes a node, its operands dense in memory.
+fn has_kernel<'a>(
+    module: &Module,
+    kernels: &'a dyn Kernels,
+) -> impl Fn(&ir::Graph, ir::NodeId) -> bool + use<'a> {
     let symbols = Arc::new(module.symbols.clone());
-    let kernels = cx.kernels;
-    let has_kernel = |graph: &ir::Graph, id: ir::NodeId| {
+    move |graph: &ir::Graph, id: ir::NodeId| {
         let node = graph.node(id);
         let layout = |v: &ir::Value| Layout::contiguous(graph.ty(*v));
         let spec = KernelSpec {
@@ -170,14 +189,13 @@ fn expand(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError
             symbols: symbols.clone(),
         };
         kernels.supports(&spec).is_ok()
-    };
-    passes::expand_composites(module, &has_kernel).map_err(|e| vec![e])
+    }
 }
 
 fn quantize(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     match cx.quantize {
         Some(quantization) => {
-            passes::quantize(module, quantization.bits(), &cx.target).map_err(|e| vec![e])
+            passes::quantize(module, quantization.format(), &cx.target).map_err(|e| vec![e])
         }
         None => Ok(()),
     }
@@ -192,8 +210,20 @@ fn prepare(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassErro
     Ok(())
 }
 
+fn fuse_rope(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    let has_kernel = has_kernel(module, cx.kernels);
+    passes::fuse_rope(module, &has_kernel).map_err(|e| vec![e])
+}
+
 fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassError>> {
     passes::fuse_loops(module).map_err(|e| vec![e])
+}
+
+fn mix_precision(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    if cx.parameters.is_none() {
+        return Ok(());
+    }
+    passes::mix_precision(module, &cx.target).map_err(|e| vec![e])
 }
 
 fn round_activations(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {

@@ -7,6 +7,9 @@
 //! - [`Launch::join`] under `torchrun` or `srun`: processes over TCP;
 //! - [`Launch::join`] under `mpirun`: processes over MPI, by a library that is opened only then.
 //!
+//! What programs on GPUs send each other goes between the devices, by NCCL, once the ranks have met
+//! in one of these ways; see [`Route`](crate::Route).
+//!
 //! ```
 //! use brolly_exec::collectives::{CollectiveError, Mesh, Options, Reduce, run_threads};
 //! use ir::DType;
@@ -34,6 +37,7 @@
 //!
 //! Not here: when to meet, which is the plan's business, and going on without a rank.
 
+mod attend;
 mod call;
 mod exchange;
 mod failure;
@@ -70,5 +74,6 @@ pub use mesh::Mesh;
 pub use messages::Expected;
 pub use reduce::Reduce;
 pub use shards::Shards;
+pub(crate) use shards::digest;
 pub use started::{Handle, Overlap};
 pub use world::{Options, World};

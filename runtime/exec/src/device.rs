@@ -39,16 +39,36 @@ impl Device {
         Ok(Device { gpu: Some(Gpu::new(device)?), ..Device::cpu(threads)? })
     }
 
-    /// A device of the kind that code for `target` needs; of several GPUs the first, which
-    /// `CUDA_VISIBLE_DEVICES` chooses.
+    /// A device of the kind that code for `target` needs, unless a GPU is asked for; of several
+    /// GPUs the one of that number, or the first. `CUDA_VISIBLE_DEVICES` says which there are.
     ///
     /// # Errors
     /// [`ExecError::Threads`], [`ExecError::Cuda`].
-    pub fn open(target: &Target, threads: Option<NonZeroUsize>) -> Result<Device, ExecError> {
-        match target.cuda {
-            Some(_) => Device::cuda(cuda::Device::open(0)?, threads),
-            None => Device::cpu(threads),
+    pub fn open(
+        target: &Target,
+        gpu: Option<u32>,
+        threads: Option<NonZeroUsize>,
+    ) -> Result<Device, ExecError> {
+        match (&target.cuda, gpu) {
+            (None, None) => Device::cpu(threads),
+            (_, gpu) => Device::open_gpu(gpu.unwrap_or(0), threads),
         }
+    }
+
+    /// The GPU of this number.
+    ///
+    /// # Errors
+    /// [`ExecError::Threads`], [`ExecError::Cuda`].
+    pub fn open_gpu(gpu: u32, threads: Option<NonZeroUsize>) -> Result<Device, ExecError> {
+        Device::cuda(cuda::Device::open(gpu)?, threads)
+    }
+
+    /// How many GPUs there are.
+    ///
+    /// # Errors
+    /// [`ExecError::Cuda`] if there is no driver.
+    pub fn gpus() -> Result<u32, ExecError> {
+        Ok(cuda::Device::count()?)
     }
 
     /// Its threads.

@@ -89,6 +89,15 @@ pub enum ExecError {
         /// Why.
         source: crate::collectives::CollectiveError,
     },
+    /// Ranks on GPUs cannot meet in the way that was asked for.
+    #[error(
+        "collectives cannot go between the GPUs: {reason}; with `host` or `auto` they go by way of \
+         the host"
+    )]
+    Route {
+        /// Why not.
+        reason: String,
+    },
     /// The ranks at hand are not those that the program was compiled for.
     #[error("entry `{entry}`: {reason}")]
     Ranks {

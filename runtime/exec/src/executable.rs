@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ir::{Dim, Port, Program, Tensor};
+use ir::{Dim, Port, Program, Region, Tensor};
 
 use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes};
 use crate::{
@@ -150,11 +150,15 @@ impl Executable {
     /// Meets these groups in its collectives from now on.
     ///
     /// # Errors
-    /// [`ExecError::Ranks`] if they have other sizes than it was compiled for.
+    /// [`ExecError::Ranks`] if they have other sizes than it was compiled for; [`ExecError::Cuda`]
+    /// if there is no memory for what other ranks' GPUs send.
     pub fn join(&mut self, groups: &Groups) -> Result<(), ExecError> {
         let check = groups.check(&self.program().collectives);
         let entry = || self.program().name.clone();
         check.map_err(|reason| ExecError::Ranks { entry: entry(), reason })?;
+        if let Some(links) = groups.links() {
+            links.reserve(self.program().staging_bytes())?;
+        }
         self.groups = groups.clone();
         Ok(())
     }
@@ -255,19 +259,64 @@ impl Executable {
     /// # Errors
     /// [`ExecError::Port`] if there is no such output or `T` is no type for its elements.
     pub fn output<T: bytemuck::AnyBitPattern>(&self, name: &str) -> Result<&[T], ExecError> {
+        let index = self.number(name)?;
         let symbolic = Symbolic::new(self.program());
         let ports = &self.program().outputs;
-        let Some(index) = ports.iter().position(|port| *port.name == *name) else {
-            let known: Vec<_> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
-            let reason = format!("does not exist; there are {}", known.join(", "));
-            return Err(symbolic.port("output", name, reason));
-        };
         let element_bytes = ports[index].ty.dtype.size();
         let elements = bytemuck::try_cast_slice(self.output_bytes(index)?).ok();
         elements.filter(|_| [1, element_bytes].contains(&size_of::<T>())).ok_or_else(|| {
             let reason = format!("has elements of type {}", ports[index].ty.dtype);
             symbolic.port("output", name, reason)
         })
+    }
+
+    /// Leaves these outputs where a device computes them, from the next run on: they are not copied
+    /// back with the others, and [`output_rows`](Self::output_rows) reads what is needed of them.
+    /// On the CPU that makes no difference.
+    ///
+    /// # Errors
+    /// [`ExecError::Port`] if there is no such output.
+    pub fn leave_outputs(&mut self, names: &[&str]) -> Result<(), ExecError> {
+        let numbers: Result<Vec<usize>, _> = names.iter().map(|name| self.number(name)).collect();
+        let numbers = numbers?;
+        if let Engine::Gpu(gpu) = &mut self.engine {
+            gpu.leave(&numbers);
+        }
+        Ok(())
+    }
+
+    /// Copies rows along the first axis of an output of the last run, wherever that is.
+    ///
+    /// # Errors
+    /// As [`output`](Self::output); [`ExecError::Port`] for rows that it does not have, and
+    /// whatever the device reports.
+    pub fn output_rows<T: bytemuck::Pod>(
+        &self,
+        name: &str,
+        rows: Range<usize>,
+    ) -> Result<Vec<T>, ExecError> {
+        let index = self.number(name)?;
+        let (port, slot) = (&self.program().outputs[index], &self.outputs[index]);
+        let fail = |reason: String| Symbolic::new(self.program()).port("output", name, reason);
+        if size_of::<T>() != port.ty.dtype.size() {
+            return Err(fail(format!("has elements of type {}", port.ty.dtype)));
+        }
+        let extent = |size: &usize| usize::try_from(*self.sizes.values.get(*size)?).ok();
+        let count = slot.shape.first().and_then(extent).unwrap_or(0);
+        if rows.start > rows.end || rows.end > count {
+            return Err(fail(format!("has {count} rows, and {rows:?} of them are asked for")));
+        }
+        let each: Option<usize> = slot.shape[1..].iter().map(extent).product();
+        let each = each.ok_or_else(|| fail("cannot be read: nothing has run".into()))?;
+        let elements = rows.start * each..rows.end * each;
+        if let (Engine::Gpu(gpu), Region::Arena) = (&self.engine, slot.region) {
+            let start = self.sizes.range(slot).map_or(0, |range| range.start);
+            let mut found = vec![T::zeroed(); elements.len()];
+            let bytes = bytemuck::cast_slice_mut(&mut found);
+            gpu.copy_back(start + elements.start * size_of::<T>(), bytes)?;
+            return Ok(found);
+        }
+        Ok(self.output::<T>(name)?[elements].to_vec())
     }
 
     /// Whether to measure each launch from now on, which costs some ten nanoseconds a launch.

@@ -14,9 +14,9 @@ use crate::ExecError;
 /// Bytes of each half of the buffer that inputs and outputs go through.
 const STAGING_BYTES: usize = 4 << 20;
 /// Bytes of each half of the buffers that weights go through.
-const UPLOAD_BYTES: usize = 16 << 20;
+const UPLOAD_BYTES: usize = 8 << 20;
 /// Threads that copy weights into such buffers: one alone is slower than the link.
-const UPLOAD_THREADS: usize = 4;
+const UPLOAD_THREADS: usize = 8;
 
 /// Copies of which the fastest counts.
 const COPIES: usize = 5;

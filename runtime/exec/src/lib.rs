@@ -37,6 +37,7 @@ mod error;
 mod executable;
 mod gpu;
 mod launch;
+mod links;
 mod meeting;
 mod memory;
 mod pool;
@@ -50,6 +51,7 @@ pub use arena::Arena;
 pub use device::{Device, Model};
 pub use error::ExecError;
 pub use executable::{Executable, LaunchTime};
+pub use links::Route;
 pub use meeting::Groups;
 pub use memory::{
     GPU_OVERHEAD_BYTES, HOST_OVERHEAD_BYTES, Memory, host_overhead_bytes, memory_limit_bytes,

@@ -2,18 +2,22 @@
 
 #![allow(unsafe_code, reason = "lends memory that kernels compute in to collectives")]
 
-use std::{collections::BTreeMap, slice};
+use std::{collections::BTreeMap, slice, sync::Arc};
 
 use ir::{Collective, CollectiveOp, DType};
 
 use crate::{
-    ExecError,
+    Device, ExecError, Route,
     collectives::{CollectiveError, Group, Handle, Mesh, Reduce, Shards, Turn, World},
+    links::Links,
 };
 
 /// Whom a rank meets, by the axes of the mesh.
 #[derive(Clone, Debug, Default)]
-pub struct Groups(BTreeMap<String, Group>);
+pub struct Groups {
+    axes: BTreeMap<String, Group>,
+    links: Option<Arc<Links>>,
+}
 
 impl Groups {
     /// A rank that is alone: collectives of one rank need nobody.
@@ -28,13 +32,43 @@ impl Groups {
     /// [`CollectiveError::Mesh`] if the mesh has another number of ranks than the job.
     pub fn new(world: &World, mesh: &Mesh) -> Result<Groups, CollectiveError> {
         let group = |(axis, _)| Ok((String::from(axis), world.group(mesh, &[axis])?));
-        Ok(Groups(mesh.axes().map(group).collect::<Result<_, CollectiveError>>()?))
+        let axes = mesh.axes().map(group).collect::<Result<_, CollectiveError>>()?;
+        Ok(Groups { axes, links: None })
+    }
+
+    /// Lets programs on GPUs meet between the devices, if so they are to: by NCCL, of which all
+    /// ranks of the job now set up the communicators, in one order. Returns why they go by way of
+    /// the host instead, if they do.
+    ///
+    /// # Errors
+    /// [`ExecError::Route`] if NCCL was asked for and cannot be had; [`ExecError::Cuda`] with what
+    /// it says; [`ExecError::Collective`] if the job has failed.
+    pub fn link(&mut self, device: &Device, route: Route) -> Result<Option<String>, ExecError> {
+        let meets = self.axes.values().any(|group| group.size() > 1);
+        match device.gpu() {
+            Some(gpu) if meets && route != Route::Host => {
+                let (links, reason) = match Links::new(gpu, &self.axes, route)? {
+                    Ok(links) => (Some(links), None),
+                    Err(reason) => (None, Some(reason)),
+                };
+                self.links = links;
+                Ok(reason)
+            }
+            None if matches!(route, Route::Nccl | Route::NcclSums) => {
+                Err(ExecError::Route { reason: "the ranks are on CPUs".into() })
+            }
+            _ => Ok(None),
+        }
+    }
+
+    pub(crate) fn links(&self) -> Option<&Links> {
+        self.links.as_deref()
     }
 
     /// The group along an axis; `None` of an axis that the mesh lacks.
     #[must_use]
     pub fn along(&self, axis: &str) -> Option<&Group> {
-        self.0.get(axis)
+        self.axes.get(axis)
     }
 
     /// Whether a program's collectives find their groups, of the size that they were compiled for.

@@ -75,6 +75,11 @@ impl Memory {
             ..Memory::default()
         };
         let mut states = Vec::new();
+        if manifest.target.cuda.is_some() {
+            let programs = entries.iter().filter_map(|entry| manifest.program(entry));
+            // Programs have it in turn.
+            memory.arena_bytes += programs.map(ir::Program::staging_bytes).max().unwrap_or(0);
+        }
         for program in entries.iter().filter_map(|entry| manifest.program(entry)) {
             memory.arena_bytes += program.arena_bytes;
             memory.scratch_bytes += program.scratch_bytes().next_multiple_of(4096) * threads as u64;

@@ -133,6 +133,7 @@ fn artifact(
         source_digest: Digest::default(),
         code: &CODE,
         modules: Vec::new(),
+        folds: Vec::new(),
         random: None,
         text: serde_json::Value::Null,
         report: serde_json::Value::Null,

@@ -2,7 +2,7 @@
 
 use std::ops::Range;
 
-use crate::{BlockCopy, BlockTable, ServeError, paging::Paging};
+use crate::{BlockCopy, BlockTable, Logits, ServeError, paging::Paging};
 
 /// What a compiled model takes at most.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -43,16 +43,6 @@ pub struct Batch {
     pub slots: Vec<i32>,
     /// `[S, MB]`: blocks of each sequence, as in [`BlockTable::row`], filled up with zeros.
     pub block_tables: Vec<i32>,
-}
-
-/// What a step returns, row by row of [`Batch::logit_rows`].
-#[derive(Clone, Copy, Debug)]
-pub struct Logits<'a> {
-    /// `[R, V]`
-    logits: &'a [f32],
-    /// `[R]`
-    logsumexp: &'a [f32],
-    vocab_size: usize,
 }
 
 /// Something that computes steps: a compiled decoder, or a stand-in for one.
@@ -130,37 +120,6 @@ impl Batch {
     /// Number of sequences.
     pub fn sequences(&self) -> usize {
         self.cu_seqlens.len().saturating_sub(1)
-    }
-}
-
-impl<'a> Logits<'a> {
-    /// Logits `[R, V]` and the logarithm of each row's sum of exponentials.
-    ///
-    /// # Panics
-    /// If the lengths do not match.
-    pub fn new(logits: &'a [f32], logsumexp: &'a [f32], vocab_size: usize) -> Logits<'a> {
-        assert_eq!(logits.len(), logsumexp.len() * vocab_size, "rows of logits");
-        Logits { logits, logsumexp, vocab_size }
-    }
-
-    /// Number of rows.
-    pub fn rows(&self) -> usize {
-        self.logsumexp.len()
-    }
-
-    /// One row.
-    pub fn row(&self, row: usize) -> &'a [f32] {
-        &self.logits[row * self.vocab_size..][..self.vocab_size]
-    }
-
-    /// The logarithm of a row's sum of exponentials.
-    pub fn logsumexp(&self, row: usize) -> f32 {
-        self.logsumexp[row]
-    }
-
-    /// The logarithm of a token's probability.
-    pub fn logprob(&self, row: usize, token: u32) -> f32 {
-        self.row(row)[token as usize] - self.logsumexp[row]
     }
 }
 

@@ -6,7 +6,8 @@ use exec::{Executable, Groups, Memory, Model, States};
 use ir::{Bounds, Dim, Port, Program};
 
 use crate::{
-    Batch, BlockCopy, Limits, Logits, ServeError, StepModel, paging::Paging, verdict::Verdict,
+    Batch, BlockCopy, Fetched, Heads, Limits, Logits, RowSource, ServeError, StepModel,
+    paging::Paging, verdict::Verdict,
 };
 
 /// The entry point.
@@ -25,12 +26,19 @@ pub(crate) struct Decoder {
     reads: [bool; 6],
     /// Rows of a step, kept for its memory.
     rows: Vec<i32>,
+    /// Whether the program returns heads of rows, whose logits stay on the device.
+    has_heads: bool,
+    /// Rows of the last step that were copied from there.
+    fetched: Vec<Fetched>,
     verdict: Verdict,
 }
 
 /// What a step may read, in the order of [`Decoder::step`].
 const INPUTS: [&str; 6] =
     ["tokens", "positions", "cu_seqlens", "logit_rows", "slots", "block_tables"];
+
+/// Outputs that have the most likely tokens of each row: their logits, and which they are.
+const HEADS: [&str; 2] = ["head_logits", "head_tokens"];
 
 /// The axes of a step's operands whose extent varies.
 #[derive(Debug)]
@@ -143,9 +151,24 @@ impl Decoder {
         if let Weights::Lent(among) = weights {
             exe.join(&among.groups)?;
         }
+        let has_heads = program.outputs.iter().any(|port| *port.name == *HEADS[0]);
+        if has_heads {
+            exe.leave_outputs(&["logits"])?;
+        }
         let bound = bound.iter().map(|(symbol, n)| ((*symbol).to_owned(), *n)).collect();
         let reads = INPUTS.map(|name| program.inputs.iter().any(|port| *port.name == *name));
-        Ok(Decoder { exe, bound, states, limits, axes, reads, rows: Vec::new(), verdict })
+        Ok(Decoder {
+            exe,
+            bound,
+            states,
+            limits,
+            axes,
+            reads,
+            rows: Vec::new(),
+            has_heads,
+            fetched: Vec::new(),
+            verdict,
+        })
     }
 
     pub(crate) fn executable(&mut self) -> &mut Executable {
@@ -179,8 +202,10 @@ impl StepModel for Decoder {
 
     fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
         let Batch { tokens, positions, cu_seqlens, logit_rows, slots, block_tables } = batch;
-        let Decoder { exe, states, axes, rows, .. } = self;
+        let Decoder { exe, states, axes, rows, fetched, .. } = self;
         rows.clone_from(logit_rows);
+        fetched.clear();
+        fetched.resize_with(rows.len(), Fetched::new);
         // A program may be compiled for at least one row.
         rows.resize(rows.len().max(axes.rows.least()), 0);
         let sizes = [
@@ -203,8 +228,19 @@ impl StepModel for Decoder {
             self.verdict.wait()?;
         }
         let vocab_size = self.limits.vocab_size;
-        let logits = self.exe.output::<f32>("logits")?;
         let logsumexp = self.exe.output::<f32>("logsumexp")?;
+        if self.has_heads {
+            let logits = self.exe.output::<f32>(HEADS[0])?;
+            let tokens = self.exe.output::<i64>(HEADS[1])?;
+            if logsumexp.len() != self.rows.len() || logits.len() % self.rows.len().max(1) != 0 {
+                return Err(unexpected("the outputs are not of the rows' number"));
+            }
+            let (rows, size) = (logit_rows.len(), logits.len() / self.rows.len().max(1));
+            let (logits, tokens) = (&logits[..rows * size], &tokens[..rows * size]);
+            let (heads, sums) = (Heads { logits, tokens }, &logsumexp[..rows]);
+            return Ok(Logits::of_heads(heads, sums, vocab_size, self, &self.fetched));
+        }
+        let logits = self.exe.output::<f32>("logits")?;
         if logits.len() != self.rows.len() * vocab_size || logsumexp.len() != self.rows.len() {
             return Err(unexpected("the outputs are not of the vocabulary's size"));
         }
@@ -215,6 +251,12 @@ impl StepModel for Decoder {
     fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
         let parts = u64::from(self.limits.blocks);
         Ok(self.states.copy_part(is_memory, parts, copy.from, copy.to)?)
+    }
+}
+
+impl RowSource for Decoder {
+    fn fetch(&self, row: usize) -> Result<Box<[f32]>, ServeError> {
+        Ok(self.exe.output_rows("logits", row..row + 1)?.into())
     }
 }
 

@@ -53,6 +53,8 @@ pub use stream::{EventStream, Reply};
 pub struct EngineOptions {
     /// Where to run; by default on what the artifact is for.
     pub device: Option<Device>,
+    /// Which GPU, if one is to be opened; by default the first.
+    pub gpu: Option<u32>,
     /// Threads; by default as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence; by default what the model is compiled for.
@@ -118,6 +120,7 @@ impl Default for EngineOptions {
     fn default() -> EngineOptions {
         EngineOptions {
             device: None,
+            gpu: None,
             threads: None,
             max_seq_len: None,
             kv_cache_bytes: None,
@@ -177,7 +180,7 @@ impl Engine {
     pub fn start(artifact: Arc<Artifact>, options: &EngineOptions) -> Result<Engine, ServeError> {
         let device = match &options.device {
             Some(device) => device.clone(),
-            None => Device::open(&artifact.manifest().target, options.threads)?,
+            None => Device::open(&artifact.manifest().target, options.gpu, options.threads)?,
         };
         let threads = device.pool().threads();
         let verdict = Verdict::begin(&artifact, threads);

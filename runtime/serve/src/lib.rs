@@ -48,6 +48,7 @@ mod embedder;
 mod engine;
 mod error;
 pub mod http;
+mod logits;
 mod paging;
 mod philox;
 mod prefix_cache;
@@ -59,7 +60,7 @@ mod session;
 mod testing;
 mod verdict;
 
-pub use batch::{Batch, Limits, Logits, StepModel};
+pub use batch::{Batch, Limits, StepModel};
 pub use block_manager::{BlockCopy, BlockManager, BlockTable, Found, Opened, OutOfBlocks};
 pub use decoder::{Among, blocks_of};
 pub use engine::{
@@ -67,6 +68,7 @@ pub use engine::{
     PromptDone, Reply, Request, Stats, SubmitError, TokenLogprob,
 };
 pub use error::ServeError;
+pub use logits::{Fetched, Head, Heads, Logits, RowSource};
 pub use sampler::{Draw, Sampler, SamplingParams, rank, top_logprobs};
 pub use scheduler::{Budget, MAX_OVERTAKEN, Part, Plan, Scheduler};
 pub use sequence::{Finish, Sequence, SequenceId};

@@ -5,20 +5,22 @@
 //! 2. The repetition penalty for tokens in prompt and output, then biases, then the presence and
 //!    frequency penalties for tokens in the output.
 //! 3. Temperature 0 takes the most likely token, of equal ones the first; others divide.
-//! 4. Top k, then top p of what is left, then min p, then a draw.
+//! 4. Top k, then top p of what is left, then min p, then a draw, the most likely tokens first.
 //!
 //! vLLM adds biases before the repetition penalty, which here sees the model's own logits, and
 //! applies min p before top k; the order of the filters is that of transformers. Log-probabilities
-//! are none of this: they are the model's, by [`Logits::logprob`](crate::Logits::logprob),
+//! are none of this: they are the model's, by [`Logits::logit`](crate::Logits::logit),
 //! [`top_logprobs`] and [`rank`].
 //!
 //! The random number is a function of seed, sequence and position, and weights are computed and
 //! summed in a fixed order, so the same request draws the same tokens under any load. The cost of
 //! a greedy draw is one pass over the logits; whatever changes logits adds a copy of them, and
-//! sampling a pass of exponentials.
+//! sampling a pass of exponentials. Where the head of a row is at hand, most tokens are drawn from
+//! that as they would be from the row: [`Sampler::sample_from_head`].
 
 mod bad_words;
 mod filters;
+mod head;
 mod logprobs;
 mod mask;
 mod nucleus;
@@ -35,10 +37,15 @@ use std::{
 };
 
 use self::{
-    bad_words::completions, filters::Filters, mask::copy_allowed, peaks::has_nan,
+    bad_words::completions,
+    filters::{Filters, decide, top_k},
+    head::Seen,
+    mask::copy_allowed,
+    peaks::has_nan,
     penalties::Occurrences,
+    weights::Weights,
 };
-use crate::{ServeError, philox::uniform};
+use crate::{Head, ServeError, philox::uniform};
 
 pub use self::{
     logprobs::{rank, top_logprobs},
@@ -126,14 +133,37 @@ impl Sampler {
             } else {
                 draw.logits
             };
-            let position = (draw.prompt.len() + draw.output.len()) as u64;
-            filters.choose(&self.params, logits, || uniform(self.seed, self.sequence, position))
+            filters.choose(&self.params, logits, || self.uniform(draw))
         })
+    }
+
+    /// As [`sample`](Self::sample), from the head of a row; `draw.logits` are not read.
+    ///
+    /// The token is the one that the whole row gives. `None` if the head does not tell which that
+    /// is, or that there is one.
+    pub fn sample_from_head(&mut self, head: Head<'_>, draw: Draw<'_>) -> Option<u32> {
+        let seen = Seen::new(&self.params, &mut self.occurrences, head, draw)?;
+        let (params, first) = (&*self.params, seen.first());
+        let best = *first.ranked.first()?;
+        if params.temperature == 0.0 {
+            return Some(best.token);
+        }
+        let weights = Weights::new(best, params.temperature);
+        let mut known = None;
+        let total = || *known.get_or_insert_with(|| seen.total(weights, params.temperature));
+        let top_k = top_k(params, head.vocab_size);
+        let token = decide(params, top_k, weights, first, total, self.uniform(draw))?;
+        Some(token.token)
+    }
+
+    fn uniform(&self, draw: Draw<'_>) -> f64 {
+        let position = (draw.prompt.len() + draw.output.len()) as u64;
+        uniform(self.seed, self.sequence, position)
     }
 
     /// Copies the logits as the parameters change them.
     fn change(&mut self, draw: Draw<'_>, logits: &mut Vec<f32>) {
-        let Draw { prompt, output, banned, mask, .. } = draw;
+        let Draw { output, banned, mask, .. } = draw;
         let params = &*self.params;
         copy_allowed(draw.logits, params.allowed_token_ids.as_deref(), mask, logits);
         for token in completions(&params.bad_words, output).chain(banned.iter().copied()) {
@@ -141,11 +171,8 @@ impl Sampler {
                 *logit = f32::NEG_INFINITY;
             }
         }
-        let repeats = params.repetition_penalty != 1.0;
-        let prompt = if repeats { prompt } else { &[] };
-        let output = if repeats || params.penalises_output() { output } else { &[] };
-        self.occurrences.follow(prompt, output);
-        self.occurrences.change(params, logits);
+        self.occurrences.follow_draw(params, draw);
+        self.occurrences.change(params, &mut logits[..]);
     }
 }
 
@@ -154,10 +181,15 @@ fn changes(params: &SamplingParams, draw: Draw<'_>) -> bool {
     draw.mask.is_some()
         || !draw.banned.is_empty()
         || params.allowed_token_ids.is_some()
-        || !params.logit_bias.is_empty()
+        || changes_logits(params, draw)
+        || completions(&params.bad_words, draw.output).next().is_some()
+}
+
+/// Whether a token's logit is changed to another that is possible.
+fn changes_logits(params: &SamplingParams, draw: Draw<'_>) -> bool {
+    !params.logit_bias.is_empty()
         || params.repetition_penalty != 1.0
         || (params.penalises_output() && !draw.output.is_empty())
-        || completions(&params.bad_words, draw.output).next().is_some()
 }
 
 #[cfg(test)]

@@ -31,6 +31,8 @@ use crate::{
 pub struct SessionOptions {
     /// Where to run; by default on what the artifact is for.
     pub device: Option<Device>,
+    /// Which GPU, if one is to be opened; by default the first.
+    pub gpu: Option<u32>,
     /// Threads; by default as many as the process may use.
     pub threads: Option<NonZeroUsize>,
     /// Longest sequence to reserve key/value memory for; by default what the model is compiled for.
@@ -175,7 +177,7 @@ impl Session {
     pub fn of(artifact: Arc<Artifact>, options: SessionOptions) -> Result<Session, ServeError> {
         let device = match &options.device {
             Some(device) => device.clone(),
-            None => Device::open(&artifact.manifest().target, options.threads)?,
+            None => Device::open(&artifact.manifest().target, options.gpu, options.threads)?,
         };
         let verdict = Verdict::begin(&artifact, device.pool().threads());
         let bundle = artifact.text::<Option<TextBundle>>()?.unwrap_or_default();

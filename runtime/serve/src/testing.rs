@@ -1,18 +1,43 @@
 //! A stand-in for a compiled model: its logits depend on the tokens that it sees, read back from
 //! paged memory, so a wrong slot, position or table shows in the result.
 
-use crate::{Batch, BlockCopy, Limits, Logits, ServeError, StepModel};
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
+
+use crate::{Batch, BlockCopy, Fetched, Heads, Limits, Logits, RowSource, ServeError, StepModel};
 
 pub(crate) struct Mock {
     limits: Limits,
     /// The token at each slot.
     memory: Vec<i32>,
-    logits: Vec<f32>,
+    far: Far,
     logsumexp: Vec<f32>,
+    /// Tokens of each row's head; rows are at hand where there are none.
+    pub(crate) head: usize,
+    head_logits: Vec<f32>,
+    head_tokens: Vec<i64>,
+    fetched: Vec<Fetched>,
     /// The logit of token 7, where it is not the usual one.
     pub(crate) seven: Option<f32>,
     /// Sizes of the steps so far: tokens, sequences, rows.
     pub(crate) steps: Vec<(usize, usize, usize)>,
+}
+
+/// Logits as if on a device.
+#[derive(Debug, Default)]
+struct Far {
+    logits: Vec<f32>,
+    vocab_size: usize,
+    fetches: Arc<AtomicUsize>,
+}
+
+impl RowSource for Far {
+    fn fetch(&self, row: usize) -> Result<Box<[f32]>, ServeError> {
+        self.fetches.fetch_add(1, Ordering::Relaxed);
+        Ok(self.logits[row * self.vocab_size..][..self.vocab_size].into())
+    }
 }
 
 impl Mock {
@@ -31,7 +56,24 @@ impl Mock {
         change(&mut limits);
         let slots = limits.blocks as usize * limits.block_size;
         let memory = vec![-1; slots];
-        Mock { limits, memory, logits: vec![], logsumexp: vec![], seven: None, steps: vec![] }
+        let far = Far { vocab_size: limits.vocab_size, ..Far::default() };
+        Mock {
+            limits,
+            memory,
+            far,
+            logsumexp: vec![],
+            head: 0,
+            head_logits: vec![],
+            head_tokens: vec![],
+            fetched: vec![],
+            seven: None,
+            steps: vec![],
+        }
+    }
+
+    /// How many rows have been copied.
+    pub(crate) fn fetches(&self) -> Arc<AtomicUsize> {
+        self.far.fetches.clone()
     }
 
     /// Logits after a context: a hash of all its tokens and each candidate.
@@ -59,7 +101,10 @@ impl StepModel for Mock {
         for (token, slot) in batch.tokens.iter().zip(&batch.slots) {
             self.memory[at(*slot)] = *token;
         }
-        self.logits.clear();
+        self.far.logits.clear();
+        self.head_logits.clear();
+        self.head_tokens.clear();
+        self.fetched.clear();
         self.logsumexp.clear();
         for row in &batch.logit_rows {
             let sequence = batch.cu_seqlens.iter().filter(|c| *c <= row).count() - 1;
@@ -78,10 +123,23 @@ impl StepModel for Mock {
             let sum: f64 = logits.iter().map(|l| f64::from(*l).exp()).sum();
             #[allow(clippy::cast_possible_truncation, reason = "logits are f32")]
             self.logsumexp.push(sum.ln() as f32);
-            self.logits.extend(logits);
+            let order = |a: &usize, b: &usize| logits[*b].total_cmp(&logits[*a]).then(a.cmp(b));
+            let mut best: Vec<usize> = (0..logits.len()).collect();
+            best.sort_by(order);
+            best.truncate(self.head);
+            self.head_logits.extend(best.iter().map(|token| logits[*token]));
+            self.head_tokens.extend(best.iter().map(|token| *token as i64));
+            self.fetched.push(Fetched::new());
+            self.far.logits.extend(logits);
         }
-        Ok(Logits::new(&self.logits, &self.logsumexp, self.limits.vocab_size))
+        let Mock { far, logsumexp, limits, fetched, head_logits, head_tokens, .. } = self;
+        if self.head == 0 {
+            return Ok(Logits::new(&far.logits, logsumexp, limits.vocab_size));
+        }
+        let heads = Heads { logits: head_logits, tokens: head_tokens };
+        Ok(Logits::of_heads(heads, logsumexp, limits.vocab_size, far, fetched))
     }
+
     fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
         let size = self.limits.block_size;
         let from = copy.from as usize * size;

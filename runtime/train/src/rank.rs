@@ -3,7 +3,7 @@
 use std::{panic::resume_unwind, thread, time::Duration};
 
 use exec::{
-    Groups,
+    Device, ExecError, Groups, Route,
     collectives::{CollectiveError, Group, Mesh, Reduce, Shards, World},
 };
 use ir::{DType, Shard};
@@ -152,6 +152,15 @@ impl Rank {
 
     fn data(&self) -> Option<&Group> {
         self.groups.along(DATA)
+    }
+
+    /// Lets its programs on a GPU meet others between the devices, if so they are to; why they go
+    /// by way of the host instead, if they do. All ranks call it together.
+    ///
+    /// # Errors
+    /// As [`Groups::link`].
+    pub fn link(&mut self, device: &Device, route: Route) -> Result<Option<String>, ExecError> {
+        self.groups.link(device, route)
     }
 
     /// Whom its programs meet.

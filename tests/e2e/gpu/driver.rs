@@ -1,7 +1,8 @@
 //! A driver whose device is the emulator: what is launched is computed at once, faults are errors.
 //!
 //! It is as strict as the emulator: what a kernel reads must have been written, by a kernel, a copy
-//! or a fill before it, and must not have been freed.
+//! or a fill before it, and must not have been freed; and what it reads before it has waited for
+//! the launches before it must be what no kernel ever writes.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -133,6 +134,7 @@ impl State {
                     dynamic_shared: shape.shared_bytes,
                     params: params.iter().map(|bytes| Param::Bytes(bytes.clone())).collect(),
                     seed: self.launches,
+                    early: shape.dependent.then(|| self.gpu.constants()),
                     ..Launch::default()
                 };
                 self.launches += 1;
@@ -264,6 +266,7 @@ impl Driver for Emulated {
             base: address,
             elem: match map.dtype {
                 DType::F16 => ::ptx::Elem::F16,
+                DType::U8 => ::ptx::Elem::U8,
                 _ => ::ptx::Elem::Bf16,
             },
             dims: map.extents.clone(),

@@ -1,6 +1,7 @@
 //! What NVIDIA's assembler makes of the kernels: no spills, no warnings, tensor core instructions,
 //! and in the pipelined products a group in flight from step to step.
 
+mod fp8;
 mod tiles;
 
 use std::{
@@ -186,8 +187,14 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ),
         (
             "kv-write",
-            spec("kv_write", none(), &[k.clone(), v.clone(), new.clone(), new, slots], &[k, v]),
+            spec(
+                "kv_write",
+                none(),
+                &[k.clone(), v.clone(), new.clone(), new, slots.clone()],
+                &[k.clone(), v.clone()],
+            ),
         ),
+        ("rope-kv-write", rope_kv_write([k, v], slots)),
         ("silu", spec("silu", none(), &[x(F32)], &[x(F32)])),
         ("attention-f32-64", attention_f32("attention_lse", "64")),
         ("attention-f32-128", attention_f32("attention_lse", "128")),
@@ -195,6 +202,10 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ("attention-grad-64", attention_f32("attention_grad", "64")),
         ("attention-grad-128", attention_f32("attention_grad", "128")),
         ("attention-grad-256", attention_f32("attention_grad", "256")),
+        ("attention-grad-bf16-64", attention_grad_of("64", Bf16)),
+        ("attention-grad-bf16-128", attention_grad_of("128", Bf16)),
+        ("weight-gradient-768x3072", weight_gradient("768", "3072")),
+        ("weight-gradient-768x768", weight_gradient("768", "768")),
         ("attention-64", attention("64")),
         ("attention-128", attention("128")),
         ("attention-256", attention("256")),
@@ -204,6 +215,22 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ("paged-attention-i8-64", paged_integers("64")),
         ("paged-attention-i8-128", paged_integers("128")),
     ]
+}
+
+/// Queries, keys and values of one product, and memories of keys and values.
+fn rope_kv_write(memories: [Layout; 2], slots: Layout) -> KernelSpec {
+    use DType::F32;
+    let part = |heads: &str| {
+        let mut part = layout(F32, &["T", heads, "128"]);
+        part.strides[0] = Dim::from(6144);
+        part
+    };
+    let angles = layout(F32, &["T", "64"]);
+    let [k, v] = memories.clone();
+    let operands = [k, v, part("32"), part("8"), part("8"), slots, angles.clone(), angles];
+    let [k, v] = memories;
+    let attrs = Attrs::none().with("style", "half");
+    spec("rope_kv_write", attrs, &operands, &[k, v, layout(F32, &["T", "32", "128"])])
 }
 
 /// Keys and values in i8, with scales.
@@ -231,6 +258,27 @@ fn attention_f32(op: &str, size: &str) -> KernelSpec {
     spec(op, scaled(), &operands, &all(3))
 }
 
+/// The gradient of attention, of factors of a type.
+fn attention_grad_of(size: &str, dtype: DType) -> KernelSpec {
+    let mut spec = attention_f32("attention_grad", size);
+    for i in [0, 1, 2, 3, 5] {
+        spec.operands[i].as_mut().expect("a factor").ty.dtype = dtype;
+    }
+    for result in &mut spec.results {
+        result.ty.dtype = dtype;
+    }
+    spec
+}
+
+/// `xᵀ · dy` over tokens.
+fn weight_gradient(k: &str, n: &str) -> KernelSpec {
+    let mut x = layout(DType::Bf16, &["T", k]);
+    x.ty.shape.swap(0, 1);
+    x.strides.swap(0, 1);
+    let dy = layout(DType::Bf16, &["T", n]);
+    spec("matmul", Attrs::none(), &[x, dy], &[layout(DType::Bf16, &[k, n])])
+}
+
 fn scaled() -> Attrs {
     Attrs::none()
         .with("scale", 0.1)
@@ -240,14 +288,14 @@ fn scaled() -> Attrs {
 }
 
 /// Packed, 32 heads over 8 of this size.
-fn attention(size: &str) -> KernelSpec {
+pub(super) fn attention(size: &str) -> KernelSpec {
     let (q, kv) = (["T", "32", size], layout(DType::Bf16, &["T", "8", size]));
     let q = layout(DType::Bf16, &q);
     let offsets = layout(DType::I32, &["S + 1"]);
     spec("attention", scaled(), &[q.clone(), kv.clone(), kv, offsets], &[q])
 }
 
-fn paged(size: &str) -> KernelSpec {
+pub(super) fn paged(size: &str) -> KernelSpec {
     let q = layout(DType::F32, &["T", "32", size]);
     let k = layout(DType::Bf16, &["N", "8", size, "16"]);
     let v = layout(DType::Bf16, &["N", "8", "16", size]);
@@ -256,7 +304,7 @@ fn paged(size: &str) -> KernelSpec {
     spec("paged_attention", scaled(), &operands, &[q])
 }
 
-fn kernels(spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
+pub(super) fn kernels(spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
     lowering(spec.op).unwrap().emit_cuda(spec, target).unwrap_or_else(|e| panic!("{e}"))
 }
 

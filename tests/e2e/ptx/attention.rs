@@ -1,7 +1,7 @@
 //! Attention: packed and paged, causal and not, windows, groups of heads, and one result whether a
 //! prompt comes whole or token by token.
 
-use ir::{Attrs, DType, Target, Tensor};
+use ir::{Attrs, DType, KernelSpec, Target, Tensor};
 
 use super::{
     case::{Case, noise},
@@ -42,9 +42,19 @@ fn check_rows(what: &str, case: &Case, same: &[Same<'_>]) -> Vec<Tensor> {
 
 fn check_to(what: &str, case: &Case, same: &[Same<'_>], tolerance: f64) -> Vec<Tensor> {
     let (spec, want) = case.expected();
+    check_spec(what, case, (&spec, &want), same, tolerance)
+}
+
+fn check_spec(
+    what: &str,
+    case: &Case,
+    (spec, want): (&KernelSpec, &[Tensor]),
+    same: &[Same<'_>],
+    tolerance: f64,
+) -> Vec<Tensor> {
     let on = |target: &Target| {
         let same: Vec<Same<'_>> = same.iter().copied().chain([Same::Variants]).collect();
-        let (family, spec, want, same) = ("attention", &spec, &want[..], &same[..]);
+        let (family, same) = ("attention", &same[..]);
         let trial = Trial { what, family, case, spec, target, want, tolerance, same };
         let mut results = Vec::new();
         for (seed, kernel) in (3..).zip(case.kernels(spec, target)) {
@@ -175,6 +185,26 @@ fn a_token_is_the_same_bits_alone() {
     }
 }
 
+#[test]
+fn tiles_of_two_warpgroups() {
+    // Chunks of several strands, more than the ring holds; the second sequence's tiles are full.
+    let of = |lengths: &[usize], size: usize, dtype: DType| {
+        packed(lengths, [2, 1], size, dtype, attrs("causal", 0, 0.0))
+    };
+    check("two warpgroups", &of(&[9, 300], 128, DType::Bf16));
+    check("two warpgroups, f16", &of(&[70, 1, 66], 64, DType::F16));
+    let name = "a token alone and among two warpgroups";
+    let q = noise(DType::F32, DType::Bf16, &[33, 4, 128], 1);
+    let positions: Vec<i64> = (671..704).collect();
+    let paged = |positions: &[i64], q: &Tensor| paged_of(&[positions], q, 1, 0, DType::Bf16);
+    let whole = check_rows(name, &paged(&positions, &q), &[Same::Rows(name, 31, 1)]);
+    let alone = paged(&positions[31..32], &q.slice(0, 31, 1, 1));
+    let alone = check_rows(name, &alone, &[Same::Rows(name, 0, 1)]);
+    for (whole, alone) in whole.iter().zip(&alone) {
+        assert_eq!(whole.slice(0, 31, 1, 1).to_bytes(), alone.to_bytes());
+    }
+}
+
 /// How far off f32 may be: weights are powers to two units in the last place.
 const F32: f64 = 4e-6;
 
@@ -269,12 +299,23 @@ fn f32_tokens_are_the_same_bits_alone() {
 
 /// The gradient of packed attention, of sequences behind a first token that is in none.
 fn gradient(lengths: &[usize], heads: [usize; 2], sizes: [usize; 2], attrs: Attrs) -> Case {
+    gradient_of(DType::F32, lengths, heads, sizes, attrs)
+}
+
+/// The same, of numbers that are some of a narrow type.
+fn gradient_of(
+    exact: DType,
+    lengths: &[usize],
+    heads: [usize; 2],
+    sizes: [usize; 2],
+    attrs: Attrs,
+) -> Case {
     let total: usize = lengths.iter().sum::<usize>() + 2;
     let [q, kv] = heads;
     let f32 = DType::F32;
     let [of_q, of_k, of_v, of_dy] =
         [(q, sizes[0], 1), (kv, sizes[0], 2), (kv, sizes[1], 3), (q, sizes[1], 4)]
-            .map(|(heads, size, seed)| noise(f32, f32, &[total, heads, size], seed));
+            .map(|(heads, size, seed)| noise(f32, exact, &[total, heads, size], seed));
     let mut ends = vec![1];
     for length in lengths {
         ends.push(ends[ends.len() - 1] + *length as i64);
@@ -283,6 +324,7 @@ fn gradient(lengths: &[usize], heads: [usize; 2], sizes: [usize; 2], attrs: Attr
     let args = [Some(&of_q), Some(&of_k), Some(&of_v), Some(&offsets)];
     let forward = Case::new("attention_lse", attrs.clone(), &args).expected().1;
     let [y, lse] = [0, 1].map(|i| forward[i].cast(f32));
+    let y = y.cast(exact).cast(f32);
     let args = [&of_q, &of_k, &of_v, &y, &lse, &of_dy, &offsets].map(Some);
     Case::new("attention_grad", attrs, &args).with_rows(&[0, 1, 2, 3, 4, 5])
 }
@@ -298,4 +340,57 @@ fn gradients() {
     grads("gradient in a window", &gradient(&[70], [3, 1], [20, 7], attrs("causal", 37, 0.0)));
     grads("gradient of a cap", &gradient(&[33], [1, 1], [128, 128], attrs("full", 9, 5.0)));
     grads("gradient of large heads", &gradient(&[35], [2, 1], [200, 256], causal()));
+}
+
+/// Gradients of narrow operands, as a training step has them: sums are f32, and so may results be.
+fn check_narrow(what: &str, case: &Case, dtype: DType, result: DType) -> Vec<Tensor> {
+    let (mut spec, want) = case.expected();
+    let mut case = case.clone();
+    for i in [0, 1, 2, 3, 5] {
+        spec.operands[i].as_mut().expect("a factor").ty.dtype = dtype;
+        case.args[i] = Some(case.args[i].as_ref().expect("a factor").cast(dtype));
+    }
+    for layout in &mut spec.results {
+        layout.ty.dtype = result;
+    }
+    let want: Vec<Tensor> = want.iter().map(|want| want.cast(result)).collect();
+    // Weights and gradients of scores are rounded before they are multiplied.
+    let tolerance = if dtype == DType::F16 { 2e-3 } else { 1.6e-2 };
+    check_spec(what, &case, (&spec, &want), &[], tolerance)
+}
+
+#[test]
+fn gradients_on_tensor_cores() {
+    let [f32, bf16, f16] = [DType::F32, DType::Bf16, DType::F16];
+    let check = |what: &str, dtype: DType, result: DType, case: Case| {
+        let _ = check_narrow(what, &case, dtype, result);
+    };
+    let causal = || attrs("causal", 0, 0.0);
+    let case = |dtype, lengths: &[usize], heads, sizes, attrs| {
+        gradient_of(dtype, lengths, heads, sizes, attrs)
+    };
+    check("causal", bf16, f32, case(bf16, &[4, 130, 1], [4, 2], [64, 64], causal()));
+    check("narrow results", bf16, bf16, case(bf16, &[70], [2, 2], [64, 64], causal()));
+    check("all", f16, f32, case(f16, &[67, 9], [2, 2], [32, 48], attrs("full", 0, 0.0)));
+    check("a window", bf16, f32, case(bf16, &[140], [3, 1], [64, 32], attrs("causal", 37, 0.0)));
+    check("a cap", f16, f32, case(f16, &[70], [1, 1], [128, 128], attrs("full", 9, 5.0)));
+    check("128 elements", bf16, f32, case(bf16, &[100], [2, 1], [128, 128], causal()));
+}
+
+#[test]
+fn gradients_of_a_sequence_are_the_same_bits_beside_others() {
+    let bf16 = DType::Bf16;
+    let both = gradient_of(bf16, &[67, 81], [2, 1], [64, 64], attrs("causal", 0, 0.0));
+    let mut alone = both.clone();
+    // The second sequence, with nothing before it but a token that is in none.
+    for i in 0..6 {
+        alone.args[i] = Some(both.args[i].as_ref().unwrap().slice(0, 67, 83, 1));
+    }
+    alone.args[6] = Some(ints(&[2], &[1, 82]));
+    let both = check_narrow("two sequences", &both, bf16, DType::F32);
+    let alone = check_narrow("one of them", &alone, bf16, DType::F32);
+    for (both, alone) in both.iter().zip(&alone) {
+        let own = |t: &Tensor, first: usize| t.slice(0, first, 81, 1).to_bytes();
+        assert_eq!(own(both, 68), own(alone, 1));
+    }
 }

@@ -112,6 +112,9 @@ pub(crate) fn run_text(
         dynamic_shared: kernel.shared_bytes,
         params: params.collect(),
         seed,
+        // Besides what it declares, a kernel reads nothing before it has waited.
+        early: (arch == Arch::Sm90a)
+            .then(|| kernel.early.iter().map(|arg| addresses[*arg as usize]).collect()),
         ..Launch::default()
     };
     let report = gpu.launch(&module, &kernel.symbol, &launch)?;

@@ -101,6 +101,26 @@ fn gathers_and_cache_writes() {
 }
 
 #[test]
+fn rotations_into_the_cache() {
+    let ints = |shape: &[usize], v: &[i64]| Tensor::from_i64s(DType::I32, shape, v.iter().copied());
+    // Heads of whole strips and of single elements; a grid of several blocks.
+    let forms = [("half", 32, 16, 32), ("half", 11, 4, 7), ("interleaved", 10, 5, 8)];
+    for (dtype, (style, size, half, value)) in
+        [DType::Bf16, DType::F16, DType::F32].into_iter().zip(forms)
+    {
+        let memory = |shape: &[usize], seed| noise(dtype, dtype, shape, seed);
+        let (k_cache, v_cache) = (memory(&[4, 2, size, 16], 1), memory(&[4, 2, 16, value], 2));
+        let (q, k) = (floats(&[9, 8, size], 3), floats(&[9, 2, size], 4));
+        let v = noise(DType::F32, DType::F32, &[9, 2, value], 5);
+        let [cos, sin] = [6, 7].map(|seed| floats(&[9, half], seed));
+        let slots = ints(&[9], &[17, 3, -1, 63, 0, -2, 40, 41, 16]);
+        let args = [&k_cache, &v_cache, &q, &k, &v, &slots, &cos, &sin].map(Some);
+        let case = Case::new("rope_kv_write", Attrs::none().with("style", style), &args);
+        check(style, &case.with_rows(&[2, 3, 4, 5, 6, 7]).with_fixed(&[0, 1]), 1e-6);
+    }
+}
+
+#[test]
 fn loops() {
     let (x, y) = (floats(&[9, 64], 1), floats(&[9, 64], 2));
     for op in ["silu", "gelu", "exp", "tanh"] {

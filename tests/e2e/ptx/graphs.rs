@@ -154,6 +154,15 @@ fn the_best_of_rows() {
         check("topk of NaN", &topk(&x, 0, k, false), 0.0);
     }
     check("topk of a long row", &topk(&levels(DType::F32, &[2100], 3.0), 0, 9, true), 0.0);
+    check("topk of long rows", &topk(&random(DType::F32, &[2, 9000], 3), 1, 256, true), 0.0);
+    // More are equal than there is room for.
+    check("topk of equal numbers", &topk(&levels(DType::F32, &[4000], 2.0), 0, 130, true), 0.0);
+    let odd = random(DType::F64, &[2500, 2], 5).to_f64s().into_iter().enumerate();
+    let odd = odd.map(|(i, x)| if i % 97 == 5 { f64::NAN } else { x });
+    let odd = Tensor::from_f64s(DType::F32, &[2500, 2], odd);
+    check("topk of columns with NaN", &topk(&odd, 0, 40, true), 0.0);
+    let x = random(DType::Bf16, &[1, 3000], 7);
+    check("the least of a long row", &topk(&x, 1, 500, false), 0.0);
 }
 
 #[test]

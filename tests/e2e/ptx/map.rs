@@ -12,6 +12,7 @@ pub(crate) fn encode(gpu: &mut Gpu, map: &TensorMap, address: u64, env: &Env) ->
         elem: match map.dtype {
             DType::F16 => ::ptx::Elem::F16,
             DType::Bf16 => ::ptx::Elem::Bf16,
+            DType::U8 => ::ptx::Elem::U8,
             other => panic!("no maps of {other}"),
         },
         dims: map.extents.iter().map(value).collect(),

@@ -1,6 +1,7 @@
 //! Products on tensor cores: every variant, shapes with tails in every direction, and one result
 //! whatever the number of rows.
 
+use ::ptx::FaultKind;
 use ir::{Attrs, DType, Target, Tensor};
 
 use super::{
@@ -84,6 +85,29 @@ fn packed_weights() {
     let _ = check("several tiles", &linear(131, 80, 271, F16, F16, "relu"));
     let _ = check("tiles of 224 columns", &linear(129, 72, 448, Bf16, Bf16, "none"));
     let _ = check("tiles of 256 columns", &linear(129, 72, 500, F32, Bf16, "none"));
+}
+
+/// Kernels for few rows read their weight, and nothing else, before they wait for other grids; what
+/// the emulator says where a declaration is missing shows that it looks.
+#[test]
+fn few_rows_read_their_weight_early() {
+    for x in [DType::Bf16, DType::F32] {
+        let case = linear(3, 1416, 96, x, DType::Bf16, "silu");
+        let (spec, _) = case.expected();
+        let target = Target::sm_90a();
+        let mut kernel = case.kernels(&spec, &target).remove(0);
+        assert_eq!(kernel.early, [1]);
+        let text = ptx_of(&kernel, &target);
+        let wait = "griddepcontrol.wait;";
+        assert_eq!(text.matches(wait).count(), 2, "copying and multiplying warps");
+        assert!(text.contains("cp.async.bulk.prefetch.L2.global"), "more than the ring holds");
+        let late = text.replace(wait, "");
+        let fault = run_text(&late, &case, &spec, &kernel, &target, 1).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::BeforeWait { .. }), "{fault}");
+        kernel.early.clear();
+        let fault = run_text(&text, &case, &spec, &kernel, &target, 1).unwrap_err();
+        assert!(matches!(fault.kind, FaultKind::BeforeWait { .. }), "{fault}");
+    }
 }
 
 #[test]

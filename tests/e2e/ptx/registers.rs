@@ -1,11 +1,11 @@
 //! Hot kernels besides products and attention, of shapes as models have them: they keep in
-//! registers what they compute with.
+//! registers what they compute with. Attention computes while products are in flight.
 
 use codegen::lower::lowering;
-use ir::{Attr, Attrs, DType, KernelSpec};
+use ir::{Attr, Attrs, DType, KernelSpec, Target};
 
 use super::{
-    assemble::{clean, layout, programs, spec},
+    assemble::{attention, clean, kernels, layout, paged, programs, spec},
     device::targets,
 };
 
@@ -138,5 +138,23 @@ fn hot_kernels_spill_nothing() {
                 let _ = clean(&folder, name, kernel, &target);
             }
         }
+    }
+}
+
+#[test]
+fn attention_overlaps_products_and_exponentials() {
+    let Some(folder) = programs() else { return };
+    let target = Target::sm_90a();
+    for (name, spec) in [("prefill", attention("128")), ("paged-prefill", paged("128"))] {
+        let kernel = kernels(&spec, &target).pop().unwrap();
+        let sass = clean(&folder, name, &kernel, &target);
+        let lines: Vec<&str> = sass.lines().collect();
+        let waits =
+            |from: usize, what: &str| lines[from..].iter().position(|line| line.contains(what));
+        let scores = waits(0, "WARPGROUP.DEPBAR.LE gsb0, 0x1").expect("a wait for scores");
+        let sums = waits(scores, "WARPGROUP.DEPBAR.LE gsb0, 0x0").expect("a wait for sums");
+        let between = &lines[scores..scores + sums];
+        let powers = between.iter().filter(|line| line.contains("MUFU.EX2")).count();
+        assert!(powers >= 32, "{name}: {powers} exponentials while values are multiplied");
     }
 }

@@ -41,6 +41,11 @@ fn every_operator_agrees_with_the_interpreter_on_its_samples() {
             let case = Case::new(op.name(), sample.attrs, &args);
             let (spec, want) = case.expected();
             for target in targets() {
+                // Only `sm_90a` has the type.
+                let is_e4m3 = op.name() == "quantize_rows" && spec.attrs.str("format") == "e4m3";
+                if is_e4m3 && target.cpu == "sm_80" {
+                    continue;
+                }
                 let what = format!("{}, sample {number}", op.name());
                 let kernels = match family.emit_cuda(&spec, &target) {
                     Ok(kernels) => kernels,

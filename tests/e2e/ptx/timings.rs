@@ -29,6 +29,8 @@ enum Values {
     Noise,
     /// A quantised weight of so many bits.
     Lanes(usize),
+    /// Blocks or rows of so many values in e4m3.
+    E4m3(usize),
     /// Such as positions.
     Ints(Vec<i32>),
 }
@@ -74,6 +76,29 @@ fn quantized(count: usize, k: usize, n: usize, bits: usize) -> Timed {
         spec: spec("quantized_linear", attrs, &[rows_of_k, w], &[rows_of_n]),
         env: env(&[("T", count)]),
         sources: vec![Values::Noise, Values::Lanes(bits)],
+    }
+}
+
+/// A product of e4m3.
+fn fp8(count: usize, k: usize, n: usize) -> Timed {
+    let attrs = Attrs::none().with("n", n as i64).with("act", "none").with("gated", false);
+    let blocks = k.div_ceil(ir::E4M3_BLOCK);
+    let row = ir::e4m3_row_bytes(&ir::Dim::from(blocks)).to_string();
+    let x = layout(DType::U8, &["T", &row]);
+    let shape = [n.div_ceil(16), blocks, ir::E4M3_PANEL_BYTES].map(|n| n.to_string());
+    let w = layout(DType::U8, &shape.each_ref().map(String::as_str));
+    Timed {
+        peer: format!("linear fp8 {count}x{n}x{k}"),
+        // Tensor cores keep some fourteen bits of the sum of a block.
+        check: rows("quantized_linear", &attrs, Some(1), 2e-2),
+        spec: spec(
+            "quantized_linear",
+            attrs,
+            &[x, w],
+            &[layout(DType::Bf16, &["T", &n.to_string()])],
+        ),
+        env: env(&[("T", count)]),
+        sources: vec![Values::E4m3(blocks * ir::E4M3_BLOCK), Values::E4m3(16 * ir::E4M3_BLOCK)],
     }
 }
 
@@ -173,9 +198,18 @@ fn all() -> Vec<Timed> {
     for bits in [8, 4] {
         all.extend([1, 64].map(|count| quantized(count, 4096, 14336, bits)));
     }
+    for count in [1, 64, 512, 4096] {
+        all.push(fp8(count, 4096, 14336));
+    }
+    all.extend([1, 64].map(|count| fp8(count, 4096, 4096)));
     all.extend([4096, 8192, 16384].map(prefill));
     all.extend([1, 8, 64].map(|sequences| decode(sequences, 4096)));
     let (x, w): (&[&str], &[&str]) = (&["T", "4096"], &["4096"]);
+    let row = ir::e4m3_row_bytes(&ir::Dim::from(32)).to_string();
+    let format = Attrs::none().with("weight_bits", 8i64).with("format", "e4m3");
+    let mut rows_of_e4m3 = rowwise("quantize_rows", format, f32, &[x], 8192);
+    rows_of_e4m3.spec.results[0] = layout(DType::U8, &["T", &row]);
+    all.push(rows_of_e4m3);
     let eps = Attrs::none().with("eps", 1e-5);
     all.push(rowwise("rms_norm", eps, bf16, &[x, w], 8192));
     all.push(rowwise("softmax", Attrs::none().with("axis", -1i64), f32, &[x], 8192));
@@ -216,6 +250,7 @@ fn model_sizes_have_kernels() {
             let source = match values {
                 Values::Noise => Source::Noise(seed),
                 Values::Lanes(bits) => Source::Lanes { bits: *bits, seed },
+                Values::E4m3(values) => Source::E4m3 { values: *values, seed },
                 Values::Ints(ints) => {
                     let bytes: Vec<u8> = ints.iter().flat_map(|i| i.to_le_bytes()).collect();
                     Source::File(folder.write_data(&bytes).unwrap())

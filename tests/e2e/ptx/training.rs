@@ -1,9 +1,10 @@
 //! Products of the training step.
 
-use ir::{Attrs, DType, Tensor};
+use ir::{Attrs, DType, Dim, Tensor};
 
 use super::{
     case::{Case, noise},
+    device::{Same, Trial, ptx_of, targets},
     products::{check, check_to},
 };
 
@@ -26,6 +27,43 @@ fn gradients_of_products() {
     }
     linear_grad("several tiles", [70, 136, 200], F32, Bf16);
     linear_grad("narrow rows", [40, 48, 80], Bf16, Bf16);
+}
+
+/// `xᵀ · dy` of so many tokens, of which k is one; both in a narrow type, the result in f32.
+fn weight_gradient(what: &str, [t, m, n]: [usize; 3], dtype: DType) {
+    let x = noise(DType::F32, dtype, &[m, t], 1);
+    let dy = noise(DType::F32, dtype, &[t, n], 2);
+    let mut case = Case::new("matmul", Attrs::none(), &[Some(&x), Some(&dy)]).transposed(&[0]);
+    let (mut spec, want) = case.expected();
+    for (i, operand) in spec.operands.iter_mut().flatten().enumerate() {
+        operand.ty.dtype = dtype;
+        operand.ty.shape[1 - i] = Dim::symbol("T");
+        case.args[i] = case.args[i].as_ref().map(|arg| arg.cast(dtype));
+    }
+    case.rows = vec![1];
+    let same = &[Same::Variants];
+    for target in &targets() {
+        let (family, case, spec, want) = ("products", &case, &spec, &want[..]);
+        let trial = Trial { what, family, case, spec, target, want, tolerance: 1e-5, same };
+        let kernels = case.kernels(spec, target);
+        let bulk = target.cpu == "sm_90a" && m >= 64 && n >= 32 && m % 8 == 0 && n % 8 == 0;
+        for (seed, kernel) in (0..).zip(&kernels) {
+            let (_, report) = trial.run(kernel, seed);
+            assert!(m % 8 != 0 || report.bank_conflicts == 0, "{what}: bank conflicts");
+            assert_eq!(ptx_of(kernel, target).contains("wgmma"), bulk, "{what}");
+        }
+    }
+}
+
+#[test]
+fn gradients_of_weights() {
+    use DType::{Bf16, F16};
+    weight_gradient("whole tiles of a weight", [128, 128, 128], Bf16);
+    weight_gradient("tails of a weight", [200, 136, 200], Bf16);
+    weight_gradient("several tiles of a weight", [70, 272, 328], F16);
+    weight_gradient("one token's weight", [1, 64, 32], Bf16);
+    weight_gradient("a small weight", [40, 24, 16], Bf16);
+    weight_gradient("an odd weight", [40, 67, 35], Bf16);
 }
 
 /// The case, and the same for one of its rows alone.

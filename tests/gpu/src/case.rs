@@ -57,6 +57,13 @@ pub enum Source {
         /// Seed.
         seed: u64,
     },
+    /// Blocks or rows of e4m3 as long as the last axis: values, then f32 scales.
+    E4m3 {
+        /// How many values.
+        values: usize,
+        /// Seed.
+        seed: u64,
+    },
 }
 
 /// A result.

@@ -191,6 +191,10 @@ impl Folder {
                 Source::File(_) => true,
                 Source::Noise(_) => matches!(operand.dtype, DType::Bf16 | DType::F32),
                 Source::Lanes { bits, .. } => is_lanes(operand, bits),
+                Source::E4m3 { values, .. } => {
+                    let rest = operand.shape.last().and_then(|unit| unit.checked_sub(values));
+                    operand.dtype == DType::U8 && rest.is_some_and(|rest| rest % 4 == 0)
+                }
             };
             if !suits || operand.bytes().is_none() {
                 let (dtype, shape) = (operand.dtype, &operand.shape);

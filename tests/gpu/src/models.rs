@@ -65,15 +65,16 @@ pub fn check(session: &mut Session, expected: &Expected) -> Result<(), String> {
         }
         return Ok(());
     }
-    let params = GenerateParams {
+    // Greedily, and drawn.
+    let params = [0.0, 0.9].map(|temperature| GenerateParams {
         max_tokens: Some(NEW),
         ignore_eos: true,
-        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        sampling: SamplingParams { temperature, seed: Some(1), ..SamplingParams::default() },
         ..GenerateParams::default()
-    };
+    });
     let flat = |scores: &[Option<f32>]| scores.iter().flatten().copied().collect::<Vec<f32>>();
     let starts: Vec<&[u32]> = prompts.iter().map(|p| &p[..p.len().min(20)]).collect();
-    let requests: Vec<_> = starts.iter().map(|prompt| (*prompt, &params)).collect();
+    let requests: Vec<_> = starts.iter().copied().zip(params.iter().cycle()).collect();
     let together =
         session.generate_batch(&requests, |_| ControlFlow::Continue(())).map_err(said)?;
     for (i, prompt) in prompts.iter().enumerate() {
@@ -153,6 +154,7 @@ pub fn store(from: &Path, to: &Path) -> Result<(), Box<dyn std::error::Error>> {
         source_digest: manifest.source_digest,
         code: artifact.code(span),
         modules: manifest.modules.clone(),
+        folds: manifest.folds.clone(),
         text: artifact.text()?,
         report: artifact.report()?,
         programs: manifest.programs.clone(),

@@ -42,6 +42,21 @@ fn lane_byte(seed: u64, index: u64, group: u64) -> u8 {
     scale.to_le_bytes()[usize::from(index % 2 == 1)]
 }
 
+/// A byte of e4m3, of which every `unit` are `values` of the type and then scales.
+fn e4m3_byte(seed: u64, index: u64, [unit, values]: [u64; 2]) -> u8 {
+    let at = index % unit;
+    if at < values {
+        let code = bits(seed, index).to_le_bytes()[4];
+        // No NaN.
+        return if code & 0x7f == 0x7f { code ^ 1 } else { code };
+    }
+    let scale = (index - at + values) / 4 + (at - values) / 4;
+    // In 1..2 thousandths.
+    #[allow(clippy::cast_precision_loss, reason = "16 bits")]
+    let scale = 0.001 + (bits(seed, scale) & 0xffff) as f32 / 65_536_000.0;
+    scale.to_le_bytes()[usize::try_from((at - values) % 4).unwrap_or(0)]
+}
+
 /// The elements `first..` of an operand that is not in a file, as bytes.
 pub fn fill(operand: &Operand, first: usize, out: &mut [u8]) {
     let size = operand.dtype.size();
@@ -76,6 +91,12 @@ fn write(operand: &Operand, first: u64, out: &mut [u8]) {
                 out[0] = lane_byte(*seed, index, group);
             }
         }
+        (Source::E4m3 { values, seed }, _) => {
+            let unit = operand.shape.last().map_or(1, |unit| *unit as u64);
+            for (index, out) in (first..).zip(elements) {
+                out[0] = e4m3_byte(*seed, index, [unit, *values as u64]);
+            }
+        }
         (Source::File(_), _) => {}
     }
 }
@@ -99,7 +120,10 @@ mod tests {
         let noise = |dtype| Operand { dtype, shape: vec![300_000], source: Source::Noise(3) };
         let shape = vec![400, ir::quant_lane_bytes(4)];
         let lanes = Operand { dtype: DType::U8, shape, source: Source::Lanes { bits: 4, seed: 1 } };
-        for operand in [noise(DType::Bf16), noise(DType::F32), lanes] {
+        let shape = vec![400, ir::E4M3_PANEL_BYTES];
+        let source = Source::E4m3 { values: 2048, seed: 1 };
+        let e4m3 = Operand { dtype: DType::U8, shape, source };
+        for operand in [noise(DType::Bf16), noise(DType::F32), lanes, e4m3] {
             let size = operand.dtype.size();
             let mut whole = vec![0; operand.bytes().unwrap()];
             fill(&operand, 0, &mut whole);

@@ -209,6 +209,13 @@ pub enum FaultKind {
         /// The line of the copy.
         copy_line: u32,
     },
+    /// Global memory was touched, or a thread ended, before `griddepcontrol.wait`, in a launch that
+    /// may begin early.
+    #[error("{what} before griddepcontrol.wait")]
+    BeforeWait {
+        /// What happened.
+        what: String,
+    },
     /// `trap` was executed.
     #[error("trap")]
     Trap,

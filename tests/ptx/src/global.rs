@@ -13,6 +13,8 @@ struct Allocation {
     bytes: Vec<u8>,
     /// One bit a byte.
     written: Vec<u64>,
+    /// Whether a kernel has written to it.
+    stored: bool,
 }
 
 /// All of global memory.
@@ -36,6 +38,7 @@ impl Global {
             base,
             bytes: vec![0; size],
             written: vec![0; size.div_ceil(64)],
+            stored: false,
         });
         base
     }
@@ -82,6 +85,24 @@ impl Global {
         allocation.bytes[offset..offset + data.len()].copy_from_slice(data);
         allocation.mark(offset, data.len());
         Ok(())
+    }
+
+    /// As [`Global::write`], by a kernel.
+    pub(crate) fn store(&mut self, address: u64, data: &[u8]) -> Result<(), FaultKind> {
+        self.find(address, data.len())?.0.stored = true;
+        self.write(address, data)
+    }
+
+    /// The allocations that no kernel has written to.
+    pub(crate) fn constants(&self) -> impl Iterator<Item = u64> {
+        self.allocations.iter().filter(|allocation| !allocation.stored).map(|it| it.base)
+    }
+
+    /// Where the allocation begins that an address is in.
+    pub(crate) fn base_of(&self, address: u64) -> Option<u64> {
+        let after = self.allocations.partition_point(|it| it.base <= address);
+        let found = &self.allocations[after.checked_sub(1)?];
+        (address - found.base < found.bytes.len() as u64).then_some(found.base)
     }
 
     /// Bytes that were all written before.

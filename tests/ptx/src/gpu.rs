@@ -62,6 +62,12 @@ impl Gpu {
         self.global.free(address)
     }
 
+    /// Where the allocations begin that no kernel has written to.
+    #[must_use]
+    pub fn constants(&self) -> Vec<u64> {
+        self.global.constants().collect()
+    }
+
     /// Writes global memory.
     ///
     /// # Panics

@@ -49,6 +49,10 @@ pub struct Launch {
     pub seed: u64,
     /// Runs only the clusters that hold these blocks, in this order; all of them if `None`.
     pub blocks: Option<Vec<[u32; 3]>>,
+    /// The launch may begin before those before it have ended: until a thread has waited for them
+    /// by `griddepcontrol.wait`, it may read the allocations that begin here, touch no other
+    /// global memory, and not end. `None` where it begins when they have ended.
+    pub early: Option<Vec<u64>>,
     /// The most instructions a cluster's warps may execute, against endless loops.
     pub max_steps: u64,
 }
@@ -63,6 +67,7 @@ impl Default for Launch {
             params: Vec::new(),
             seed: 0,
             blocks: None,
+            early: None,
             max_steps: 1 << 28,
         }
     }

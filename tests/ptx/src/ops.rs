@@ -121,10 +121,10 @@ ops! {
         "prefetch" 0 (1, 1) "global local L1 L2 L2::evict_last L2::evict_normal tensormap param const", Sm80;
         "prefetchu" 0 (1, 1) "L1", Sm80;
         "griddepcontrol.launch_dependents" 0 (0, 0) "", Sm90;
-        "griddepcontrol.wait" 0 (0, 0) "", Sm90;
         "cp.async.bulk.prefetch" 0 (2, 3) "L2 global L2::cache_hint", Sm90;
         "cp.async.bulk.prefetch.tensor" 0 (1, 2) "1d 2d 3d 4d 5d L2 global tile L2::cache_hint", Sm90;
         "nanosleep" 1 (1, 1) "", Sm80;
+    GridWait: "griddepcontrol.wait" 0 (0, 0) "", Sm90;
     CreatePolicy: "createpolicy" 1 (2, 3) "fractional L2::evict_first L2::evict_last \
         L2::evict_normal L2::evict_unchanged", Sm80;
     Fence:

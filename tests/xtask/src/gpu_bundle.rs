@@ -3,7 +3,7 @@
 //!
 //! It holds the runner, the cases and models that the suites of GPU kernels and models write, their
 //! expected results, the runtime without its compiler, shapes of real models without their weights,
-//! and `run.sh`, which checks and times all of it beside PyTorch.
+//! all in one archive, and `run.sh`, which unpacks it, checks and times all of it beside PyTorch.
 
 use crate::process::{
     Failure, Result, cargo, file_failure, run as run_command, run_lines, succeeds,
@@ -28,8 +28,12 @@ const SHAPES: [(&str, &[&str]); 2] = [
     ("llama-1b", &["--max-seq-len", "8192", "--max-batch-tokens", "4096"]),
     ("llama-8b", &["--max-seq-len", "8192", "--max-batch-tokens", "4096"]),
 ];
-/// Scripts beside the runner.
-const SCRIPTS: [&str; 4] = ["run.sh", "peer.py", "models_peer.py", "train_peer.py"];
+/// What runs all, beside the archive.
+const SCRIPT: &str = "run.sh";
+/// The archive of all else.
+const ARCHIVE: &str = "parts.tar.gz";
+/// Scripts of the peers.
+const PEERS: [&str; 3] = ["peer.py", "models_peer.py", "train_peer.py"];
 /// The training run that is timed, a folder beside the scripts, and what is in it.
 const TRAINING: &str = "gpt2-124m";
 const TRAINING_FILES: [&str; 2] = ["config.json", "run.toml"];
@@ -41,7 +45,7 @@ const TOKENS: [usize; 2] = [64, 1024];
 /// # Errors
 /// What cannot be built or written; cases that fail in the emulator; a runner that needs a newer C
 /// library than old machines have; a folder that is too large.
-pub(crate) fn run(folder: &Path) -> Result<()> {
+pub(crate) fn run(bundle: &Path) -> Result<()> {
     let llvm = setup::run()?;
     let assembler = match ptxas::fetch()? {
         Fetched::Here(folder) => folder.join("ptxas"),
@@ -50,14 +54,12 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
             return Err(Failure::Explained(text));
         }
     };
-    fs::create_dir_all(folder).map_err(file_failure(folder))?;
-    let folder = fs::canonicalize(folder).map_err(file_failure(folder))?;
-    for part in ["cases", "data", "kernels", "models", "shapes"] {
-        let part = folder.join(part);
-        if part.exists() {
-            fs::remove_dir_all(&part).map_err(file_failure(&part))?;
-        }
+    let parts = bundle.join("parts");
+    if parts.exists() {
+        fs::remove_dir_all(&parts).map_err(file_failure(&parts))?;
     }
+    fs::create_dir_all(&parts).map_err(file_failure(&parts))?;
+    let folder = fs::canonicalize(&parts).map_err(file_failure(&parts))?;
 
     let mut needed = (0, 0);
     for (program, package) in
@@ -103,17 +105,24 @@ pub(crate) fn run(folder: &Path) -> Result<()> {
     compile.current_dir(&folder).env("BROLLY_PTXAS", &assembler);
     compile.args(["compile", "gpt2-124m/run.toml", "--target", "cuda:sm_90a"]);
     run_command(compile.args(["--output", "gpt2-124m/run.brolly"]))?;
-    for script in SCRIPTS {
-        let (from, to) = (root().join("tests/gpu").join(script), folder.join(script));
-        fs::copy(&from, &to).map_err(file_failure(&to))?;
+    let scripts = root().join("tests/gpu");
+    for peer in PEERS {
+        let to = folder.join(peer);
+        fs::copy(scripts.join(peer), &to).map_err(file_failure(&to))?;
     }
+    let cases = fs::read_dir(folder.join("cases")).map_err(file_failure(&folder))?.count();
+    let unpacked = size(&folder)?;
 
-    let bytes = size(&folder)?;
+    let (archive, script) = (bundle.join(ARCHIVE), bundle.join(SCRIPT));
+    run_command(command("tar").arg("-czf").arg(&archive).arg("-C").arg(&folder).arg("."))?;
+    fs::copy(scripts.join(SCRIPT), &script).map_err(file_failure(&script))?;
+    fs::remove_dir_all(&folder).map_err(file_failure(&folder))?;
+    let bytes = size(bundle)?;
     println!(
-        "{}: {}, {} cases, glibc {}.{}",
-        folder.display(),
+        "{}: {}, {} unpacked, {cases} cases, glibc {}.{}",
+        bundle.display(),
         megabytes(bytes as f64),
-        fs::read_dir(folder.join("cases")).map_err(file_failure(&folder))?.count(),
+        megabytes(unpacked as f64),
         needed.0,
         needed.1
     );

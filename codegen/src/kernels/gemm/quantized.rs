@@ -31,11 +31,13 @@ const GROUP: i64 = QUANT_GROUP as i64;
 /// Parts of k that are summed by themselves.
 const PARTS: i64 = 4;
 
-/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
+/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first;
+/// those for few may begin early, on `sm_90a`.
 #[must_use]
-pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
+pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32, begins_early: bool) -> Vec<Draft> {
     let decode = [8, 16].into_iter().filter(|_| Decode::can_load(spec));
-    let mut drafts: Vec<Draft> = decode.map(|rows| decode::emit(symbol, spec, rows)).collect();
+    let decode = decode.map(|rows| decode::emit(symbol, spec, rows, begins_early));
+    let mut drafts: Vec<Draft> = decode.collect();
     let few = spec.columns() / Tile::MEDIUM.n < i64::from(multiprocessors);
     let medium = if few && !spec.gated { Tile::NARROW } else { Tile::MEDIUM };
     drafts.extend([medium, Tile::LARGE].map(|tile| tiles::emit(symbol, spec, tile)));

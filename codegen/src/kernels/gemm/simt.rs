@@ -49,6 +49,7 @@ pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>) -> Dra
         shared_bytes: tile.shared_bytes(),
         maps: Vec::new(),
         max_rows,
+        early: Vec::new(),
     }
 }
 

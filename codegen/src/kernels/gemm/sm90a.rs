@@ -16,19 +16,21 @@
 //! [`super::sm80`].
 
 mod fill;
-mod operands;
-mod ring;
+pub(crate) mod operands;
+pub mod outer;
 mod tiles;
 
 use super::{
     Draft, Gemm,
     epilogue::{Epilogue, Strip},
+    ring::{Ring, Turn},
     sm80,
+    walk::each_tile,
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
 use fill::Fill;
 use operands::Operands;
-use ring::{Ring, Turn};
+pub(super) use operands::bulk;
 
 /// A block's share of the product: 128 rows, 64 for each warpgroup that multiplies.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -41,8 +43,6 @@ pub struct Tile {
 
 /// Steps over k of a stage: 128 bytes of a row.
 const K: i64 = 64;
-/// Rows of tiles that are walked together, so that weights stay in the second-level cache.
-const GROUP: i64 = 16;
 /// Threads of a warpgroup.
 const WARPGROUP: i64 = 128;
 
@@ -64,7 +64,8 @@ pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
         return sm80::variants(symbol, spec, multiprocessors);
     }
     let blocks = i64::from(multiprocessors);
-    let few = tiles::few(spec, blocks).map(|tile| sm80::emit(symbol, spec, tile, spec.order()));
+    let order = spec.order();
+    let few = tiles::few(spec, blocks).map(|tile| sm80::emit_early(symbol, spec, tile, order));
     let many = tiles::many(spec, blocks);
     let many = many.into_iter().map(|(tile, most)| emit(symbol, spec, tile, most, blocks));
     few.into_iter().chain(many).collect()
@@ -80,7 +81,8 @@ pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>, blocks
     Gen::new(&e, spec, tile, &operands).emit();
     let stages = operands.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
-    Draft { e, tile: [tile.m(), tile.n], blocks: Some(blocks), shared_bytes, maps, max_rows }
+    let (tile, early) = ([tile.m(), tile.n], Vec::new());
+    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps, max_rows, early }
 }
 
 /// Emission state.
@@ -112,7 +114,7 @@ impl<'a> Gen<'a> {
         let e = self.e;
         let fills = if self.operands.engine() { 0 } else { WARPGROUP / 32 };
         e.if_then(e.cmp(Cmp::Eq, self.thread, e.i32(0)), || {
-            self.ring.init(e, 1 + fills, 4 * CONSUMERS);
+            self.ring.init(e, 1 + fills, e.i32(4 * CONSUMERS));
         });
         e.barrier(Barrier::Block);
         // Warpgroups begin at multiples of four warps, so those that multiply come first.
@@ -139,25 +141,8 @@ impl<'a> Gen<'a> {
 
     /// Walks this block's tiles: `body(first row, first column, turn)` gives the next turn.
     fn tiles(&self, body: impl FnOnce(Val, Val, Turn) -> Turn) {
-        let (e, tile) = (self.e, self.tile);
-        let across = (self.spec.columns() + tile.n - 1) / tile.n;
-        let down = e.div_ceil_const(self.rows, tile.m());
-        let count = e.mul_const(down, across);
-        let (block, blocks) = (e.block('x'), e.special("nctaid.x"));
-        let left = e.sub(count, block);
-        let mine = e.div_unsigned(e.add(left, e.add_const(blocks, -1)), blocks);
-        let start = Turn::start(e).values();
-        let _ = e.for_loop(e.i32(0), mine, 1, &start, |i, turn| {
-            let index = e.add(block, e.mul(i, blocks));
-            let group = e.div_unsigned(index, e.i32(GROUP * across));
-            let within = e.sub(index, e.mul_const(group, GROUP * across));
-            let first = e.mul_const(group, GROUP);
-            let height = e.min(e.i32(GROUP), e.sub(down, first));
-            let m = e.add(first, e.rem_unsigned(within, height));
-            let n = e.div_unsigned(within, height);
-            let turn = Turn::of(turn);
-            body(e.mul_const(m, tile.m()), e.mul_const(n, tile.n), turn).values().to_vec()
-        });
+        let tile = [self.tile.m(), self.tile.n];
+        each_tile(self.e, self.rows, self.spec.columns(), tile, body);
     }
 
     fn produce(&self) {

@@ -19,7 +19,8 @@
 //! than sixteen rows are divided among the warps; of up to sixteen all warps have all rows, and
 //! divide the keys of a chunk for the scores and the elements of values for the sums. A block walks
 //! strand after strand and folds each as it ends. On `sm_90a` launches of few tokens give each
-//! strand to a block of a cluster, and fold through the cluster's shared memory.
+//! strand to a block of a cluster, and fold through the cluster's shared memory; those of many
+//! tokens take `wgmma`, in tiles of 128 rows, in the same order of sums.
 
 mod chunk;
 pub(super) mod fma;

@@ -1,7 +1,8 @@
 //! `linear`, `gated_linear` and `quantized_linear` on GPUs, by [`crate::kernels::gemm`].
 //!
 //! Activations may be f32, bf16 or f16; f32 is rounded to the weight's type on the way into the
-//! product, to bf16 where the weight is of integers. The packed weight is read as it is.
+//! product, to bf16 where the weight is of integers. The packed weight is read as it is. Where it
+//! is e4m3, activations are so too.
 
 use ir::{DType, KernelSpec, Layout};
 
@@ -21,13 +22,22 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     let (Some(x), Some(w), Some(y)) = (operand(0), operand(1), spec.results.first()) else {
         return Err("takes x and a packed weight".into());
     };
-    let k = x.ty.shape.last().and_then(|k| k.as_const());
-    let k = k.filter(|k| *k > 0).ok_or("the inner dimension must be constant")?;
+    let width = x.ty.shape.last().and_then(|k| k.as_const());
+    let width = width.filter(|k| *k > 0).ok_or("the inner dimension must be constant")?;
+    let is_fp8 = w.ty.shape.last().is_some_and(|bytes| bytes.is(ir::E4M3_PANEL_BYTES as i64));
+    let blocks = w.ty.shape.get(1).and_then(|blocks| blocks.as_const());
+    let k = match (is_fp8, blocks) {
+        (false, _) => width,
+        (true, Some(blocks)) => blocks * ir::E4M3_BLOCK as i64,
+        (true, None) => return Err("the inner dimension must be constant".into()),
+    };
     let n = spec.attrs.int("n");
     if !w.is_contiguous() {
         return Err("the packed weight must be contiguous".into());
     }
-    let (w_elem, bits) = if spec.op == "quantized_linear" {
+    let (w_elem, bits) = if is_fp8 && spec.op == "quantized_linear" {
+        (Elem::I8, None)
+    } else if spec.op == "quantized_linear" {
         let bits = w.ty.shape.last().and_then(ir::quant_lane_bits);
         let bits = bits.ok_or_else(|| format!("{w}: GPUs take quantised weights in lanes"))?;
         let half = if x.ty.dtype == DType::F16 { Elem::F16 } else { Elem::Bf16 };
@@ -35,7 +45,7 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     } else {
         (memory_elem(w.ty.dtype), None)
     };
-    let (count, a) = matrix(0, x, k)?;
+    let (count, a) = matrix(0, x, width)?;
     let y_arg = u32::try_from(spec.operands.len()).map_err(|_| "too many operands")?;
     let bias = match operand(2) {
         Some(bias) if !bias.is_contiguous() => return Err(format!("bias is {bias}")),
@@ -50,7 +60,8 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         w_elem,
         bits,
         form: Form::Panels,
-        gated: spec.op == "gated_linear" || (bits.is_some() && spec.attrs.bool("gated")),
+        gated: spec.op == "gated_linear"
+            || (spec.op == "quantized_linear" && spec.attrs.bool("gated")),
         activation: activation(spec.attrs.str("act"))?,
         bias,
         residual: operand(3).map(|r| matrix(3, r, n)).transpose()?.map(|(_, r)| r),

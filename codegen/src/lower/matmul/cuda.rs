@@ -4,11 +4,17 @@
 use ir::{KernelSpec, Layout};
 
 use crate::{
+    cuda::{CudaKernel, CudaParam},
+    emit::Param,
     kernels::{
-        gemm::{Form, Gemm, Matrix},
+        gemm::{
+            Form, Gemm, Matrix,
+            sm90a::{self, outer::Outer},
+        },
         matmul::Activation,
     },
     lower::{
+        cx::{UNNAMED, named},
         space::flatten,
         view::{memory_elem, strides},
     },
@@ -54,6 +60,56 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         residual: None,
         y: matrix(2, &spec.results[0])?.1,
     })
+}
+
+/// The product as a sum of outer products: a left matrix whose columns are dense, as a transposed
+/// one's are, and a right one of dense rows.
+///
+/// # Errors
+/// What those kernels do not support.
+pub(super) fn outer(spec: &KernelSpec) -> Result<Outer, String> {
+    let [Some(a), Some(b)] = spec.operands.as_slice() else {
+        return Err("takes two matrices".into());
+    };
+    let mut turned = a.clone();
+    if a.ty.rank() != 2 || b.ty.rank() != 2 {
+        return Err("takes no batches".into());
+    }
+    turned.ty.shape.swap(0, 1);
+    turned.strides.swap(0, 1);
+    let (k, left) = matrix(0, &turned)?;
+    let size = |dim: &ir::Dim| dim.as_const().ok_or_else(|| format!("a size of {dim}"));
+    let (m, n) = (size(&a.ty.shape[0])?, size(&b.ty.shape[1])?);
+    let (right, y) = (matrix(1, b)?.1, matrix(2, &spec.results[0])?.1);
+    let outer = Outer { k, m, n, a: left, b: right, y };
+    outer.check().map(|()| outer)
+}
+
+/// The kernel of such a product.
+pub(super) fn outer_kernel(spec: &KernelSpec, outer: &Outer, multiprocessors: u32) -> CudaKernel {
+    let draft = sm90a::outer::emit(UNNAMED, outer, multiprocessors);
+    let param = |param: Param| match param {
+        Param::Pointer(arg) => CudaParam::Pointer { arg, align: 16 },
+        Param::Map(index) => CudaParam::Map(draft.maps[index as usize].clone()),
+        Param::Size(_) => CudaParam::Size(outer.k.clone()),
+    };
+    let params = draft.e.params().into_iter().map(param).collect();
+    let block = draft.e.threads();
+    let named = named(spec.op, &draft.e.finish(), UNNAMED, Vec::new(), ir::Dim::from(1), 0);
+    let [m, n] = draft.tile;
+    let tiles = (outer.m + m - 1) / m * ((outer.n + n - 1) / n);
+    let blocks = draft.blocks.map_or(tiles, |blocks| blocks.min(tiles));
+    CudaKernel {
+        symbol: named.symbol,
+        mlir: named.mlir,
+        params,
+        grid: [blocks.into(), 1.into(), 1.into()],
+        block,
+        cluster: 1,
+        shared_bytes: draft.shared_bytes,
+        limit: None,
+        early: draft.early,
+    }
 }
 
 /// An operand as one matrix of dense rows, and the number of those.

@@ -4,7 +4,10 @@
 //! and each goes to the place that is the number of those before it. Of a row of at most 2048 they
 //! are all brought there. Of a longer one they are those between two others, which are found digit
 //! by digit, the highest first, from counts of digits (radix select: Alabi, Blanchard, Gordon &
-//! Steinbach 2012, "Fast k-selection algorithms for graphics processing units").
+//! Steinbach 2012, "Fast k-selection algorithms for graphics processing units"); a few are found
+//! by [`few`], which is faster.
+
+mod few;
 
 use ir::{Dim, KernelSpec};
 
@@ -57,6 +60,24 @@ pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, LowerError> {
     let row = Row { cx: &cx, keys: &keys, x: x.at(&cx, at[0]), step: &steps[0] };
     let room = if is_whole { plan.longest } else { PLACES };
     let block = Block { cx: &cx, keys: &keys, room, n: cx.size(&n) };
+    let from = row.x.clone().bits();
+    let indices = indices.at(&cx, at[1]);
+    let values = values.as_ref().map(|v| v.at(&cx, at[2]));
+    let write = |place: Val, index: Val| {
+        indices.store(&cx, index, cx.scale(place, &steps[1]));
+        if let Some(values) = &values {
+            let value = from.load(&cx, cx.scale(index, &steps[0]));
+            values.store(&cx, value, cx.scale(place, &steps[2]));
+        }
+    };
+    let shared = u32::try_from(block.bytes()).expect("room is small");
+    if !is_whole && 2 * plan.most <= PLACES && block.has_words() {
+        let count = cx.size(&plan.count);
+        let index = block.few(&row, count);
+        let place = block.thread();
+        e.if_then(e.cmp(Cmp::Lt, place, count), || write(place, e.cast(index, Elem::I64)));
+        return Ok(cx.finish_cuda([outer.points(), 1.into(), 1.into()], shared, &[], |_| false));
+    }
     let (first, count) = if is_whole {
         block.take(&row);
         (e.i64(0), cx.size(&plan.count))
@@ -68,24 +89,11 @@ pub(super) fn kernel(spec: &KernelSpec) -> Result<CudaKernel, LowerError> {
         (first, count)
     };
     e.barrier(Barrier::Block);
-    let (from, indices) = (row.x.clone().bits(), indices.at(&cx, at[1]));
-    let values = values.as_ref().map(|v| v.at(&cx, at[2]));
     let held = if is_whole { block.n } else { count };
     block.rank(held, |place, index| {
-        e.if_then(e.cmp(Cmp::Lt, place, count), || {
-            let place = e.add(first, place);
-            indices.store(&cx, index, cx.scale(place, &steps[1]));
-            if let Some(values) = &values {
-                values.store(
-                    &cx,
-                    from.load(&cx, cx.scale(index, &steps[0])),
-                    cx.scale(place, &steps[2]),
-                );
-            }
-        });
+        e.if_then(e.cmp(Cmp::Lt, place, count), || write(e.add(first, place), index));
     });
     let parts = if is_whole { Dim::from(1) } else { plan.count.ceil_div(PLACES) };
-    let shared = u32::try_from(block.bytes()).expect("room is small");
     Ok(cx.finish_cuda([outer.points(), parts, 1.into()], shared, &[], |_| false))
 }
 

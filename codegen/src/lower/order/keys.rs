@@ -11,7 +11,7 @@ pub(super) struct Keys {
     pub(super) elem: Elem,
     /// Bits that tell keys apart.
     pub(super) digits: Range<u32>,
-    descending: bool,
+    pub(super) descending: bool,
 }
 
 impl Keys {
@@ -34,6 +34,13 @@ impl Keys {
     pub(super) fn key(&self, e: &Emitter, x: Val) -> Val {
         let key = if x.elem().is_float() { float_key(e, x) } else { e.cast(x, self.elem) };
         if self.descending { e.xor(key, e.int(key.ty(), -1)) } else { key }
+    }
+
+    /// The f32 whose key this is; of NaN the one that keys know.
+    pub(super) fn value(&self, e: &Emitter, key: Val) -> Val {
+        let key = if self.descending { e.xor(key, e.int(key.ty(), -1)) } else { key };
+        let flip = e.and(e.shr_signed(key, 31), e.int(key.ty(), i32::MAX.into()));
+        e.bitcast(e.xor(key, flip), key.ty().with_elem(Elem::F32))
     }
 
     /// The eight bits of a key from `shift` on, in unsigned order, as an index.

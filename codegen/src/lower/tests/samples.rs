@@ -13,6 +13,16 @@ fn every_operator_agrees_with_the_interpreter_on_its_samples() {
             cases.push(Case { op: op.name(), attrs: sample.attrs, args: sample.args });
         }
     }
+    // What CPUs refuse.
+    let is_e4m3 = |case: &Case| match &case.args[..] {
+        [_, Some(w), ..] if case.op == "quantized_linear" => {
+            w.shape().last() == Some(&ir::E4M3_PANEL_BYTES)
+        }
+        _ => case.op == "quantize_rows" && case.spec().attrs.str("format") == "e4m3",
+    };
+    let refused = |case: &Case| lowering(case.op).unwrap().supports(&case.expected().0).is_err();
+    assert!(cases.iter().filter(|case| is_e4m3(case)).all(refused));
+    cases.retain(|case| !is_e4m3(case));
     let (specs, wanted): (Vec<_>, Vec<_>) = cases.iter().map(Case::expected).unzip();
     let runner = Runner::new(specs);
     for (i, (case, want)) in cases.iter().zip(&wanted).enumerate() {

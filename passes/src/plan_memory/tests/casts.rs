@@ -108,3 +108,36 @@ fn what_does_not_convert_gets_casts() {
     assert_eq!(found.len(), 6);
     assert_eq!(found[..3], ["rms_norm f32 f32", "cast f32 bf16", "cast bf16 f32"]);
 }
+
+#[test]
+fn results_are_narrow_each_by_itself_and_rows_of_odd_matrices_begin_even() {
+    let text = r#"
+module "m"
+symbol T in 1..64
+fn main(%x: f32[T, 5], %w: bf16[13, 5], %t: i32[T], %d: f32[T]) {
+  %0, %1 = linear_cross_entropy_dlogits(%x, %w, %t, %d) : f32[T], f32[T, 13]
+  %2 = cast(%1) {to = bf16} : bf16[T, 13]
+  %3 = transpose(%2) {perm = [1, 0]} : bf16[13, T]
+  %4 = cast(%3) {to = f32} : f32[13, T]
+  %5 = matmul(%4, %x) : f32[13, 5]
+  return loss = %0, dw = %5
+}
+"#;
+    let plan = |refuses: &'static [&'static str]| {
+        let mut module = parse_module(text).unwrap();
+        module.entries = vec!["main".into()];
+        plan_memory(&module, "main", &[], &Converting(refuses)).unwrap()
+    };
+    let narrow = plan(&[]);
+    let types: Vec<DType> = narrow.specs[0].results.iter().map(|l| l.ty.dtype).collect();
+    assert_eq!(types, [DType::F32, DType::Bf16]);
+    // What does not convert is cast by a launch, which may choose where rows begin.
+    let wide = plan(&["linear_cross_entropy_dlogits"]);
+    assert_eq!(wide.specs[1].op, "cast");
+    let strides = |layout: &ir::Layout| layout.strides.iter().map(ToString::to_string).collect();
+    let of_cast: Vec<String> = strides(&wide.specs[1].results[0]);
+    assert_eq!(of_cast, ["16", "1"]);
+    // The product has a wide factor, so the other is widened first: of even rows.
+    let read: Vec<String> = strides(wide.specs[2].operands[0].as_ref().unwrap());
+    assert_eq!(read, ["1", "16"]);
+}

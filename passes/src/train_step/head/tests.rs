@@ -99,6 +99,6 @@ fn a_cotangent_that_follows_from_the_loss_comes_too_late() {
     let m = module(true);
     let source = &m.functions["loss.grad"];
     assert!(Pair::of(source).is_none());
-    let same = fuse_head(&m, source).unwrap();
+    let same = fuse_head(&m, source, Chunk::of(None)).unwrap();
     assert_eq!(count(&same, "linear_cross_entropy_grad"), 1);
 }

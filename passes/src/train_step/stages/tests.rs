@@ -1,7 +1,7 @@
 //! Stages one after the other against a step that is not cut, by the interpreter.
 
 use indexmap::IndexMap;
-use ir::{DType, Dim, Env, Interpreter, Precision, Tensor, TensorType};
+use ir::{DType, Dim, Env, Interpreter, Precision, Target, Tensor, TensorType};
 
 use super::{super::COTANGENT, *};
 use crate::{
@@ -127,13 +127,17 @@ fn check(cutting: &Cutting) {
     let alone = Sharding::none();
 
     let mut whole = source.clone();
-    let states = train_step(&mut whole, "forward", &parameters, &alone, recompute).unwrap();
+    let states =
+        train_step(&mut whole, "forward", &parameters, &alone, recompute, &Target::x86_64_v3())
+            .unwrap();
     let mut want = memory(&source);
     run(&whole, "accumulate", &states["accumulate"], &mut want);
 
     let mut cut = source.clone();
     let how = (stages, recompute);
-    let states = train_step_in_stages(&mut cut, "forward", &parameters, &alone, how).unwrap();
+    let states =
+        train_step_in_stages(&mut cut, "forward", &parameters, &alone, how, &Target::x86_64_v3())
+            .unwrap();
     ir::verify(&cut).unwrap();
     for entry in &cut.entries {
         plan_memory(&cut, entry, &states[entry], &Roofline).unwrap_or_else(|e| panic!("{e:?}"));
@@ -225,7 +229,9 @@ fn nothing_goes_back_to_what_is_frozen() {
     let mut m = source.clone();
     let how = (3, Recompute::None);
     let alone = Sharding::none();
-    let error = train_step_in_stages(&mut m, "forward", &parameters, &alone, how).unwrap_err();
+    let error =
+        train_step_in_stages(&mut m, "forward", &parameters, &alone, how, &Target::x86_64_v3())
+            .unwrap_err();
     let told = "function `forward`: has nothing to train in stage 0 of 3";
     assert!(error.len() == 1 && error[0].to_string().starts_with(told), "{error:?}");
 
@@ -266,7 +272,9 @@ fn stages_share_layers_as_evenly_as_can_be() {
     let mut m = source.clone();
     let alone = Sharding::none();
     let how = (4, Recompute::None);
-    let error = train_step_in_stages(&mut m, "forward", &parameters, &alone, how).unwrap_err();
+    let error =
+        train_step_in_stages(&mut m, "forward", &parameters, &alone, how, &Target::x86_64_v3())
+            .unwrap_err();
     let told = "function `forward`: has 3 layers, which 4 stages cannot share";
     assert!(error[0].to_string().starts_with(told), "{error:?}");
 }

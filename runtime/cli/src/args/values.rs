@@ -27,6 +27,23 @@ impl FromStr for Tokens {
     }
 }
 
+/// The number of a GPU: `cuda:1`.
+pub(crate) fn gpu(text: &str) -> Result<u32, String> {
+    let number = text.strip_prefix("cuda:").and_then(|number| number.parse().ok());
+    number.ok_or_else(|| "write the number of a GPU like cuda:1".into())
+}
+
+/// Which way collectives of ranks on GPUs go.
+pub(crate) fn route(text: &str) -> Result<exec::Route, String> {
+    match text {
+        "auto" => Ok(exec::Route::Auto),
+        "host" => Ok(exec::Route::Host),
+        "nccl" => Ok(exec::Route::Nccl),
+        "nccl-sums" => Ok(exec::Route::NcclSums),
+        _ => Err("write auto, host, nccl or nccl-sums".into()),
+    }
+}
+
 /// A number of bytes: `4096`, `512MiB`, `2GiB`, `1.5GB`.
 pub(crate) fn size(text: &str) -> Result<u64, String> {
     let at = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
@@ -120,6 +137,8 @@ pub(crate) enum Quantize {
     Q8,
     /// 4-bit integers: a quarter of it
     Q4,
+    /// 8-bit floats (e4m3), activations too: for `--target cuda:sm_90a`
+    Fp8,
 }
 
 /// What the weights of products are made of.

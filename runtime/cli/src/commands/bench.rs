@@ -74,6 +74,7 @@ pub(crate) fn bench(args: &Bench, cx: &Context) -> Result<()> {
     let start = Instant::now();
     let options = SessionOptions {
         device: None,
+        gpu: cx.gpu(),
         threads: Some(cx.threads()),
         max_seq_len: sizes.session_len,
         sequences: NonZeroUsize::new(sizes.batch),

@@ -37,6 +37,7 @@ pub(crate) fn exec(args: &Exec, cx: &Context) -> Result<()> {
     })?;
 
     let options = SessionOptions {
+        gpu: cx.gpu(),
         threads: Some(cx.threads()),
         trace: cx.trace().cloned(),
         ..SessionOptions::default()

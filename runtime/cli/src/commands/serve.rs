@@ -19,6 +19,7 @@ use crate::{
 pub(crate) fn serve(args: &Serve, cx: &Context) -> Result<()> {
     let server = server_options(args)?;
     let engine_options = EngineOptions {
+        gpu: cx.gpu(),
         threads: Some(cx.threads()),
         kv_cache_bytes: args.kv_cache,
         max_num_seqs: args.max_num_seqs,

@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use exec::{Device, Model, memory_limit_bytes};
+use exec::{Device, GPU_OVERHEAD_BYTES, Model, memory_limit_bytes};
 use ir::artifact::Manifest;
 use text::TextBundle;
 use train::{
@@ -65,13 +65,35 @@ fn train_as(
     cx: &Context,
 ) -> End {
     // The first compiles, and makes tokens of the data, into caches that the others find.
-    let memory = memory_limit_bytes().map(|bytes| share.of_bytes(bytes));
+    let threads = Some(share.of(cx.threads()));
+    let gpu = match artifact::is_for_gpus(args) {
+        true => Some(Device::open_gpu(share.gpu(cx.gpu())?, threads).map_err(Failure::input)?),
+        false => None,
+    };
+    let memory = match &gpu {
+        Some(gpu) => gpu_memory(rank, gpu)?,
+        None => memory_limit_bytes().map(|bytes| share.of_bytes(bytes)),
+    };
     let open = || artifact::open(config, args, memory, cx);
     let artifact = rank.first(open)?.unwrap_or_else(open)?;
     let bundle = bundle(config)?;
     let target = &artifact.manifest().target;
-    let device = Device::open(target, Some(share.of(cx.threads()))).map_err(Failure::input)?;
+    let device = match (gpu, &target.cuda) {
+        (Some(gpu), _) => gpu,
+        (None, Some(_)) => {
+            Device::open_gpu(share.gpu(cx.gpu())?, threads).map_err(Failure::input)?
+        }
+        (None, None) => Device::open(target, cx.gpu(), threads).map_err(Failure::input)?,
+    };
+    let cap = config.memory.device.map(|size| size.0);
+    let cap = cap.or_else(|| device.facts().and(device.memory_limit_bytes()));
     let model = Model::load(artifact, device).map_err(Failure::input)?;
+    let mut rank = rank.clone();
+    let by_host = rank.link(model.device(), args.collectives).map_err(Failure::input)?;
+    if let (Some(reason), true) = (by_host, rank.is_first()) {
+        output::tell(&format!("collectives go by way of the host: {reason}\n"));
+    }
+    let rank = &rank;
     let mut step = TrainStep::load(&model, rank).map_err(failure)?;
     step.reserve(config.train.grad_accum).map_err(failure)?;
     if rank.is_first() {
@@ -116,7 +138,7 @@ fn train_as(
         let threads = model.device().pool().threads();
         let plan = plan_of(config, &bundle, manifest, threads, rank.index())?;
         tell_dropout(config)?;
-        tell_plan(config, &step, &dataset, done, &plan)?;
+        tell_plan(config, &step, &dataset, done, (&plan, cap))?;
     }
     if args.dry_run {
         return Ok(None);
@@ -144,6 +166,17 @@ fn train_as(
         fingerprint,
     };
     run.all(signals)
+}
+
+/// What a step may take of the GPU of a rank, where nothing is said of it: what is free on each
+/// rank's, but for what loaded code takes. In whole GiB, so that as much is free in the next run.
+fn gpu_memory(rank: &Rank, gpu: &Device) -> Result<Option<u64>> {
+    const STEP: u64 = 1 << 30;
+    let free = gpu.memory_limit_bytes().unwrap_or(0).saturating_sub(GPU_OVERHEAD_BYTES);
+    let least = rank.all([free as f64])?.into_iter().fold(f64::INFINITY, |a, [b]| a.min(b));
+    #[allow(clippy::cast_possible_truncation, clippy::cast_sign_loss, reason = "bytes of memory")]
+    let least = least as u64;
+    Ok(Some(if least > STEP { least / STEP * STEP } else { least }))
 }
 
 /// Reads a configuration, which must ask for nothing that is not there.
@@ -492,7 +525,7 @@ fn tell_plan(
     step: &TrainStep,
     dataset: &Dataset,
     done: u64,
-    plan: &Plan,
+    (plan, cap): (&Plan, Option<u64>),
 ) -> Result<()> {
     let elements: usize = step.parameters().iter().map(|p| p.shape.iter().product::<usize>()).sum();
     let (rows, documents) = (dataset.rows(), dataset.documents());
@@ -511,5 +544,5 @@ fn tell_plan(
             table::bytes(sent::bytes(step, config.train.grad_accum as u64)),
         ));
     }
-    plan.check(config.memory.device.map(|size| size.0))
+    plan.check(cap)
 }

@@ -32,6 +32,7 @@ pub(super) fn decoder(layers: usize) -> (Manifest, Report) {
         source_digest: Default::default(),
         code: Default::default(),
         modules: Vec::new(),
+        folds: Vec::new(),
         random: None,
         text: Default::default(),
         report: Default::default(),

@@ -20,7 +20,10 @@ const TOP: f64 = 18.0;
 /// Kinds of values by the operator that computes them: name, operators.
 const KINDS: [(&str, &[&str]); 4] = [
     ("product", &["linear", "gated_linear", "matmul"]),
-    ("attention", &["attention", "paged_attention", "quantize_heads", "kv_write", "rope"]),
+    (
+        "attention",
+        &["attention", "paged_attention", "quantize_heads", "kv_write", "rope", "rope_kv_write"],
+    ),
     ("norm", &["rms_norm", "layer_norm", "l2_normalize", "softmax", "logsumexp"]),
     ("movement", &["gather", "copy", "concat", "transpose", "reshape", "slice", "broadcast_to"]),
 ];

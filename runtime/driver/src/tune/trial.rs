@@ -82,6 +82,7 @@ impl Trial {
             source_digest: Digest::default(),
             code: &code.image,
             modules: code.modules.clone(),
+            folds: Vec::new(),
             random: None,
             text: serde_json::Value::Null,
             report: serde_json::Value::Null,

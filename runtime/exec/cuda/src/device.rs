@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use crate::{
     CudaError, Memory, Staging,
     driver::{self, Driver},
+    nccl::{self, Nccl, UniqueId},
 };
 
 /// What a device is.
@@ -34,6 +35,8 @@ pub struct Facts {
 #[derive(Clone, Debug)]
 pub struct Device {
     driver: Arc<dyn Driver>,
+    /// What stands for NCCL, if it is not NCCL.
+    nccl: Option<Arc<dyn Nccl>>,
 }
 
 impl Device {
@@ -43,13 +46,44 @@ impl Device {
     /// [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`], or what the
     /// driver says.
     pub fn open(index: u32) -> Result<Device, CudaError> {
-        Ok(Device { driver: driver::open(index)? })
+        Ok(Device { driver: driver::open(index)?, nccl: None })
+    }
+
+    /// How many devices the driver sees: those that `CUDA_VISIBLE_DEVICES` names, or all.
+    ///
+    /// # Errors
+    /// [`CudaError::NoDriver`], [`CudaError::OldDriver`], or what the driver says.
+    pub fn count() -> Result<u32, CudaError> {
+        Ok(driver::begin()?.1)
     }
 
     /// A device behind another driver, such as one that emulates it.
     #[must_use]
     pub fn with(driver: Arc<dyn Driver>) -> Device {
-        Device { driver }
+        Device { driver, nccl: None }
+    }
+
+    /// The same device, whose ranks meet by something else than NCCL.
+    #[must_use]
+    pub fn meeting_by(self, nccl: Arc<dyn Nccl>) -> Device {
+        Device { nccl: Some(nccl), ..self }
+    }
+
+    /// A new id for ranks to meet by.
+    ///
+    /// # Errors
+    /// [`CudaError::NoNccl`], [`CudaError::OldNccl`], [`CudaError::Nccl`].
+    pub fn unique_id(&self) -> Result<UniqueId, CudaError> {
+        self.driver.enter()?;
+        Ok(self.nccl()?.unique_id()?)
+    }
+
+    /// NCCL, which is opened now if it was not before.
+    ///
+    /// # Errors
+    /// [`CudaError::NoNccl`], [`CudaError::OldNccl`].
+    pub fn nccl(&self) -> Result<Arc<dyn Nccl>, CudaError> {
+        self.nccl.clone().map_or_else(nccl::open, Ok)
     }
 
     /// What it is.

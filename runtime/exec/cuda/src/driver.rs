@@ -8,7 +8,7 @@ use std::fmt::Debug;
 use crate::{DriverError, Facts, TensorMap};
 
 pub use crate::launch::Value;
-pub(crate) use libcuda::open;
+pub(crate) use libcuda::{begin, open};
 
 /// Bytes of a tensor map.
 pub const MAP_BYTES: usize = 128;
@@ -63,6 +63,10 @@ pub struct Shape {
 #[allow(missing_docs, reason = "the calls are those of CUDA's driver")]
 pub trait Driver: Debug + Send + Sync {
     fn facts(&self) -> &Facts;
+    /// Makes the device the calling thread's, for what is called beside this trait.
+    fn enter(&self) -> Answer {
+        Ok(())
+    }
     /// Bytes that are free, and all.
     fn memory(&self) -> Answer<(u64, u64)>;
     fn allocate(&self, bytes: u64) -> Answer<u64>;

@@ -1,5 +1,7 @@
 //! What can go wrong with a device.
 
+use crate::nccl::NcclError;
+
 /// What the driver answered to a call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{call}: {name}, {text}")]
@@ -37,7 +39,15 @@ pub enum CudaError {
         needed: u32,
     },
     /// There is no such device.
-    #[error("there is no CUDA device {index}: the driver sees {count}")]
+    #[error(
+        "there is no CUDA device {index}: {}; take another one, or let CUDA_VISIBLE_DEVICES name \
+         those that the process is to see",
+        match count {
+            0 => "the driver sees none".into(),
+            1 => "the driver sees one, device 0".into(),
+            _ => format!("the driver sees {count}, from 0 on"),
+        }
+    )]
     NoDevice {
         /// Its number.
         index: u32,
@@ -110,6 +120,33 @@ pub enum CudaError {
         /// What the driver said.
         source: DriverError,
     },
+    /// There is no NCCL.
+    #[error(
+        "NCCL cannot be opened: {reason}; install libnccl2 (or the Python package \
+         nvidia-nccl-cu12), and set BROLLY_NCCL to the path of its libnccl.so.2 where the linker \
+         does not find it"
+    )]
+    NoNccl {
+        /// What the linker said.
+        reason: String,
+    },
+    /// NCCL is too old.
+    #[error(
+        "libnccl.so.2 is NCCL {}.{}, and {}.{} is the oldest that will do",
+        found / 10000, found % 10000 / 100, needed / 10000, needed % 10000 / 100
+    )]
+    OldNccl {
+        /// As NCCL counts: 21805 is 2.18.5.
+        found: u32,
+        /// The oldest that will do.
+        needed: u32,
+    },
+    /// Ranks on devices cannot meet.
+    #[error("NCCL: {0}")]
+    Nccl(#[from] NcclError),
+    /// Ranks on devices meet no more, for one has failed.
+    #[error("the ranks' communicator was aborted")]
+    Aborted,
     /// Anything else that the driver refused.
     #[error(transparent)]
     Driver(#[from] DriverError),

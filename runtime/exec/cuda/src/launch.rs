@@ -175,7 +175,7 @@ impl TensorMap {
             let counts = (rank, self.strides.len(), self.boxes.len());
             return vec![format!("extents, strides and boxes are {counts:?} numbers")];
         }
-        if !matches!(self.dtype, DType::F16 | DType::Bf16) {
+        if !matches!(self.dtype, DType::F16 | DType::Bf16 | DType::U8) {
             wrong.push(format!("no tensor maps of {}", self.dtype));
         }
         if self.extents.iter().any(|extent| *extent == 0 || *extent > 1 << 32) {

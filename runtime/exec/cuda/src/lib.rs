@@ -25,9 +25,12 @@
 //!   be dropped at any time and are released after their last use.
 //! - [`Staging`] uploads through pinned memory, one half of which is filled while the other is
 //!   copied.
+//! - A [`Communicator`] moves bytes between the devices of several ranks, by NCCL, which is opened
+//!   when the first is made.
 //!
 //! Not here: what kernels compute, and which one a program launches.
 
+mod communicator;
 mod device;
 pub mod driver;
 mod error;
@@ -35,11 +38,13 @@ mod graph;
 mod kernel;
 mod launch;
 mod memory;
+pub mod nccl;
 mod staging;
 mod stream;
 #[cfg(test)]
 mod tests;
 
+pub use communicator::{Communicator, Message};
 pub use device::{Device, Facts};
 pub use error::{CudaError, DriverError};
 pub use graph::Graph;

@@ -94,6 +94,12 @@ impl Address {
         &self.memory
     }
 
+    /// Whether it is a multiple of so many bytes.
+    #[must_use]
+    pub fn is_aligned(&self, bytes: u64) -> bool {
+        self.device().is_multiple_of(bytes)
+    }
+
     /// The address as kernels know it.
     pub(crate) fn device(&self) -> u64 {
         self.memory.allocation.address + self.offset

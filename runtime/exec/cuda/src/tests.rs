@@ -1,5 +1,6 @@
 //! The device layer against a stand-in for the driver that checks order and lifetimes.
 
+mod communicators;
 mod launches;
 mod lifetimes;
 mod standin;

@@ -18,6 +18,8 @@ pub(super) enum Op {
     Barrier,
     /// From one rank to one other.
     Send,
+    /// The beginning of a program whose collectives devices do by themselves.
+    Program,
 }
 
 /// One collective of one group.
@@ -65,6 +67,7 @@ impl Op {
             Op::AllToAll => (4, 0, 0),
             Op::Barrier => (5, 0, 0),
             Op::Send => (6, 0, 0),
+            Op::Program => (7, 0, 0),
         }
     }
 
@@ -79,6 +82,7 @@ impl Op {
             4 => Op::AllToAll,
             5 => Op::Barrier,
             6 => Op::Send,
+            7 => Op::Program,
             _ => return None,
         })
     }
@@ -92,6 +96,7 @@ impl Op {
             Op::AllToAll => "all_to_all",
             Op::Barrier => "barrier",
             Op::Send => "send",
+            Op::Program => "program",
         }
     }
 }
@@ -121,6 +126,9 @@ impl fmt::Display for Call {
             Op::AllGather => write!(f, "({elements} x {dtype})"),
             Op::Broadcast(root) => write!(f, "(from {root}, {elements} bytes)"),
             Op::Send => write!(f, "({elements} bytes)"),
+            Op::Program => {
+                write!(f, "({elements} collectives, sizes {:08x})", self.layout & 0xffff_ffff)
+            }
             Op::AllToAll | Op::Barrier => Ok(()),
         }?;
         if matches!(self.op, Op::ReduceScatter(_) | Op::AllGather) {
@@ -137,12 +145,13 @@ mod tests {
     #[test]
     fn codes_read_back() {
         let mut ops = vec![Op::AllGather, Op::Broadcast(7), Op::AllToAll, Op::Barrier, Op::Send];
+        ops.push(Op::Program);
         ops.extend(Reduce::ALL.map(Op::AllReduce));
         ops.extend(Reduce::ALL.map(Op::ReduceScatter));
         for op in ops {
             assert_eq!(Op::from_code(op.code()), Some(op));
         }
-        assert_eq!(Op::from_code((7, 0, 0)), None);
+        assert_eq!(Op::from_code((8, 0, 0)), None);
         assert_eq!(Op::from_code((0, 5, 0)), None);
     }
 }

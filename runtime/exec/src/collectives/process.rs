@@ -24,6 +24,13 @@ static OWN: LazyLock<Option<Process>> = LazyLock::new(|| {
     Some(Process { machine, pid: process::id() })
 });
 
+/// What tells machines apart, whatever containers processes are in; 0 where the system does not
+/// say.
+pub(super) fn machine() -> u64 {
+    let boot = fs::read("/proc/sys/kernel/random/boot_id");
+    boot.map_or(0, |boot| digest(boot))
+}
+
 impl Process {
     /// This one; `None` where the system does not say.
     pub(super) fn own() -> Option<Process> {

@@ -67,7 +67,7 @@ impl Shards {
 }
 
 /// FNV-1a, which tells mistakes apart, not attacks. Fowler, Noll & Vo 1991.
-pub(super) fn digest(bytes: impl IntoIterator<Item = u8>) -> u64 {
+pub(crate) fn digest(bytes: impl IntoIterator<Item = u8>) -> u64 {
     let step = |hash: u64, byte: u8| (hash ^ u64::from(byte)).wrapping_mul(0x100_0000_01b3);
     bytes.into_iter().fold(0xcbf2_9ce4_8422_2325, step)
 }

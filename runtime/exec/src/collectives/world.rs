@@ -16,7 +16,7 @@ use ir::DType;
 
 use super::{
     Cause, CollectiveError, Engine, Failure, Group, Mesh, Shards, call::Call, group::Core,
-    log::FlightLog, shards::digest, transport::Transport, watch::lock,
+    log::FlightLog, process::machine, shards::digest, transport::Transport, watch::lock,
 };
 
 /// Limits, and where to report to.
@@ -181,6 +181,19 @@ impl World {
         // Who returns sooner and ends must not take the answer from those that are still at it.
         let _ = self.all().barrier();
         Err(CollectiveError::Differs { what: what.to_owned(), ranks })
+    }
+
+    /// This rank's number among those of its machine, which all ranks find out together.
+    ///
+    /// # Errors
+    /// [`CollectiveError::Failed`] if the job has failed.
+    pub fn local_rank(&self) -> Result<usize, CollectiveError> {
+        let shards = Shards::even(self.ranks() * size_of::<u64>(), self.ranks());
+        let mut all = vec![0; shards.elements()];
+        let own = machine().to_le_bytes();
+        self.all().all_gather(DType::U8, &shards, &own, &mut all)?;
+        let (machines, _) = all.as_chunks();
+        Ok(machines[..self.rank()].iter().filter(|machine| **machine == own).count())
     }
 
     /// Ends the job for all ranks, with this one to blame; returns what it fails by, which is an

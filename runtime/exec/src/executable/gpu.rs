@@ -3,20 +3,32 @@
 //! All work of a run goes to one stream: inputs are copied to the arena, kernels are launched in
 //! order, and outputs are copied back, for which the run waits. A run whose symbols have the values
 //! of one before, in the same states, is recorded as a graph, and from then on started as one.
+//!
+//! Collectives go to a stream of their own where devices of ranks are linked, beside the launches
+//! that leave alone what they read and write. They are between graphs, not in them: NCCL wants all
+//! ranks to record alike, and the sizes that one rank has seen before another may not have. Without
+//! links, operands go through this machine's memory.
 
-use std::{
-    sync::Arc,
-    time::{Duration, Instant},
+mod fold;
+mod host;
+mod meet;
+mod variant;
+
+use std::{ops::Range, sync::Arc, time::Duration};
+
+use cuda::{Address, Event, Graph, WeakAddress};
+use ir::{CollectiveOp, CudaArch, Place, Program, Region};
+
+use self::{
+    fold::Adder,
+    meet::Exchange,
+    variant::{Variant, launch},
 };
-
-use cuda::{Address, Event, Graph, Kernel, Launch, Param, WeakAddress};
-use ir::{CudaArch, CudaParam, CudaVariant, Place, Program, Region, TensorMap};
-
 use super::{Run, Times, sizes::Sizes};
 use crate::{
     ExecError, Model,
     gpu::{Gpu, Loaded},
-    meeting::StartedWith,
+    links::Links,
 };
 
 /// Graphs that are kept, of the sizes that were used last.
@@ -29,39 +41,28 @@ pub(super) struct OnGpu {
     kernels: Vec<Vec<Variant>>,
     launches: Vec<Planned>,
     meetings: Vec<Meeting>,
+    /// Sums for these, where devices of ranks are linked.
+    adders: Vec<Adder>,
+    /// Launches between which no collective begins or must have ended.
+    segments: Vec<Range<usize>>,
     arena: cuda::Memory,
     /// Bytes of each output of the last run that lies in the arena.
     outputs: Vec<Option<Vec<u8>>>,
+    /// Outputs that are not copied back.
+    left: Vec<usize>,
     /// The last used is the last.
     recorded: Vec<Recorded>,
     events: Vec<Event>,
-}
-
-/// A kernel for launches of a limited size.
-#[derive(Debug)]
-struct Variant {
-    kernel: Kernel,
-    limit: Option<(usize, i64)>,
-    params: Vec<Given>,
-    grid: [usize; 3],
-    block: u32,
-    cluster: u32,
-    shared_bytes: u32,
-    dependent: bool,
-}
-
-/// A parameter with its sizes by number.
-#[derive(Debug)]
-enum Given {
-    Pointer { arg: u32, align: u32 },
-    Size(usize),
-    Map { map: TensorMap, extents: Vec<usize>, strides: Vec<usize> },
+    /// Before and after each collective.
+    met: Vec<[Event; 2]>,
 }
 
 #[derive(Debug)]
 struct Planned {
     kernel: usize,
     args: Vec<Option<(Base, usize)>>,
+    /// Of each argument, whether nothing writes to it during a run.
+    constant: Vec<bool>,
 }
 
 /// Memory, and the offset in it by number.
@@ -87,8 +88,8 @@ struct Recorded {
     symbols: Vec<i64>,
     /// States go when their owner lets them go.
     states: Vec<WeakAddress>,
-    /// From the second run on.
-    graph: Option<Graph>,
+    /// Of each segment, from the second run on.
+    graphs: Option<Vec<Graph>>,
 }
 
 impl OnGpu {
@@ -126,7 +127,9 @@ impl OnGpu {
         let mut launches = Vec::new();
         for launch in &program.launches {
             let args = launch.args.iter().map(|at| place(at, sizes)).collect::<Result<_, _>>()?;
-            launches.push(Planned { kernel: launch.kernel as usize, args });
+            let is_constant = |at: &Place| matches!(at.region, Region::Weight(_));
+            let constant = launch.args.iter().map(is_constant).collect();
+            launches.push(Planned { kernel: launch.kernel as usize, args, constant });
         }
         let mut meetings = Vec::new();
         for collective in &program.collectives {
@@ -137,15 +140,29 @@ impl OnGpu {
             let elements = sizes.number(program, &collective.elements)?;
             meetings.push(Meeting { start, end, elements, input, output });
         }
+        let sums = |fold: &&ir::Fold| {
+            let is_sum = |c: &ir::Collective| (c.dtype, c.ranks) == (fold.dtype, fold.ranks);
+            program.collectives.iter().any(is_sum)
+        };
+        let folds = artifact.manifest().folds.iter().filter(sums);
+        let adders = folds.map(|fold| Adder::load(artifact, loaded, fold));
+        let mut cuts: Vec<usize> = meetings.iter().flat_map(|m| [m.start, m.end]).collect();
+        cuts.extend([0, launches.len()]);
+        cuts.sort_unstable();
+        cuts.dedup();
         Ok(OnGpu {
             gpu,
             kernels,
             launches,
             meetings,
+            adders: adders.collect::<Result<_, _>>()?,
+            segments: cuts.windows(2).map(|pair| pair[0]..pair[1]).collect(),
             arena,
             outputs: Vec::new(),
+            left: Vec::new(),
             recorded: Vec::new(),
             events: Vec::new(),
+            met: Vec::new(),
         })
     }
 
@@ -153,7 +170,17 @@ impl OnGpu {
         self.arena.bytes()
     }
 
-    /// An output of the last run that lies in the arena.
+    /// Leaves outputs of these numbers in the arena.
+    pub(super) fn leave(&mut self, outputs: &[usize]) {
+        self.left = outputs.to_vec();
+    }
+
+    /// Copies bytes of the arena, as the last run has left it.
+    pub(super) fn copy_back(&self, start: usize, bytes: &mut [u8]) -> Result<(), ExecError> {
+        Ok(self.gpu.download(&self.arena.at(start as u64), bytes)?)
+    }
+
+    /// An output of the last run that lies in the arena, if it is here.
     pub(super) fn output(&self, index: usize) -> Option<&[u8]> {
         self.outputs.get(index)?.as_deref()
     }
@@ -172,132 +199,188 @@ impl OnGpu {
             .map(|(range, bytes)| (self.arena.at(range.start as u64), bytes))
             .collect();
         self.gpu.staging().upload_all(self.gpu.stream(), inputs.iter().cloned())?;
-        match &mut times.launches {
-            Some(launches) => {
-                launches.clear();
-                self.walk(run, &states, Some(launches), &mut times.waits)?;
-            }
-            None if !self.meetings.is_empty() => {
-                self.walk(run, &states, None, &mut times.waits)?;
-            }
-            None => self.replay(run, &states)?,
+        let meets = run.program.collectives.iter().any(|collective| collective.ranks > 1);
+        if !meets {
+            self.stream(run, &states, None, times)?;
+            return self.fetch(run);
         }
-        self.fetch(run)
-    }
-
-    /// Starts the graph of a run like this one, if there have been some.
-    fn replay(&mut self, run: &Run<'_>, states: &[Address]) -> Result<(), ExecError> {
-        let symbols = &run.sizes.symbols;
-        let is_same = |r: &Recorded| r.symbols == *symbols && r.states == states;
-        let Some(at) = self.recorded.iter().position(is_same) else {
-            self.recorded.retain(|r| r.states.iter().all(WeakAddress::is_alive));
-            if self.recorded.len() == GRAPHS {
-                self.recorded.remove(0);
-            }
-            self.launch_all(run, states)?;
-            let states = states.iter().map(Address::downgrade).collect();
-            let symbols = symbols.clone();
-            self.recorded.push(Recorded { symbols, states, graph: None });
-            return Ok(());
+        let Some(links) = run.groups.links().filter(|links| self.has_way(run.program, links))
+        else {
+            self.walk(run, &states, times)?;
+            return self.fetch(run);
         };
-        let mut recorded = self.recorded.remove(at);
-        if recorded.graph.is_none() {
-            let mut failed = None;
-            let graph = self.gpu.stream().capture_with(states, |_| {
-                failed = self.launch_all(run, states).err();
-                Ok(())
-            });
-            if let Some(error) = failed {
-                return Err(error);
-            }
-            recorded.graph = Some(graph?);
+        let sizes = meet::elements(self.meetings.iter().map(|m| m.elements), run.sizes);
+        let told = meet::tell(run, &sizes, links);
+        let done = self.stream(run, &states, Some(links), times).and_then(|()| self.fetch(run));
+        let done = done.and_then(|()| Ok(self.gpu.stream().synchronize()?));
+        // What was aborted seems to have ended.
+        if let Some(failure) = links.failure() {
+            let label = run.program.collectives[0].label.clone();
+            return Err(ExecError::Collective { label, source: failure.into() });
         }
-        let stream = self.gpu.stream();
-        let started = recorded.graph.as_ref().map(|graph| stream.launch_graph_with(graph, states));
-        self.recorded.push(recorded);
-        Ok(started.transpose().map(|_| ())?)
+        done?;
+        links.stream().synchronize()?;
+        told.into_iter().try_for_each(meet::Told::wait)
     }
 
-    fn launch_all(&self, run: &Run<'_>, states: &[Address]) -> Result<(), ExecError> {
-        self.launches.iter().try_for_each(|planned| self.launch(planned, run.sizes, states))
+    /// Whether links lead to all whom a program meets, and its sums have kernels.
+    fn has_way(&self, program: &Program, links: &Links) -> bool {
+        program.collectives.iter().filter(|collective| collective.ranks > 1).all(|collective| {
+            let is_sum = collective.op != CollectiveOp::AllGather;
+            let adds = |adder: &Adder| adder.is_of(collective.dtype, collective.ranks);
+            links.along(&collective.axis).is_some() && (!is_sum || self.adders.iter().any(adds))
+        })
     }
 
-    /// Launches and collectives one by one.
-    fn walk(
+    /// Gives all of a run to the streams: segments of launches as graphs, if there have been some
+    /// like them, and collectives between them.
+    fn stream(
         &mut self,
         run: &Run<'_>,
         states: &[Address],
-        times: Option<&mut Vec<Duration>>,
-        waits: &mut Vec<(usize, Duration)>,
+        links: Option<&Links>,
+        times: &mut Times,
     ) -> Result<(), ExecError> {
         let device = self.gpu.device().clone();
-        let measures = times.is_some();
+        let measures = times.launches.is_some();
         while measures && self.events.len() < 2 * self.launches.len() {
             self.events.push(Event::new(&device)?);
         }
-        let stream = self.gpu.stream();
-        let mut under_way: Vec<UnderWay> = Vec::new();
-        let mut next = 0;
-        for done in 0..=self.launches.len() {
-            self.end(&mut under_way, done, waits)?;
-            while let Some(meeting) = self.meetings.get(next).filter(|m| m.start <= done) {
-                under_way.push(self.begin(run, states, (next, meeting))?);
-                next += 1;
-                self.end(&mut under_way, done, waits)?;
-            }
-            let Some(planned) = self.launches.get(done) else { break };
-            if measures {
-                self.events[2 * done].record(stream)?;
-            }
-            self.launch(planned, run.sizes, states)?;
-            if measures {
-                self.events[2 * done + 1].record(stream)?;
-            }
+        while self.met.len() < self.meetings.len() {
+            self.met.push([Event::new(&device)?, Event::new(&device)?]);
         }
-        let Some(times) = times else { return Ok(()) };
-        stream.synchronize()?;
+        let mut recorded = (!measures).then(|| self.recorded(&run.sizes.symbols, states));
+        let records = recorded.as_ref().is_some_and(|(_, is_known)| *is_known);
+        let graphs = recorded.as_mut().and_then(|(recorded, _)| recorded.graphs.take());
+        let mut kept = Vec::new();
+        let (mut next, mut under_way) = (0, Vec::new());
+        for (number, segment) in self.segments.iter().enumerate() {
+            self.meet(run, states, links, segment.start, &mut next, &mut under_way)?;
+            if measures {
+                for launch in segment.clone() {
+                    self.events[2 * launch].record(self.gpu.stream())?;
+                    self.launch(&self.launches[launch], run.sizes, states)?;
+                    self.events[2 * launch + 1].record(self.gpu.stream())?;
+                }
+                continue;
+            }
+            if !records {
+                self.launch_all(run, states, segment)?;
+                continue;
+            }
+            let graph = match &graphs {
+                Some(graphs) => graphs[number].clone(),
+                None => self.record(run, states, segment)?,
+            };
+            self.gpu.stream().launch_graph_with(&graph, states)?;
+            kept.push(graph);
+        }
+        self.meet(run, states, links, self.launches.len(), &mut next, &mut under_way)?;
+        if let Some((mut recorded, _)) = recorded {
+            recorded.graphs = records.then_some(kept);
+            self.recorded.push(recorded);
+        }
+        let Some(launches) = &mut times.launches else { return Ok(()) };
+        launches.clear();
+        self.gpu.stream().synchronize()?;
         for pair in self.events[..2 * self.launches.len()].chunks_exact(2) {
-            times.push(Duration::from_secs_f64(pair[1].ms_since(&pair[0])?.max(0.0) / 1e3));
+            launches.push(Duration::from_secs_f64(pair[1].ms_since(&pair[0])?.max(0.0) / 1e3));
+        }
+        if links.is_some() {
+            for (number, [before, after]) in self.met.iter().enumerate() {
+                let took = Duration::from_secs_f64(after.ms_since(before)?.max(0.0) / 1e3);
+                times.waits.push((number, took));
+            }
         }
         Ok(())
     }
 
-    /// Hands a collective's operand to the other ranks, by way of this machine's memory.
-    fn begin(
+    /// The last run like this one, and whether there was one.
+    fn recorded(&mut self, symbols: &[i64], states: &[Address]) -> (Recorded, bool) {
+        let is_same = |r: &Recorded| r.symbols == symbols && r.states == states;
+        if let Some(at) = self.recorded.iter().position(is_same) {
+            return (self.recorded.remove(at), true);
+        }
+        self.recorded.retain(|r| r.states.iter().all(WeakAddress::is_alive));
+        if self.recorded.len() == GRAPHS {
+            self.recorded.remove(0);
+        }
+        let states = states.iter().map(Address::downgrade).collect();
+        let symbols = symbols.to_vec();
+        (Recorded { symbols, states, graphs: None }, false)
+    }
+
+    /// Makes a graph of a segment.
+    fn record(
         &self,
         run: &Run<'_>,
         states: &[Address],
-        (number, meeting): (usize, &Meeting),
-    ) -> Result<UnderWay, ExecError> {
-        let collective = &run.program.collectives[number];
-        let elements = run.sizes.count(meeting.elements);
-        let (taken, _) = run.groups.bytes(collective, elements);
-        let address = |place: &(Base, usize)| self.address(place, run.sizes, states);
-        let mut operand = vec![0; taken];
-        self.gpu.download(&address(&meeting.input), &mut operand)?;
-        let started = run.groups.start_with(collective, elements, operand);
-        let (end, output) = (meeting.end, address(&meeting.output));
-        Ok(UnderWay { number, end, output, started })
+        segment: &Range<usize>,
+    ) -> Result<Graph, ExecError> {
+        let mut failed = None;
+        let graph = self.gpu.stream().capture_with(states, |_| {
+            failed = self.launch_all(run, states, segment).err();
+            Ok(())
+        });
+        match failed {
+            Some(error) => Err(error),
+            None => Ok(graph?),
+        }
     }
 
-    /// Waits for the collectives that have to end before a launch.
-    fn end(
+    fn launch_all(
         &self,
-        under_way: &mut Vec<UnderWay>,
-        launch: usize,
-        waits: &mut Vec<(usize, Duration)>,
+        run: &Run<'_>,
+        states: &[Address],
+        segment: &Range<usize>,
     ) -> Result<(), ExecError> {
-        let mut at = 0;
-        while at < under_way.len() {
-            if under_way[at].end > launch {
-                at += 1;
-                continue;
+        let launches = &self.launches[segment.clone()];
+        launches.iter().try_for_each(|planned| self.launch(planned, run.sizes, states))
+    }
+
+    /// Begins the collectives that may begin before a launch, and lets that wait for those that
+    /// must have ended.
+    fn meet(
+        &self,
+        run: &Run<'_>,
+        states: &[Address],
+        links: Option<&Links>,
+        launch: usize,
+        next: &mut usize,
+        under_way: &mut Vec<usize>,
+    ) -> Result<(), ExecError> {
+        let stream = self.gpu.stream();
+        let end = |under_way: &mut Vec<usize>| -> Result<(), ExecError> {
+            for number in under_way.extract_if(.., |n| self.meetings[*n].end <= launch) {
+                stream.wait(&self.met[number][1])?;
             }
-            let UnderWay { number, output, started, .. } = under_way.remove(at);
-            let start = Instant::now();
-            let result = started.wait()?;
-            waits.push((number, start.elapsed()));
-            self.gpu.upload(&output, &result)?;
+            Ok(())
+        };
+        end(under_way)?;
+        while let Some(meeting) = self.meetings.get(*next).filter(|m| m.start <= launch) {
+            let collective = &run.program.collectives[*next];
+            let address = |place| self.address(place, run.sizes, states);
+            let (input, output) = (address(&meeting.input), address(&meeting.output));
+            let elements = run.sizes.count(meeting.elements);
+            let link = links.filter(|_| collective.ranks > 1);
+            match link.and_then(|links| Some((links, links.along(&collective.axis)?))) {
+                Some((links, link)) => {
+                    let [before, after] = &self.met[*next];
+                    before.record(stream)?;
+                    links.stream().wait(before)?;
+                    let exchange = Exchange { collective, elements, input, output };
+                    exchange.put(links, link, &self.adders)?;
+                    after.record(links.stream())?;
+                    under_way.push(*next);
+                }
+                None if input != output => {
+                    let bytes = (elements * collective.dtype.size()) as u64;
+                    stream.copy(&output, &input, bytes)?;
+                }
+                None => {}
+            }
+            *next += 1;
+            end(under_way)?;
         }
         Ok(())
     }
@@ -321,37 +404,23 @@ impl OnGpu {
         sizes: &Sizes,
         states: &[Address],
     ) -> Result<(), ExecError> {
-        let fits = |v: &&Variant| v.limit.is_none_or(|(size, most)| sizes.values[size] <= most);
-        // The artifact has been checked: the last variant has no limit.
-        let variant = self.kernels[planned.kernel].iter().find(fits).expect("a variant");
-        let grid = variant.grid.map(|size| u32::try_from(sizes.values[size]).unwrap_or(u32::MAX));
-        if grid.contains(&0) {
-            return Ok(());
-        }
         // Nothing is read at the address of what is absent.
         let address = |arg: &Option<(Base, usize)>| match arg {
             Some(place) => self.address(place, sizes, states),
             None => self.arena.at(0),
         };
         let args: Vec<Address> = planned.args.iter().map(address).collect();
-        let launch = Launch {
-            symbol: variant.kernel.symbol().to_owned(),
-            params: variant.params.iter().map(|given| given.param(sizes)).collect(),
-            grid,
-            block: variant.block,
-            cluster: variant.cluster,
-            shared_bytes: variant.shared_bytes,
-            dependent: variant.dependent,
-        };
-        Ok(self.gpu.stream().launch(&variant.kernel, &launch, &args)?)
+        let constant = &planned.constant;
+        launch(self.gpu.stream(), &self.kernels[planned.kernel], sizes, (&args, constant))
     }
 
     /// Copies the outputs that lie in the arena back, and waits.
     fn fetch(&mut self, run: &Run<'_>) -> Result<(), ExecError> {
         self.outputs.resize_with(run.outputs.len(), || None);
         let mut pieces: Vec<(Address, &mut [u8])> = Vec::new();
-        for (slot, buffer) in run.outputs.iter().zip(&mut self.outputs) {
-            let range = run.sizes.range(slot).filter(|_| slot.region == Region::Arena);
+        for ((i, slot), buffer) in run.outputs.iter().enumerate().zip(&mut self.outputs) {
+            let is_here = slot.region == Region::Arena && !self.left.contains(&i);
+            let range = run.sizes.range(slot).filter(|_| is_here);
             let Some(range) = range.filter(|r| r.end as u64 <= self.arena.bytes()) else {
                 *buffer = None;
                 continue;
@@ -361,71 +430,8 @@ impl OnGpu {
             pieces.push((self.arena.at(range.start as u64), buffer));
         }
         if pieces.is_empty() {
-            return Ok(());
+            return Ok(self.gpu.stream().synchronize()?);
         }
         Ok(self.gpu.staging().download_all(self.gpu.stream(), &mut pieces)?)
-    }
-}
-
-/// A collective whose result goes to `output` before a launch.
-struct UnderWay {
-    number: usize,
-    end: usize,
-    output: Address,
-    started: StartedWith,
-}
-
-impl Variant {
-    fn new(
-        variant: &CudaVariant,
-        kernel: Kernel,
-        dependent: bool,
-        number: &mut impl FnMut(&ir::Dim) -> Result<usize, ExecError>,
-    ) -> Result<Variant, ExecError> {
-        let mut params = Vec::new();
-        for param in &variant.params {
-            params.push(match param {
-                CudaParam::Pointer { arg, align } => Given::Pointer { arg: *arg, align: *align },
-                CudaParam::Size(dim) => Given::Size(number(dim)?),
-                CudaParam::Map(map) => Given::Map {
-                    map: map.clone(),
-                    extents: map.extents.iter().map(&mut *number).collect::<Result<_, _>>()?,
-                    strides: map.strides.iter().map(&mut *number).collect::<Result<_, _>>()?,
-                },
-            });
-        }
-        let [x, y, z] = &variant.grid;
-        let limit = match &variant.limit {
-            Some((size, most)) => Some((number(size)?, *most)),
-            None => None,
-        };
-        Ok(Variant {
-            kernel,
-            limit,
-            params,
-            grid: [number(x)?, number(y)?, number(z)?],
-            block: variant.block,
-            cluster: variant.cluster,
-            shared_bytes: variant.shared_bytes,
-            dependent,
-        })
-    }
-}
-
-impl Given {
-    fn param(&self, sizes: &Sizes) -> Param {
-        let counts = |numbers: &[usize]| numbers.iter().map(|n| sizes.count(*n) as u64).collect();
-        match self {
-            Given::Pointer { arg, align } => Param::Pointer { arg: *arg, align: *align },
-            Given::Size(size) => Param::Size(sizes.values[*size]),
-            Given::Map { map, extents, strides } => Param::Map(cuda::TensorMap {
-                arg: map.arg,
-                dtype: map.dtype,
-                extents: counts(extents),
-                strides: counts(strides),
-                boxes: map.boxes.clone(),
-                swizzle: map.swizzle,
-            }),
-        }
     }
 }

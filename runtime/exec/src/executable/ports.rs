@@ -101,6 +101,16 @@ impl Executable {
         Ok(())
     }
 
+    /// The number of an output.
+    pub(super) fn number(&self, output: &str) -> Result<usize, ExecError> {
+        let ports = &self.program().outputs;
+        ports.iter().position(|port| *port.name == *output).ok_or_else(|| {
+            let known: Vec<_> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
+            let reason = format!("does not exist; there are {}", known.join(", "));
+            Symbolic::new(self.program()).port("output", output, reason)
+        })
+    }
+
     pub(super) fn output_bytes(&self, index: usize) -> Result<&[u8], ExecError> {
         let slot = &self.outputs[index];
         let range = self.sizes.range(slot);
@@ -114,7 +124,7 @@ impl Executable {
         };
         bytes.ok_or_else(|| {
             let name = &self.program().outputs[index].name;
-            let reason = "cannot be read: nothing has run, or it is a state";
+            let reason = "cannot be read: nothing has run, it is a state, or it was left";
             Symbolic::new(self.program()).port("output", name, reason)
         })
     }

@@ -12,7 +12,7 @@ use crate::{
         Event, NewToken, PromptDone, Stats, TokenLogprob,
         prepare::{Generating, Prepared},
     },
-    sampler::{Draw, rank, top_logprobs},
+    sampler::Draw,
     scheduler::{Budget, Part, Plan, Scheduler},
     sequence::{Finish, Sequence, SequenceId},
 };
@@ -420,8 +420,15 @@ fn draw(
     let is_early = output.len() < stopping.min_tokens;
     let banned: Vec<u32> = if is_early { stopping.end_ids().collect() } else { vec![] };
     let mask = constraint.as_mut().map(|constraint| constraint.mask()).transpose()?;
-    let draw = Draw { logits: logits.row(row), prompt, output, banned: &banned, mask };
-    let token = sampler.sample(draw).ok_or_else(|| no_token(logits.row(row), position - 1))?;
+    let draw = Draw { logits: &[], prompt, output, banned: &banned, mask };
+    let token = match logits.head(row).and_then(|head| sampler.sample_from_head(head, draw)) {
+        Some(token) => token,
+        None => {
+            let logits = logits.row(row)?;
+            let token = sampler.sample(Draw { logits, ..draw });
+            token.ok_or_else(|| no_token(logits, position - 1))?
+        }
+    };
     if let Some(constraint) = constraint {
         constraint.accept(token)?;
     }
@@ -447,10 +454,10 @@ fn token_logprob(
     top: usize,
     position: usize,
 ) -> Result<TokenLogprob, ServeError> {
-    let logprob = logits.logprob(row, token);
-    let all = logits.row(row);
+    let logit = logits.logit(row, token)?;
+    let logprob = logit - logits.logsumexp(row);
     if !logprob.is_finite() {
-        if all[token as usize] != f32::NEG_INFINITY {
+        if logit != f32::NEG_INFINITY {
             return Err(ServeError::logits(position - 1));
         }
         let what = format!("token {token} at position {position} is impossible");
@@ -458,7 +465,7 @@ fn token_logprob(
     }
     let (rank, top) = match top {
         0 => (0, Vec::new()),
-        top => (rank(all, token), top_logprobs(all, logits.logsumexp(row), top)),
+        top => (logits.rank(row, token)?, logits.top_logprobs(row, top)?),
     };
     Ok(TokenLogprob { token, logprob, rank, top })
 }

@@ -40,7 +40,8 @@ pub(super) fn copy_allowed(
     }
 }
 
-fn has(mask: &[u32], token: u32) -> bool {
+/// Whether a mask allows a token.
+pub(super) fn has(mask: &[u32], token: u32) -> bool {
     mask.get(token as usize / 32).is_some_and(|word| word >> (token % 32) & 1 == 1)
 }
 

@@ -56,14 +56,17 @@ pub(super) fn nucleus(
     reach(scratch, weights, wanted - before).or(scratch.last().copied())
 }
 
-/// The token with which the sum of weights reaches `wanted`.
-pub(super) fn reach(ranked: &[Candidate], weights: Weights, wanted: f64) -> Option<Candidate> {
+/// The place of the token with which the sum of weights reaches `wanted`.
+pub(super) fn place(ranked: &[Candidate], weights: Weights, wanted: f64) -> Option<usize> {
     let mut sum = 0.0;
-    let reaches = |c: &&Candidate| {
+    ranked.iter().position(|c| {
         sum += weights.of(c.logit);
         sum >= wanted
-    };
-    ranked.iter().find(reaches).copied()
+    })
+}
+
+fn reach(ranked: &[Candidate], weights: Weights, wanted: f64) -> Option<Candidate> {
+    place(ranked, weights, wanted).map(|place| ranked[place])
 }
 
 #[cfg(test)]

@@ -3,7 +3,19 @@
 //! They touch those tokens alone, so they cost nothing in the size of the vocabulary. None of them
 //! makes a token impossible: what would leave the range of finite numbers stops at its end.
 
-use super::SamplingParams;
+use super::{Draw, SamplingParams};
+
+/// Logits by token.
+pub(super) trait Table {
+    /// The logit of a token, unless it is none of the vocabulary or impossible.
+    fn logit(&mut self, token: u32) -> Option<&mut f32>;
+}
+
+impl Table for [f32] {
+    fn logit(&mut self, token: u32) -> Option<&mut f32> {
+        self.get_mut(token as usize)
+    }
+}
 
 /// The tokens of a sequence, counted, and kept up to date as it grows.
 #[derive(Clone, Debug, Default)]
@@ -52,8 +64,17 @@ impl Occurrences {
         self.output.extend_from_slice(&output[counted..]);
     }
 
-    /// Repetition penalty, then biases, then presence and frequency penalty.
-    pub(super) fn change(&self, params: &SamplingParams, logits: &mut [f32]) {
+    /// Counts the tokens of a draw that its parameters ask for.
+    pub(super) fn follow_draw(&mut self, params: &SamplingParams, draw: Draw<'_>) {
+        let repeats = params.repetition_penalty != 1.0;
+        let prompt = if repeats { draw.prompt } else { &[] };
+        let output = if repeats || params.penalises_output() { draw.output } else { &[] };
+        self.follow(prompt, output);
+    }
+
+    /// Repetition penalty, then biases, then presence and frequency penalty: a larger logit never
+    /// becomes the smaller one.
+    pub(super) fn change(&self, params: &SamplingParams, logits: &mut (impl Table + ?Sized)) {
         let SamplingParams { repetition_penalty, presence_penalty, frequency_penalty, .. } = params;
         if *repetition_penalty != 1.0 {
             for count in &self.counts {
@@ -81,8 +102,8 @@ impl Occurrences {
 
 /// Changes a token's logit if there is a finite one.
 #[allow(clippy::cast_possible_truncation, reason = "logits are f32")]
-fn change(logits: &mut [f32], token: u32, to: impl FnOnce(f64) -> f64) {
-    if let Some(logit) = logits.get_mut(token as usize).filter(|logit| logit.is_finite()) {
+fn change(logits: &mut (impl Table + ?Sized), token: u32, to: impl FnOnce(f64) -> f64) {
+    if let Some(logit) = logits.logit(token).filter(|logit| logit.is_finite()) {
         *logit = to(f64::from(*logit)).clamp(f64::from(f32::MIN), f64::from(f32::MAX)) as f32;
     }
 }
@@ -100,7 +121,7 @@ mod tests {
         let mut occurrences = Occurrences::default();
         occurrences.follow(prompt, output);
         let mut logits = logits.to_vec();
-        occurrences.change(params, &mut logits);
+        occurrences.change(params, &mut logits[..]);
         logits
     }
 

@@ -1,6 +1,7 @@
 //! The sampler as a whole: parameter by parameter, their order, extremes, and all of it at random
 //! against a reference.
 
+mod head;
 mod reference;
 
 use super::*;

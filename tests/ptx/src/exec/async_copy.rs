@@ -77,6 +77,7 @@ impl<'a> Machine<'a> {
                     return Err(FaultKind::Misaligned { space: "global", address, align })
                         .lane(lane);
                 }
+                self.may_touch(at, lane, from, false)?;
                 data[..given].copy_from_slice(self.global.read(from, given).lane(lane)?);
                 reads.add(Place::Global(from));
             }

@@ -112,6 +112,10 @@ impl<'a> Machine<'a> {
     }
 
     pub(super) fn exit(&mut self, at: At, mask: u32) -> Run {
+        // A grid that waits for this one has to have waited for all before.
+        if self.launch.early.is_some() && mask & !self.warp(at).waited != 0 {
+            return Err(FaultKind::BeforeWait { what: "the end of a thread".into() }.into());
+        }
         self.warp_mut(at).exited |= mask;
         for id in 0..16 {
             if self.ctas[at.cta].barriers[id as usize].expected.is_none() {

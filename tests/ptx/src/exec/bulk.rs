@@ -83,6 +83,7 @@ impl<'a> Machine<'a> {
         let data = match source {
             Source::Global(address) => {
                 self.report.global_read_bytes += bytes as u64;
+                self.may_touch(at, lane, address, false)?;
                 self.global.read(address, bytes)?.to_vec()
             }
             Source::Shared(offset) => {
@@ -102,6 +103,7 @@ impl<'a> Machine<'a> {
         for (row, part) in boxes.rows(&corner) {
             if let Some(Part { offset, address, bytes }) = part {
                 let to = &mut data[row + offset..][..bytes];
+                self.may_touch(at, lane, address, false)?;
                 to.copy_from_slice(self.global.read(address, bytes)?);
                 self.report.global_read_bytes += bytes as u64;
             }
@@ -168,6 +170,7 @@ impl<'a> Machine<'a> {
         let from = self.source(at, lane, inst, 1)?;
         let bytes = self.source(at, lane, inst, 2)? as u32 as usize;
         check_bulk(bytes, &[to, from])?;
+        self.may_touch(at, lane, to, true)?;
         self.global.check(to, bytes)?;
         let offset = self.own_offset(at, from, bytes, 16)?;
         self.note_store(at, lane, inst, offset, bytes, vec![(offset, to, bytes)])
@@ -182,6 +185,7 @@ impl<'a> Machine<'a> {
         let mut parts = Vec::new();
         for (row, part) in boxes.rows(&corner) {
             let Some(Part { offset: skipped, address, bytes }) = part else { continue };
+            self.may_touch(at, lane, address, true)?;
             self.global.check(address, bytes)?;
             for element in (0..bytes).step_by(size) {
                 let place = base + (offset + row + skipped + element) as u32;
@@ -264,7 +268,7 @@ impl<'a> Machine<'a> {
             for store in landed {
                 for (offset, address, bytes) in store.parts {
                     let data = self.ctas[at.cta].shared.read_noted(offset, bytes).lane(lane)?;
-                    self.global.write(address, data).lane(lane)?;
+                    self.global.store(address, data).lane(lane)?;
                     self.report.global_write_bytes += bytes as u64;
                 }
             }

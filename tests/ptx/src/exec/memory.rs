@@ -143,6 +143,7 @@ impl<'a> Machine<'a> {
         match place {
             Place::Global(address) => {
                 aligned("global", address, bytes)?;
+                self.may_touch(at, lane, address, false)?;
                 data.copy_from_slice(self.global.read(address, bytes)?);
             }
             Place::Shared(cta, address) => {
@@ -187,7 +188,8 @@ impl<'a> Machine<'a> {
         match place {
             Place::Global(address) => {
                 aligned("global", address, bytes)?;
-                self.global.write(address, data)?;
+                self.may_touch(at, lane, address, true)?;
+                self.global.store(address, data)?;
             }
             Place::Shared(cta, address) => {
                 let author = self.author(at, lane, inst);

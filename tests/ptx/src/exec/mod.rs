@@ -24,7 +24,7 @@ use std::collections::{BTreeMap, HashMap};
 use std::rc::Rc;
 
 use crate::clock::{Clock, Memo, ThreadClock};
-use crate::fault::{FaultKind, Trap};
+use crate::fault::{Blame, FaultKind, Trap};
 use crate::global::Global;
 use crate::launch::{Launch, Report};
 use crate::module::{Inst, Kernel};
@@ -95,6 +95,10 @@ struct At {
 
 type Run<T = ()> = Result<T, Trap>;
 
+const fn verb(writes: bool) -> &'static str {
+    if writes { "written" } else { "read" }
+}
+
 impl<'a> Machine<'a> {
     /// A machine for the blocks `ids`, which form a cluster.
     pub(crate) fn new(setup: Setup<'a>, ids: &[[u32; 3]], seed: u64) -> Machine<'a> {
@@ -155,6 +159,17 @@ impl<'a> Machine<'a> {
         self.clocks.len() + self.slot(at, 0) / 32
     }
 
+    /// Checks that a lane may touch an allocation of global memory now.
+    fn may_touch(&mut self, at: At, lane: u32, address: u64, writes: bool) -> Run {
+        let Some(early) = &self.launch.early else { return Ok(()) };
+        let is_early = || self.global.base_of(address).is_some_and(|base| early.contains(&base));
+        if self.ctas[at.cta].warps[at.warp].waited >> lane & 1 == 1 || (!writes && is_early()) {
+            return Ok(());
+        }
+        let what = format!("global address {address:#x} is {}", verb(writes));
+        Err(FaultKind::BeforeWait { what }).lane(lane)
+    }
+
     fn author(&self, at: At, lane: u32, inst: &Inst) -> Author {
         let slot = self.slot(at, lane);
         Author { slot, epoch: self.clocks[slot].epoch(), line: inst.line }
@@ -201,6 +216,10 @@ impl<'a> Machine<'a> {
             Op::St => self.store(at, mask, inst),
             Op::Atom | Op::Red => self.atomic(at, mask, inst),
             Op::Nop => Ok(()),
+            Op::GridWait => {
+                self.warp_mut(at).waited |= mask;
+                Ok(())
+            }
             Op::CreatePolicy => self.map(at, mask, inst, |_| Ok(0)),
             Op::Fence => self.fence(at, mask),
             Op::Bra => self.branch(at, mask, inst),

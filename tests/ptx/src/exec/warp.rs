@@ -40,6 +40,8 @@ pub(super) struct Warp {
     pub(super) collective_epoch: u32,
     /// Lanes that executed a memory fence.
     pub(super) fenced: u32,
+    /// Lanes that have waited for the grids before this one.
+    pub(super) waited: u32,
     /// By lane: what relaxed reads saw published, for the next fence.
     pub(super) observed: Vec<Vec<Rc<Clock>>>,
 }
@@ -63,6 +65,7 @@ impl Warp {
             cluster_arrival: [None; 32],
             collective_epoch: 0,
             fenced: 0,
+            waited: 0,
             observed: vec![Vec::new(); 32],
         }
     }

@@ -142,6 +142,41 @@ fn endless_loops_and_traps_end() {
 }
 
 #[test]
+fn a_launch_that_begins_early_waits_before_it_touches_what_others_write() {
+    let outcome = |body: &str, declares: bool| {
+        let module = Module::parse(&kernel("sm_90a", body, 1)).unwrap();
+        let mut gpu = Gpu::new(Arch::Sm90a);
+        let (given, out) = (gpu.upload(&[0; 1024]), gpu.upload(&[0; 128]));
+        let launch = Launch {
+            params: vec![Param::U64(given), Param::U64(out)],
+            early: Some(if declares { vec![given] } else { Vec::new() }),
+            ..Launch::default()
+        };
+        let result = gpu.launch(&module, "k", &launch);
+        assert_eq!(gpu.constants().contains(&out), result.is_err(), "out is written at the end");
+        assert!(gpu.constants().contains(&given));
+        result.map_err(|fault| fault.kind)
+    };
+    let (load, wait) = ("ld.global.u32 %r0, [%in];", "griddepcontrol.wait;");
+    let store = "st.global.u32 [%out], %r0;";
+    let good = format!("{load}{wait}{store}");
+    assert!(outcome(&good, true).is_ok());
+    assert!(outcome(&format!("{wait}{load}{store}"), false).is_ok());
+    let copy = "cp.async.ca.shared.global [sm], [%in], 16; cp.async.wait_all;";
+    let one = "setp.ne.u32 %p0, %lane, 0; @%p0 bra W;";
+    let copied = format!("{one}{copy}W: mov.u32 %r0, 0; {wait}{store}");
+    assert!(outcome(&copied, true).is_ok(), "{:?}", outcome(&copied, true));
+    let late = format!("{load}{store}{wait}");
+    for (body, declares) in [(&good, false), (&copied, false), (&late, true)] {
+        let kind = outcome(body, declares).unwrap_err();
+        assert!(matches!(kind, FaultKind::BeforeWait { .. }), "{kind}");
+    }
+    // It has ended, so that a grid behind it may begin, while others still write.
+    let kind = outcome(load, true).unwrap_err();
+    assert!(matches!(kind, FaultKind::BeforeWait { .. }), "{kind}");
+}
+
+#[test]
 fn launches_are_checked() {
     let module = Module::parse(&kernel("sm_90a", "", 1)).unwrap();
     let launch = Launch { params: vec![Param::U64(0), Param::U64(0)], ..Launch::default() };

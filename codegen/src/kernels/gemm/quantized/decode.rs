@@ -3,7 +3,8 @@
 //! A block computes one panel, two of a gated weight; each of its warps walks the groups of a part
 //! of k. Every lane copies the integers and scales that it needs itself to its own place in a ring
 //! of stages, sixteen bytes a copy, so that many are in flight, no registers wait for them, and no
-//! barrier is needed. Activations, which all blocks read, come from the caches to registers, a
+//! barrier is needed. On `sm_90a` the ring is filled before the grid waits for the ones before it.
+//! Activations, which all blocks read, come from the caches to registers, a
 //! group or two ahead. The parts meet in shared memory.
 
 use super::{
@@ -18,11 +19,11 @@ use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
 const AHEAD_BYTES: i64 = 128;
 
 /// Emits the kernel `symbol` for at most so many rows, a multiple of eight.
-pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64) -> Draft {
+pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64, begins_early: bool) -> Draft {
     let e = Emitter::cuda(symbol, u32::try_from(32 * PARTS).expect("few warps"));
     let e = e.with_blocks(if rows == 8 { 4 } else { 3 });
     let generator = Decode::new(&e, spec, rows);
-    generator.emit();
+    generator.emit(begins_early);
     let panels = generator.panels;
     let shared = PARTS * generator.ring_bytes() + (PARTS - 1) * generator.count() * 128;
     Draft {
@@ -32,6 +33,7 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64) -> Draft {
         shared_bytes: u32::try_from(shared).expect("few sums"),
         maps: Vec::new(),
         max_rows: Some(rows),
+        early: if begins_early { vec![spec.w] } else { Vec::new() },
     }
 }
 
@@ -101,8 +103,11 @@ impl<'a> Decode<'a> {
         self.stages * self.stage_bytes()
     }
 
-    fn emit(&self) {
+    fn emit(&self, begins_early: bool) {
         let e = self.e;
+        if begins_early {
+            e.launch_dependents();
+        }
         let part = part_groups(self.spec);
         let first = e.mul_const(self.warp, part);
         let all = e.i32(groups(self.spec));
@@ -117,6 +122,10 @@ impl<'a> Decode<'a> {
         };
         for s in 0..self.stages - 1 {
             fetch(e.add_const(first, s), e.i32(s * self.stage_bytes()));
+        }
+        // Nothing but the weight has been read.
+        if begins_early {
+            e.wait_for_grids();
         }
         // Groups past the last are read again, not used.
         let x = |group: Val| -> Vec<Val> {

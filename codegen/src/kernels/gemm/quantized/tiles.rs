@@ -57,7 +57,8 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, tile: Tile) -> Draft {
     let shared = generator.ring_bytes() + 4 * tile.m * tile.n;
     let shared_bytes = u32::try_from(shared).expect("stages fit in shared memory");
     let max_rows = (tile != Tile::LARGE).then_some(tile.m);
-    Draft { e, tile: [tile.m, tile.n], blocks: None, shared_bytes, maps: Vec::new(), max_rows }
+    let (tile, maps, early) = ([tile.m, tile.n], Vec::new(), Vec::new());
+    Draft { e, tile, blocks: None, shared_bytes, maps, max_rows, early }
 }
 
 /// Emission state.

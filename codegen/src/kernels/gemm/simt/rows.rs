@@ -52,6 +52,7 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64) -> Draft {
         shared_bytes: u32::try_from(STAGES * stage).expect("small"),
         maps: Vec::new(),
         max_rows: Some(rows),
+        early: Vec::new(),
     }
 }
 

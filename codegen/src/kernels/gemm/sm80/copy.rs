@@ -130,8 +130,16 @@ impl Copier<'_> {
 }
 
 impl Gen<'_> {
-    fn copier(&self) -> Copier<'_> {
-        Copier { e: self.e, thread: self.thread, threads: self.tile.threads().into() }
+    /// The threads that copy.
+    pub(super) fn copier(&self) -> Copier<'_> {
+        let (e, tile) = (self.e, self.tile);
+        match tile.copiers {
+            0 => Copier { e, thread: self.thread, threads: tile.multipliers() },
+            copiers => {
+                let thread = e.add_const(self.thread, -tile.multipliers());
+                Copier { e, thread, threads: 32 * copiers }
+            }
+        }
     }
 
     /// Copies a piece to shared memory at `to`.

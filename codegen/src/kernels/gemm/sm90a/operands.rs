@@ -32,14 +32,14 @@ pub(super) struct Operands<'a> {
 }
 
 /// How `wgmma` finds its way from a start address.
-struct Walk {
+pub(crate) struct Walk {
     /// Bytes to the next columns, where those lie together.
-    leading: i64,
+    pub(crate) leading: i64,
     /// Bytes to the next eight rows or steps.
-    stride: i64,
-    swizzle: Swizzle,
+    pub(crate) stride: i64,
+    pub(crate) swizzle: Swizzle,
     /// Bytes to the next sixteen steps over k.
-    step: i64,
+    pub(crate) step: i64,
 }
 
 impl Walk {
@@ -53,7 +53,7 @@ impl Walk {
     }
 
     /// Descriptor of sixteen-wide step `step` from the address `from`.
-    fn at(&self, e: &Emitter, from: Val, step: i64) -> Val {
+    pub(crate) fn at(&self, e: &Emitter, from: Val, step: i64) -> Val {
         let start = e.and(e.shr(e.add_const(from, step * self.step), 4), e.i32(0x3fff));
         let wide = e.extend_unsigned(start, Elem::I64);
         e.or(wide, e.i64(self.descriptor()))
@@ -61,7 +61,12 @@ impl Walk {
 }
 
 /// Rows of 128 bytes of k.
-const ALONG_K: Walk = Walk { leading: 16, stride: 1024, swizzle: Swizzle::Bytes128, step: 32 };
+pub(crate) const ALONG_K: Walk =
+    Walk { leading: 16, stride: 1024, swizzle: Swizzle::Bytes128, step: 32 };
+
+/// Dense rows of the other axis, in pieces of 128 bytes of a row.
+pub(super) const DENSE_ROWS: Walk =
+    Walk { leading: K * 128, stride: 1024, swizzle: Swizzle::Bytes128, step: 2048 };
 
 impl<'a> Operands<'a> {
     /// Whether the copy engine can read the weight, and it or threads in sixteen bytes `a`.
@@ -179,10 +184,7 @@ impl<'a> Operands<'a> {
                 let leading = K * PANEL * 2;
                 (Walk { leading, stride: 256, swizzle: Swizzle::Bytes32, step: 512 }, 1)
             }
-            Form::Rows(_) => {
-                let leading = K * 128;
-                (Walk { leading, stride: 1024, swizzle: Swizzle::Bytes128, step: 2048 }, 1)
-            }
+            Form::Rows(_) => (DENSE_ROWS, 1),
         };
         let a_from = e.add(from, e.mul_const(group, 64 * K * 2));
         let w_from = e.add_const(from, self.a_bytes());
@@ -204,7 +206,7 @@ impl<'a> Operands<'a> {
 }
 
 /// Starts one copy of tensor map `map` at these coordinates, innermost first.
-fn bulk(e: &Emitter, map: u32, at: &[Val], to: Val, full: Val) {
+pub(in crate::kernels::gemm) fn bulk(e: &Emitter, map: u32, at: &[Val], to: Val, full: Val) {
     let rank = at.len();
     let coordinates: Vec<String> = (0..rank).map(|i| format!("${}", i + 2)).collect();
     let text = format!(

@@ -41,7 +41,8 @@ pub(super) fn few(spec: &Gemm, multiprocessors: i64) -> [sm80::Tile; 2] {
     let tile = |m: i64, n: i64, k: i64, warps: [i64; 2], blocks: i64| {
         let stage = m * k * spec.a.elem.bytes().cast_signed() + n * k * 2;
         let stages = (SHARED / blocks / stage).min(10);
-        sm80::Tile { m, n, k, warps, stages }
+        let copiers = if m == 16 { 2 } else { 0 };
+        sm80::Tile { m, n, k, warps, stages, copiers }
     };
     let small = if enough(spec, 64, multiprocessors) {
         tile(16, 64, 64, [1, 2], 2)

@@ -2,7 +2,9 @@
 //!
 //! The ring has stages of a chunk's keys and its values, each copied by itself. Sixteen-byte units
 //! are permuted as in [`crate::kernels::gemm::sm80`]. A chunk's keys are a row of elements for each
-//! key or, of keys in blocks, a row of sixteen keys for each element, as they lie in memory.
+//! key or, of keys in blocks, a row of sixteen keys for each element, as they lie in memory. For
+//! `wgmma` rows of elements are cut into pieces of 128 bytes, and all first pieces come first: then
+//! the permutation is that of its descriptors, also of the 32 bytes of sixteen keys.
 
 mod copies;
 mod integers;
@@ -25,6 +27,8 @@ use crate::{
 
 /// Keys that are surely in one block of memory.
 const GROUP: i64 = super::super::GROUP;
+/// Bytes of a piece of a row.
+pub(super) const PIECE: i64 = 128;
 /// Groups of a chunk.
 const GROUPS: i64 = CHUNK / GROUP;
 
@@ -80,6 +84,10 @@ pub(super) struct Chunks<'a> {
     /// Stages of the ring, which begins here.
     pub(super) stages: i64,
     pub(super) shared: Val,
+    /// The number of the thread among those that copy, and how many there are.
+    threads: (Val, i64),
+    /// Whether rows are in pieces of 128 bytes.
+    pieces: bool,
 }
 
 /// Byte of unit `unit` of row `row`, of rows of `units`.
@@ -131,7 +139,39 @@ impl<'a> Chunks<'a> {
         };
         let quantized = (cx.operand(1).dtype == DType::I8)
             .then(|| Quantized { scales: [6, 7].map(|i| cx.operand(i)), work });
-        Chunks { cx, sizes: tiles.sizes, memory, quantized, stages, shared: cx.e.shared() }
+        let threads = (cx.e.thread(), i64::from(cx.e.threads()));
+        let (sizes, shared) = (tiles.sizes, cx.e.shared());
+        Chunks { cx, sizes, memory, quantized, stages, shared, threads, pieces: false }
+    }
+
+    /// As `wgmma` reads them; so many threads copy, of which this one has that number.
+    pub(super) fn in_pieces(self, thread: Val, count: i64) -> Chunks<'a> {
+        Chunks { threads: (thread, count), pieces: true, ..self }
+    }
+
+    /// Sizes of heads.
+    pub(super) const fn sizes(&self) -> Sizes {
+        self.sizes
+    }
+
+    /// Whether keys are in blocks.
+    pub(super) const fn paged(&self) -> bool {
+        matches!(self.memory, Memory::Paged { .. })
+    }
+
+    /// Byte of unit `unit` of an element row `row`, of rows of `units`.
+    fn place(&self, row: Val, unit: Val, units: i64) -> Val {
+        let e = &self.cx.e;
+        if !self.pieces {
+            return place(e, row, unit, units);
+        }
+        let piece = e.mul_const(e.shr(unit, 3), CHUNK * PIECE);
+        e.add(piece, place(e, row, e.and(unit, e.i32(7)), 8))
+    }
+
+    /// Bytes from an element row of `units` to the next.
+    const fn pitch(&self, units: i64) -> i64 {
+        if self.pieces { PIECE } else { 16 * units }
     }
 
     fn dtype(&self) -> DType {

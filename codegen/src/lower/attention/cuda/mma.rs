@@ -1,7 +1,8 @@
-//! Attention with `mma.sync`, keys and values in bf16 or f16.
+//! Attention with `mma.sync` and `wgmma`, keys and values in bf16 or f16.
 
 mod cluster;
 mod pass;
+mod wide;
 
 use ir::{DType, Dim, KernelSpec, Target};
 
@@ -87,7 +88,7 @@ fn area_bytes(sizes: Sizes, form: Form, integers: bool) -> i64 {
     let queries = 2 * padded(sizes.key);
     match form {
         // Queries, and the strands' totals.
-        Form::Large => {
+        Form::Large | Form::Wide => {
             let part = (padded(sizes.value) / 16 + parts(sizes) - 1) / parts(sizes) * 16;
             LARGE * queries + 4 * LARGE * parts(sizes) * part
         }
@@ -117,7 +118,7 @@ fn stages(sizes: Sizes, form: Form, integers: bool, target: &Target) -> i64 {
     let fit = |bytes: i64| (bytes - others) / stage_bytes(sizes, integers);
     let most = match form {
         // Where heads are that large, or integers, registers are few.
-        Form::Large => 1,
+        Form::Large | Form::Wide => 1,
         Form::Small => 2,
     };
     let stages = if fit(half) > 0 { fit(half) } else { fit(whole).min(most) };
@@ -138,7 +139,30 @@ pub(super) fn kernels(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Vec<C
     let multiprocessors = target.cuda.map_or(1, |cuda| i64::from(cuda.multiprocessors));
     let few = (multiprocessors / sizes.kv_heads).max(1);
     let small = Variant { rows: SMALL, cluster: STRANDS, limit: Some(few) };
-    vec![kernel(spec, sizes, target, small), kernel(spec, sizes, target, large)]
+    let mut kernels = vec![kernel(spec, sizes, target, small)];
+    if wide::fits(spec, sizes, target) {
+        let limit = Some(wide::fewest(sizes, multiprocessors));
+        kernels.push(kernel(spec, sizes, target, Variant { limit, ..large }));
+        kernels.push(wide::kernel(spec, sizes, target));
+    } else {
+        kernels.push(kernel(spec, sizes, target, large));
+    }
+    kernels
+}
+
+/// Tokens of a launch.
+fn tokens(cx: &Cx<'_>) -> Dim {
+    let shape = cx.operand(0).shape;
+    if numbering(cx.spec) == Numbering::Batched {
+        return shape[0].clone() * shape[2].clone();
+    }
+    shape[0].clone()
+}
+
+/// Which arguments have strides of sixteen bytes: all but tables, offsets and positions.
+fn aligned_args(spec: &KernelSpec) -> impl Fn(u32) -> bool {
+    let (result, integers) = (result_of(spec), integers(spec));
+    move |arg| arg < 3 || arg == result || (integers && (arg == 6 || arg == 7))
 }
 
 fn kernel(spec: &KernelSpec, sizes: Sizes, target: &Target, variant: Variant) -> CudaKernel {
@@ -152,18 +176,10 @@ fn kernel(spec: &KernelSpec, sizes: Sizes, target: &Target, variant: Variant) ->
     let tiles = Tiles { cx: &cx, sizes, numbering, rows: variant.rows };
     let bytes = emit(&tiles, target, variant);
     let grid = [tiles.count() * Dim::from(variant.cluster), Dim::from(sizes.kv_heads), 1.into()];
-    let tokens = if numbering == Numbering::Batched {
-        cx.operand(0).shape[0].clone() * cx.operand(0).shape[2].clone()
-    } else {
-        cx.operand(0).shape[0].clone()
-    };
+    let tokens = tokens(&cx);
     let exchange = cluster::bytes(sizes) * i64::from(variant.cluster > 1);
     let shared = u32::try_from(bytes.max(exchange)).expect("chunks fit");
-    // All but tables, offsets and positions.
-    let result = result_of(spec);
-    let scales = |arg: u32| integers(spec) && (arg == 6 || arg == 7);
-    let aligned = |arg: u32| arg < 3 || arg == result || scales(arg);
-    let mut kernel = cx.finish_cuda(grid, shared, &[], aligned);
+    let mut kernel = cx.finish_cuda(grid, shared, &[], aligned_args(spec));
     kernel.cluster = u32::try_from(variant.cluster).expect("few blocks");
     kernel.limit = variant.limit.map(|most| (tokens, most));
     kernel

@@ -1,5 +1,6 @@
-//! `attention_grad` on GPUs, in f32, after FlashAttention-2's backward (Dao 2023,
-//! arXiv:2307.08691), without atomics.
+//! `attention_grad` on GPUs, after FlashAttention-2's backward (Dao 2023, arXiv:2307.08691),
+//! without atomics: on tensor cores ([`mma`]) where all that is multiplied is bf16 or f16, else in
+//! f32.
 //!
 //! There are blocks of queries, which walk chunks of keys and sum `dq`, and blocks of keys, which
 //! walk chunks of queries, one head of the group after the other, and sum `dk` and `dv`. Either is
@@ -7,20 +8,18 @@
 //! what another does, and every sum is one chain in the order of tokens. The blocks behind those
 //! clear what belongs to no sequence.
 
+mod mma;
 mod plan;
 
 use ir::{Dim, KernelSpec, Target};
 
-use super::{
-    super::{
-        Sizes,
-        cuda::{
-            fma::{Line, Matrix, Threads},
-            softmax::power_of_two,
-            tile::{Numbering, Row, Tile, Tiles, aligned},
-        },
+use super::super::{
+    Sizes,
+    cuda::{
+        fma::{Line, Matrix, Threads},
+        softmax::power_of_two,
+        tile::{Numbering, Row, Tile, Tiles, aligned},
     },
-    required,
 };
 use plan::{Plan, THREADS};
 
@@ -49,6 +48,9 @@ pub(super) fn kernel(
     sizes: Sizes,
     target: &Target,
 ) -> Result<CudaKernel, String> {
+    if mma::check(spec, sizes).is_ok() {
+        return Ok(on_tensor_cores(spec, sizes));
+    }
     let plan = Plan::of(sizes);
     if plan.bytes() > SHARED {
         return Err(format!("heads of {} and {} do not fit", sizes.key, sizes.value));
@@ -58,45 +60,13 @@ pub(super) fn kernel(
     if target.cpu == "sm_90a" && plan.chunk == 64 {
         cx.e = cx.e.with_blocks(2);
     }
-    let e = &cx.e;
-    let tiles = |sizes: Sizes| Tiles {
-        cx: &cx,
-        sizes,
-        numbering: Numbering::Packed(OFFSETS),
-        rows: plan.rows,
-    };
-    let of_queries = tiles(sizes);
-    let of_keys = tiles(Sizes { group: 1, ..sizes });
-    let counts = [of_queries.count(), of_keys.count()];
-    let (x, head) = (e.block('x'), e.block('y'));
-    let ends = [
-        e.cast(cx.size(&counts[0]), Elem::I32),
-        e.cast(cx.size(&(counts[0].clone() + counts[1].clone())), Elem::I32),
-    ];
     let block = Block { cx: &cx, plan, threads: Threads::new(&cx), matrices: plan.matrices(&cx) };
-    let some = |tile: Tile, body: &dyn Fn()| {
-        e.if_then(e.cmp(Cmp::Gt, tile.rows, e.i32(0)), body);
-    };
-    e.either(
-        e.cmp(Cmp::Lt, x, ends[0]),
-        || {
-            let tile = of_queries.find(x, head);
-            some(tile, &|| block.queries(&of_queries, tile));
-        },
-        || {
-            e.either(
-                e.cmp(Cmp::Lt, x, ends[1]),
-                || {
-                    let tile = of_keys.find(e.sub(x, ends[0]), head);
-                    some(tile, &|| block.keys(&of_queries, &of_keys, tile));
-                },
-                || block.clear(e.sub(x, ends[1]), head),
-            );
-        },
+    let (queries, keys) = tiles(&cx, sizes, plan.rows);
+    let grid = divide(
+        (&queries, &keys),
+        |tile| block.queries(&queries, tile),
+        |tile| block.keys(&queries, &keys, tile),
     );
-    let tokens = required(spec, 0)?.ty.shape[0].clone();
-    let [first, second] = counts;
-    let grid = [first + second + tokens.ceil_div(CLEARED), Dim::from(sizes.kv_heads), 1.into()];
     let bytes = u32::try_from(plan.bytes()).expect("it fits");
     let inputs = u32::try_from(spec.operands.len()).expect("few");
     Ok(cx.finish_cuda(grid, bytes, &[], |arg| match arg {
@@ -104,6 +74,75 @@ pub(super) fn kernel(
         _ if arg >= inputs => by_four(&spec.results[(arg - inputs) as usize]),
         _ => false,
     }))
+}
+
+fn on_tensor_cores(spec: &KernelSpec, sizes: Sizes) -> CudaKernel {
+    let plan = mma::Plan::of(sizes);
+    let mut cx = Cx::cuda(spec, u32::try_from(mma::THREADS).expect("few"));
+    cx.e = cx.e.with_blocks(2);
+    let block = mma::Block::new(&cx, plan);
+    let (queries, keys) = tiles(&cx, sizes, mma::ROWS);
+    let grid = divide(
+        (&queries, &keys),
+        |tile| block.queries(&queries, tile),
+        |tile| block.keys(&queries, &keys, tile),
+    );
+    let bytes = u32::try_from(plan.bytes()).expect("it fits");
+    cx.finish_cuda(grid, bytes, &[], mma::is_aligned)
+}
+
+/// Tiles of queries and of keys.
+fn tiles<'a>(cx: &'a Cx<'a>, sizes: Sizes, rows: i64) -> (Tiles<'a>, Tiles<'a>) {
+    let numbering = Numbering::Packed(OFFSETS);
+    let tiles = |sizes: Sizes| Tiles { cx, sizes, numbering, rows };
+    (tiles(sizes), tiles(Sizes { group: 1, ..sizes }))
+}
+
+/// Gives every tile to a block, those of keys first, which take longer; the last blocks clear what
+/// is in no sequence. Returns the grid.
+fn divide(
+    (of_queries, of_keys): (&Tiles<'_>, &Tiles<'_>),
+    queries: impl Fn(Tile),
+    keys: impl Fn(Tile),
+) -> [Dim; 3] {
+    let (cx, sizes) = (of_queries.cx, of_queries.sizes);
+    let e = &cx.e;
+    let counts = [of_keys.count(), of_queries.count()];
+    let (x, head) = (e.block('x'), e.block('y'));
+    let ends = [
+        e.cast(cx.size(&counts[0]), Elem::I32),
+        e.cast(cx.size(&(counts[0].clone() + counts[1].clone())), Elem::I32),
+    ];
+    let some = |tile: Tile, body: &dyn Fn(Tile)| {
+        e.if_then(e.cmp(Cmp::Gt, tile.rows, e.i32(0)), || body(tile));
+    };
+    e.either(
+        e.cmp(Cmp::Lt, x, ends[0]),
+        || some(of_keys.find(x, head), &keys),
+        || {
+            e.either(
+                e.cmp(Cmp::Lt, x, ends[1]),
+                // Of a causal mask, later queries see more.
+                || some(of_queries.find(e.add_const(e.sub(ends[1], x), -1), head), &queries),
+                || clear(cx, sizes, e.sub(x, ends[1]), head),
+            );
+        },
+    );
+    let tokens = cx.operand(0).shape[0].clone();
+    let [first, second] = counts;
+    [first + second + tokens.ceil_div(CLEARED), Dim::from(sizes.kv_heads), 1.into()]
+}
+
+/// Queries of a sequence that see a key of a tile: the first one and the one past the last, i32.
+fn queries_of(cx: &Cx<'_>, tile: Tile) -> [Val; 2] {
+    let (e, attrs) = (&cx.e, &cx.spec.attrs);
+    let from = if attrs.str("mask") == "causal" { tile.first } else { e.i32(0) };
+    let last = e.add_const(e.add(tile.first, tile.rows), -1);
+    let to = match attrs.int("window") {
+        0 => tile.tokens,
+        window => e.min(tile.tokens, e.add_const(last, window)),
+    };
+    [from, to]
 }
 
 /// Whether four elements may be read or written at once.
@@ -270,14 +309,7 @@ impl Block<'_> {
         self.fill(0, 1, (plan.rows, tile.rows), &own);
         self.fill(1, 2, (plan.rows, tile.rows), &own);
         let own_rows: Vec<Val> = (0..rows).map(|r| self.threads.own_row(r)).collect();
-        // Queries that see one of the keys.
-        let attrs = &cx.spec.attrs;
-        let from = if attrs.str("mask") == "causal" { tile.first } else { e.i32(0) };
-        let last = e.add_const(e.add(tile.first, tile.rows), -1);
-        let to = match attrs.int("window") {
-            0 => tile.tokens,
-            window => e.min(tile.tokens, e.add_const(last, window)),
-        };
+        let [from, to] = queries_of(cx, tile);
         let (first, end) =
             (e.div_unsigned(from, e.i32(plan.chunk)), e.div_ceil_const(to, plan.chunk));
         let keys = self.zeros(sizes.key).len();
@@ -379,34 +411,34 @@ impl Block<'_> {
             });
         });
     }
+}
 
-    /// Clears the gradients of tokens in no sequence, of those that block `x` looks at.
-    fn clear(&self, x: Val, head: Val) {
-        let (cx, e) = (self.cx, &self.cx.e);
-        let offsets = cx.operand(OFFSETS);
-        let bound = |i: Val| e.cast(offsets.load(cx, cx.scale(i, &offsets.strides[0])), Elem::I64);
-        let last = cx.size(&(offsets.shape[0].clone() - Dim::from(1)));
-        let (first, end) = (bound(e.i64(0)), bound(last));
-        let begin = e.mul_const(e.cast(x, Elem::I64), CLEARED);
-        let tokens = cx.size(&cx.operand(0).shape[0]);
-        let head = e.cast(head, Elem::I64);
-        let from = e.add(begin, e.cast(e.thread(), Elem::I64));
-        let to = e.min(e.add_const(begin, CLEARED), tokens);
-        e.for_each(from, to, THREADS, |token| {
-            let outside = e.or(e.cmp(Cmp::Lt, token, first), e.cmp(Cmp::Ge, token, end));
-            e.if_then(outside, || {
-                for (result, heads) in [(0, self.plan.sizes.group), (1, 1), (2, 1)] {
-                    let view = cx.result(result);
-                    e.for_each(e.i64(0), e.i64(heads), 1, |within| {
-                        let head = e.add(e.mul_const(head, heads), within);
-                        let at = cx.scale(token, &view.strides[0]);
-                        let row = view.at(cx, cx.offset(at, head, &view.strides[1]));
-                        e.for_each(e.i64(0), cx.size(&view.shape[2]), 1, |column| {
-                            row.store(cx, e.f32(0.0), cx.scale(column, &view.strides[2]));
-                        });
+/// Clears the gradients of tokens in no sequence, of those that block `x` looks at.
+fn clear(cx: &Cx<'_>, sizes: Sizes, x: Val, head: Val) {
+    let e = &cx.e;
+    let offsets = cx.operand(OFFSETS);
+    let bound = |i: Val| e.cast(offsets.load(cx, cx.scale(i, &offsets.strides[0])), Elem::I64);
+    let last = cx.size(&(offsets.shape[0].clone() - Dim::from(1)));
+    let (first, end) = (bound(e.i64(0)), bound(last));
+    let begin = e.mul_const(e.cast(x, Elem::I64), CLEARED);
+    let tokens = cx.size(&cx.operand(0).shape[0]);
+    let head = e.cast(head, Elem::I64);
+    let from = e.add(begin, e.cast(e.thread(), Elem::I64));
+    let to = e.min(e.add_const(begin, CLEARED), tokens);
+    e.for_each(from, to, e.threads().into(), |token| {
+        let outside = e.or(e.cmp(Cmp::Lt, token, first), e.cmp(Cmp::Ge, token, end));
+        e.if_then(outside, || {
+            for (result, heads) in [(0, sizes.group), (1, 1), (2, 1)] {
+                let view = cx.result(result);
+                e.for_each(e.i64(0), e.i64(heads), 1, |within| {
+                    let head = e.add(e.mul_const(head, heads), within);
+                    let at = cx.scale(token, &view.strides[0]);
+                    let row = view.at(cx, cx.offset(at, head, &view.strides[1]));
+                    e.for_each(e.i64(0), cx.size(&view.shape[2]), 1, |column| {
+                        row.store(cx, e.f32(0.0), cx.scale(column, &view.strides[2]));
                     });
-                }
-            });
+                });
+            }
         });
-    }
+    });
 }

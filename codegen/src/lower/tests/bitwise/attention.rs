@@ -95,10 +95,7 @@ pub(super) fn memory(op: &'static str, draw: &mut Draw) -> Subject {
     let scales = [scale(&[blocks, kv_heads, block]), scale(&[blocks, kv_heads, block])];
     let new_scales = [scale(&[t, kv_heads]), scale(&[t, kv_heads])];
     if op == "kv_write" {
-        // Each slot once: of two tokens for one slot, the order would count.
-        let slots = draw.shuffled(blocks * block);
-        let slots = (0..t).map(|i| slots.get(i).map_or(-1, |s| *s as i64));
-        let slots = Tensor::from_i64s(DType::I32, &[t], slots);
+        let slots = slots(draw, t, blocks * block);
         let mut args = vec![&k, &v, &k_new, &v_new, &slots];
         if dtype == DType::I8 {
             args.extend(scales.iter().chain(&new_scales));
@@ -135,6 +132,36 @@ pub(super) fn memory(op: &'static str, draw: &mut Draw) -> Subject {
         Along::Tokens(0),
     ];
     sequences(Case::new(op, attrs, &args), &lengths, operands, 1)
+}
+
+/// Rotated queries and keys, and values, of which the latter two are written to memory.
+pub(super) fn rotated(op: &'static str, draw: &mut Draw) -> Subject {
+    let Heads { heads, kv_heads, key, value, block } = heads(draw);
+    let (blocks, half) = (draw.within(1..=9), draw.within(1..=key / 2));
+    let dtype = draw.pick(&[DType::F32, DType::Bf16, DType::F16]);
+    let of_values = draw.float();
+    let t = 30;
+    let args = [
+        draw.noise(dtype, &[blocks, kv_heads, key, block]),
+        draw.noise(dtype, &[blocks, kv_heads, block, value]),
+        draw.noise(DType::F32, &[t, heads, key]),
+        draw.noise(DType::F32, &[t, kv_heads, key]),
+        draw.noise(of_values, &[t, kv_heads, value]),
+        slots(draw, t, blocks * block),
+        draw.noise(DType::F32, &[t, half]),
+        draw.noise(DType::F32, &[t, half]),
+    ];
+    let attrs = none().with("style", draw.pick(&["half", "interleaved"]));
+    let args = args.each_ref();
+    Subject::whole(Case::new(op, attrs, &args), "a move into one memory")
+}
+
+/// A slot of so many for each token.
+fn slots(draw: &mut Draw, tokens: usize, all: usize) -> Tensor {
+    // Each slot once: of two tokens for one slot, the order would count.
+    let slots = draw.shuffled(all);
+    let slots = (0..tokens).map(|i| slots.get(i).map_or(-1, |s| *s as i64));
+    Tensor::from_i64s(DType::I32, &[tokens], slots)
 }
 
 /// Prompts in one launch, in chunks that are cut anywhere and share launches, and token by token.

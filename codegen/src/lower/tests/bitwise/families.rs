@@ -34,6 +34,7 @@ pub(super) fn cases(op: &'static str, draw: &mut Draw) -> Vec<Subject> {
         "segment_mean" | "segment_first" => several(1, attention::segment),
         "attention" | "attention_lse" | "attention_grad" => several(2, attention::packed),
         "paged_attention" | "kv_write" => several(1, attention::memory),
+        "rope_kv_write" => several(2, attention::rotated),
         "norm_grad" | "embedding_grad" => several(1, gradient),
         "linear_cross_entropy" | "linear_cross_entropy_dlogits" | "linear_cross_entropy_grad" => {
             several(1, cross_entropy)

@@ -45,7 +45,15 @@ pub(super) fn bare(
     let quantize = flags.quantize.map(|quantize| match quantize {
         Quantize::Q8 => Quantization::Q8,
         Quantize::Q4 => Quantization::Q4,
+        Quantize::Fp8 => Quantization::Fp8,
     });
+    if quantize == Some(Quantization::Fp8) && gpus != [Target::sm_90a()] {
+        return Err(Failure::Usage(
+            "--quantize fp8 is for GPUs that multiply fp8: compile with `--target cuda:sm_90a`, or \
+             with `--quantize q8` for others"
+                .into(),
+        ));
+    }
     let kv_dtype = flags.kv_dtype.unwrap_or(match flags.dtype {
         _ if gpus.is_empty() => DType::F32,
         Some(dtype) => dtype,

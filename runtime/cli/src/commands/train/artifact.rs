@@ -20,6 +20,11 @@ struct Told {
     training: StepSettings,
 }
 
+/// Whether the step is to be compiled for GPUs.
+pub(super) fn is_for_gpus(args: &Train) -> bool {
+    args.artifact.is_none() && args.target.iter().any(|chosen| *chosen != Chosen::Cpu)
+}
+
 /// The artifact that is asked for, which must be for such a configuration; where none is, the
 /// user's cache has it, or it is compiled into it, for that many bytes of memory if the
 /// configuration says nothing.
@@ -30,8 +35,6 @@ pub(super) fn open(
     cx: &Context,
 ) -> Result<Arc<Artifact>> {
     let Some(file) = args.artifact.as_deref() else {
-        let is_gpu = args.target.iter().any(|chosen| *chosen != Chosen::Cpu);
-        let memory = memory.filter(|_| !is_gpu);
         return training_artifact(config, memory, &args.target, cx);
     };
     let artifact = Artifact::open(file).map_err(Failure::input)?;

@@ -2,7 +2,10 @@
 
 use std::{num::NonZeroUsize, sync::Arc, time::Duration};
 
-use exec::collectives::{Cause, CollectiveError, Launch, Options, World, run_threads};
+use exec::{
+    Device,
+    collectives::{Cause, CollectiveError, Launch, Options, World, run_threads},
+};
 use train::{MeshConfig, Rank};
 
 use crate::failure::{Failure, Result};
@@ -45,7 +48,8 @@ pub(super) fn run(
         Failure::Usage(format!("{e} (`--ranks N`, `mpirun -n N`, `srun -n N` or `torchrun`)"))
     })?;
     if world_size == 1 {
-        return body(&Rank::alone(), Share(1)).and_then(|end| end.map_or(Ok(()), Err));
+        return body(&Rank::alone(), Share { among: 1, local_rank: 0, is_process: false })
+            .and_then(|end| end.map_or(Ok(()), Err));
     }
     match ranks {
         Some(_) => threads(world_size, mesh, body),
@@ -53,19 +57,36 @@ pub(super) fn run(
     }
 }
 
-/// Among how many ranks the machine's threads are shared.
+/// What of a machine is a rank's.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Share(usize);
+pub(super) struct Share {
+    /// Among how many ranks its threads are shared.
+    among: usize,
+    /// Which of these it is.
+    local_rank: usize,
+    /// Whether it is a process, of which a launcher may show each one a GPU of its own.
+    is_process: bool,
+}
 
 impl Share {
     /// The memory of one of them.
     pub(super) fn of_bytes(self, bytes: u64) -> u64 {
-        bytes / self.0 as u64
+        bytes / self.among as u64
     }
 
     /// The threads of one of them.
     pub(super) fn of(self, threads: NonZeroUsize) -> NonZeroUsize {
-        NonZeroUsize::new(threads.get() / self.0).unwrap_or(NonZeroUsize::MIN)
+        NonZeroUsize::new(threads.get() / self.among).unwrap_or(NonZeroUsize::MIN)
+    }
+
+    /// The number of its GPU, from the one on that is asked for: each rank has one to itself.
+    pub(super) fn gpu(self, first: Option<u32>) -> Result<u32> {
+        let own = u32::try_from(self.local_rank).unwrap_or(u32::MAX);
+        let is_shown_one = self.is_process && first.is_none() && self.local_rank > 0;
+        if is_shown_one && Device::gpus().map_err(Failure::input)? == 1 {
+            return Ok(0);
+        }
+        Ok(first.unwrap_or(0).saturating_add(own))
     }
 }
 
@@ -77,7 +98,10 @@ fn threads(
     // What a rank fails by is told below.
     let mut options = options(mesh);
     options.report = Arc::new(|_| ());
-    let body = |world: &World| body(&Rank::new(world, mesh)?, Share(ranks));
+    let body = |world: &World| {
+        let share = Share { among: ranks, local_rank: world.rank(), is_process: false };
+        body(&Rank::new(world, mesh)?, share)
+    };
     let ends = run_threads(ranks, &options, body);
     let mut echo = None;
     for end in ends {
@@ -99,8 +123,15 @@ fn process(launch: &Launch, mesh: &MeshConfig, body: impl Fn(&Rank, Share) -> En
         .ok()
         .and_then(|text| text.parse().ok())
         .unwrap_or(launch.ranks);
-    let end = Rank::new(&world, mesh).map_err(Failure::from);
-    match end.and_then(|rank| body(&rank, Share(on_machine))) {
+    let place = || -> Result<(Rank, Share)> {
+        let local_rank = match launch.local_rank {
+            Some(local_rank) => local_rank,
+            None => world.local_rank()?,
+        };
+        let share = Share { among: on_machine, local_rank, is_process: true };
+        Ok((Rank::new(&world, mesh)?, share))
+    };
+    match place().and_then(|(rank, share)| body(&rank, share)) {
         Ok(None) => Ok(()),
         Ok(Some(failure)) if world.rank() == 0 => Err(failure),
         Ok(Some(failure)) => Err(Failure::Told(failure.code())),

@@ -35,6 +35,29 @@ struct LibCuda {
 /// [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`], or what the driver
 /// says.
 pub(crate) fn open(index: u32) -> Result<Arc<dyn Driver>, CudaError> {
+    let (driver, count) = begin()?;
+    if index >= count {
+        return Err(CudaError::NoDevice { index, count });
+    }
+    let mut device = 0;
+    // SAFETY: writes a device's number.
+    let got = unsafe { sys::cuDeviceGet(&raw mut device, index.cast_signed()) };
+    told("cuDeviceGet", got)?;
+    let facts = facts(device, driver)?;
+    let mut context = null_mut();
+    // SAFETY: writes a context, which is released when this is dropped.
+    let got = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
+    told("cuDevicePrimaryCtxRetain", got)?;
+    let driver = LibCuda { device, context: context as usize, facts };
+    driver.enter()?;
+    Ok(Arc::new(driver))
+}
+
+/// Opens the driver: what CUDA it speaks, and how many devices it sees.
+///
+/// # Errors
+/// [`CudaError::NoDriver`], [`CudaError::OldDriver`], or what the driver says.
+pub(crate) fn begin() -> Result<(u32, u32), CudaError> {
     // SAFETY: opening the driver runs its initialisers, which is what it is opened for.
     if !unsafe { sys::is_culib_present() } {
         return Err(CudaError::NoDriver);
@@ -49,28 +72,13 @@ pub(crate) fn open(index: u32) -> Result<Arc<dyn Driver>, CudaError> {
     // SAFETY: no arguments but flags.
     let begun = unsafe { sys::cuInit(0) };
     if begun == CUresult::CUDA_ERROR_NO_DEVICE {
-        return Err(CudaError::NoDevice { index, count: 0 });
+        return Ok((found, 0));
     }
     told("cuInit", begun)?;
     let mut count = 0;
     // SAFETY: writes an int.
     told("cuDeviceGetCount", unsafe { sys::cuDeviceGetCount(&raw mut count) })?;
-    let count = count.cast_unsigned();
-    if index >= count {
-        return Err(CudaError::NoDevice { index, count });
-    }
-    let mut device = 0;
-    // SAFETY: writes a device's number.
-    let got = unsafe { sys::cuDeviceGet(&raw mut device, index.cast_signed()) };
-    told("cuDeviceGet", got)?;
-    let facts = facts(device, found)?;
-    let mut context = null_mut();
-    // SAFETY: writes a context, which is released when this is dropped.
-    let got = unsafe { sys::cuDevicePrimaryCtxRetain(&raw mut context, device) };
-    told("cuDevicePrimaryCtxRetain", got)?;
-    let driver = LibCuda { device, context: context as usize, facts };
-    driver.enter()?;
-    Ok(Arc::new(driver))
+    Ok((found, count.cast_unsigned()))
 }
 
 fn facts(device: c_int, driver: u32) -> Answer<Facts> {
@@ -126,7 +134,7 @@ fn told(call: &'static str, result: CUresult) -> Answer {
 /// Calls the driver in the device's context.
 macro_rules! call {
     ($self:ident, $name:ident($($arg:expr),* $(,)?)) => {{
-        $self.enter()?;
+        LibCuda::enter($self)?;
         // SAFETY: pointers among the arguments are to values of the types that the call reads or
         // writes and that live as long as it; handles have not been destroyed, as the trait asks.
         told(stringify!($name), unsafe { sys::$name($($arg),*) })
@@ -152,6 +160,10 @@ impl Drop for LibCuda {
 impl Driver for LibCuda {
     fn facts(&self) -> &Facts {
         &self.facts
+    }
+
+    fn enter(&self) -> Answer {
+        LibCuda::enter(self)
     }
 
     fn memory(&self) -> Answer<(u64, u64)> {
@@ -306,6 +318,7 @@ impl Driver for LibCuda {
         };
         let dtype = match map.dtype {
             DType::F16 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_FLOAT16,
+            DType::U8 => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_UINT8,
             _ => sys::CUtensorMapDataType::CU_TENSOR_MAP_DATA_TYPE_BFLOAT16,
         };
         let rank = map.extents.len();

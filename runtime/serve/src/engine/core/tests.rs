@@ -104,7 +104,7 @@ fn alone_with_window(request: Request, window: Option<usize>) -> Answer {
 }
 
 /// Any mixture of requests, in too little memory, in any steps, with cold and warm cache, with a
-/// window and without, gives each what it gets alone.
+/// window and without, with whole rows and heads of any size, gives each what it gets alone.
 #[test]
 fn answers_do_not_depend_on_the_load() {
     let prompt = prop_oneof![
@@ -113,20 +113,22 @@ fn answers_do_not_depend_on_the_load() {
     ];
     let one = (prompt, 0..20usize, any::<u64>(), 1..4usize, any::<bool>(), -1..2i32, 0..4usize);
     let window = proptest::option::of(1..24usize);
-    let setting = (1..17usize, 1..9usize, 1..5usize, 1..17usize, 0..24u32, any::<bool>(), window);
+    let memory = (0..24u32, any::<bool>(), window);
+    let setting = (1..17usize, 1..9usize, 1..5usize, 1..17usize, memory, 0..51usize);
     let config = ProptestConfig { cases: 64, ..ProptestConfig::default() };
     let (preemptions, hits) = (Cell::new(0), Cell::new(0));
     TestRunner::new(config)
         .run(&(proptest::collection::vec(one, 1..20), setting), |(requests, setting)| {
-            let (max_batch_tokens, prefill_chunk, max_sequences, max_rows, more, cache, window) =
-                setting;
-            let mock = Mock::new(|l| {
+            let (max_batch_tokens, prefill_chunk, max_sequences, max_rows, memory, head) = setting;
+            let (more, cache, window) = memory;
+            let mut mock = Mock::new(|l| {
                 (l.max_batch_tokens, l.max_sequences) = (max_batch_tokens, max_sequences);
                 (l.max_rows, l.window) = (max_rows, window);
                 // The longest fits alone.
                 let least = l.paging().at_once(l.max_seq_len, 1);
                 l.blocks = u32::try_from(least).unwrap() + more;
             });
+            mock.head = head;
             let change = |b: &mut Budget| (b.prefill_chunk, b.max_running) = (prefill_chunk, 8);
             let mut bench = Bench::new(mock, change, cache);
             let mut sent = Vec::new();
@@ -156,6 +158,39 @@ fn answers_do_not_depend_on_the_load() {
         })
         .unwrap();
     assert!(preemptions.get() > 0 && hits.get() > 0, "the cases are too easy");
+}
+
+#[test]
+fn rows_are_copied_for_what_their_heads_do_not_tell() {
+    let run = |head: usize, change: &dyn Fn(&mut Request)| {
+        let mut mock = Mock::new(|_| ());
+        mock.head = head;
+        let fetches = mock.fetches();
+        let mut bench = Bench::new(mock, |_| (), false);
+        let mut request = request(&[3, 1, 4], 12);
+        change(&mut request);
+        let number = bench.add(request).unwrap();
+        let answer = bench.run().answers.remove(&number).unwrap();
+        (answer.tokens, answer.prompt, fetches.load(std::sync::atomic::Ordering::Relaxed))
+    };
+    let greedy = |request: &mut Request| request.top_logprobs = 4;
+    let sampled = |request: &mut Request| {
+        let sampling = &mut request.params.sampling;
+        (sampling.temperature, sampling.top_k, sampling.seed) = (0.9, 4, Some(1));
+    };
+    let much = |request: &mut Request| request.top_logprobs = 5;
+    let scored = |request: &mut Request| request.prompt_logprobs = Some(2);
+    for (change, rows) in [
+        (&greedy as &dyn Fn(&mut Request), 0..=0),
+        (&sampled, 0..=0),
+        (&much, 12..=12),
+        // Two tokens of the prompt are likely or not.
+        (&scored, 1..=2),
+    ] {
+        let (tokens, prompt, fetched) = run(4, change);
+        assert!(rows.contains(&fetched), "{fetched} are not {rows:?}");
+        assert_eq!((tokens, prompt, 0), run(0, change));
+    }
 }
 
 #[test]

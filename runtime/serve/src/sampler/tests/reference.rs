@@ -59,7 +59,6 @@ fn reference(params: &SamplingParams, draw: Draw<'_>, uniform: f64, off: [f64; 3
         tokens.truncate(size);
     }
     tokens.retain(|token| weight(token) >= params.min_p * (1.0 + off[1]));
-    tokens.sort_by_key(|(token, _)| *token);
     let place = (uniform + off[2]).clamp(0.0, 1.0) * tokens.iter().map(weight).sum::<f64>();
     let sum = |n: usize| tokens[..n].iter().map(weight).sum::<f64>();
     let index = (1..tokens.len()).find(|n| sum(*n) > place).unwrap_or(tokens.len()) - 1;
@@ -82,7 +81,7 @@ fn eighths(range: std::ops::RangeInclusive<i32>) -> impl Strategy<Value = f64> {
     range.prop_map(|n| f64::from(n) / 8.0)
 }
 
-fn logits() -> impl Strategy<Value = Vec<f32>> {
+pub(super) fn logits() -> impl Strategy<Value = Vec<f32>> {
     let logit = prop_oneof![
         15 => (-60..60i16).prop_map(|n| f32::from(n) / 8.0),
         1 => Just(f32::NEG_INFINITY),
@@ -91,7 +90,7 @@ fn logits() -> impl Strategy<Value = Vec<f32>> {
 }
 
 /// Tokens that are often the same, and some beyond the vocabulary.
-fn tokens(size: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u32>> {
+pub(super) fn tokens(size: std::ops::Range<usize>) -> impl Strategy<Value = Vec<u32>> {
     vec(prop_oneof![0..8u32, 0..700u32], size)
 }
 
@@ -117,7 +116,7 @@ prop_compose! {
 }
 
 prop_compose! {
-    fn params()(
+    pub(super) fn params()(
         changes in prop_oneof![Just(SamplingParams::default()), changes()],
         temperature in prop_oneof![1 => Just(0.0), 3 => 0.1..3.0],
         top_k in prop_oneof![Just(0), 1..9usize, 1..700usize],
@@ -130,7 +129,7 @@ prop_compose! {
 }
 
 /// None, or a mask that may be longer or shorter than the vocabulary.
-fn mask() -> impl Strategy<Value = Option<Vec<u32>>> {
+pub(super) fn mask() -> impl Strategy<Value = Option<Vec<u32>>> {
     let word = prop_oneof![Just(0), Just(u32::MAX), any::<u32>()];
     prop_oneof![2 => Just(None), 1 => vec(word, 0..22).prop_map(Some)]
 }

@@ -74,7 +74,7 @@ impl Chunks<'_> {
                 self.share(2 * rows, |index, place_of| {
                     let Place { group, within, .. } = place_of;
                     let (_, half, to_byte) =
-                        self.steps(index, 2, 8, split, |row, half| place(e, row, half, 2));
+                        self.steps(index, (2, 32), split, |row, half| place(e, row, half, 2));
                     let row = e.shr(within, 1);
                     let key = e.add(first, e.mul_const(group, GROUP));
                     let slot = e.add(e.rem_unsigned(key, e.i32(*block)), e.shl(half, 3));
@@ -154,11 +154,12 @@ impl Chunks<'_> {
         let split =
             |index: Val| (e.div_unsigned(index, e.i32(units)), e.rem_unsigned(index, e.i32(units)));
         self.share(GROUP * units, |index, place_of| {
-            let (row, unit, at) = self.steps(index, units, 8, split, |row, unit| {
+            let shape = (units, self.pitch(units));
+            let (row, unit, at) = self.steps(index, shape, split, |row, unit| {
                 if self.quantized.is_some() {
                     e.shl(e.add(e.mul_const(row, units), unit), 4)
                 } else {
-                    place(e, row, unit, units)
+                    self.place(row, unit, units)
                 }
             });
             let column = e.mul_const(e.min(unit, e.i32(there - 1)), each);
@@ -170,20 +171,20 @@ impl Chunks<'_> {
         });
     }
 
-    /// The row, unit and byte of a thread's unit number `index`, counted in rows of `units`; where
-    /// each of its units is a multiple of `turns` rows behind the one before, from the first one's.
+    /// The row, unit and byte of a thread's unit number `index`, counted in rows of `units` that
+    /// are `pitch` bytes apart; where each of its units is a multiple of eight rows behind the one
+    /// before, from the first one's.
     fn steps(
         &self,
         (thread, behind): (Val, i64),
-        units: i64,
-        turns: i64,
+        (units, pitch): (i64, i64),
         split: impl Fn(Val) -> (Val, Val),
         byte: impl Fn(Val, Val) -> Val,
     ) -> (Val, Val, Val) {
         let e = &self.cx.e;
-        if behind % (units * turns) == 0 {
+        if behind % (units * 8) == 0 {
             let (row, unit) = split(thread);
-            let at = e.add_const(byte(row, unit), behind * 16);
+            let at = e.add_const(byte(row, unit), behind / units * pitch);
             return (e.add_const(row, behind / units), unit, at);
         }
         let (row, unit) = split(e.add_const(thread, behind));
@@ -193,8 +194,7 @@ impl Chunks<'_> {
     /// Calls `body((thread, behind), place)` for this thread's share of `GROUPS` groups of `each`:
     /// number `thread + behind`, whose group is known if all threads are in one.
     pub(super) fn share(&self, each: i64, body: impl Fn((Val, i64), Place)) {
-        let (e, threads) = (&self.cx.e, i64::from(self.cx.e.threads()));
-        let thread = e.thread();
+        let (e, (thread, threads)) = (&self.cx.e, self.threads);
         let count = GROUPS * each;
         for i in 0..(count + threads - 1) / threads {
             let behind = i * threads;

@@ -26,6 +26,8 @@ use crate::{
 pub(super) enum Form {
     /// Sixteen rows a warp, and all keys of a chunk.
     Large,
+    /// The same, of two warpgroups, which multiply by `wgmma`.
+    Wide,
     /// All warps have the sixteen rows; scores are divided by keys, values by their elements.
     Small,
 }
@@ -42,10 +44,10 @@ pub(super) struct Pass<'a> {
     all: [Val; 2],
     form: Form,
     /// The rows' part of shared memory.
-    area: Val,
+    pub(super) area: Val,
     pub(super) thread: Val,
-    lane: Val,
-    warp: Val,
+    pub(super) lane: Val,
+    pub(super) warp: Val,
     /// The rows of a lane.
     rows: [Row; 2],
 }
@@ -70,6 +72,7 @@ impl<'a> Pass<'a> {
         let (lane, warp) = (e.and(thread, e.i32(31)), e.shr(thread, 5));
         let first = match form {
             Form::Large => e.shl(e.and(warp, e.i32(WARPS - 1)), 4),
+            Form::Wide => e.shl(warp, 4),
             Form::Small => e.i32(0),
         };
         let first = e.add(first, e.shr(lane, 2));
@@ -83,14 +86,14 @@ impl<'a> Pass<'a> {
     }
 
     /// Blocks of sixteen elements of values, of all warps.
-    fn all_blocks(&self) -> i64 {
+    pub(super) fn all_blocks(&self) -> i64 {
         padded(self.tiles.sizes.value) / 16
     }
 
     /// Those of a warp.
     fn blocks(&self) -> i64 {
         let among = match self.form {
-            Form::Large => parts(self.tiles.sizes),
+            Form::Large | Form::Wide => parts(self.tiles.sizes),
             Form::Small => self.warps(),
         };
         (self.all_blocks() + among - 1) / among
@@ -100,8 +103,10 @@ impl<'a> Pass<'a> {
         let (e, all) = (&self.cx.e, self.all_blocks());
         let certain = |block: Block| Columns { block, exists: None };
         let block = match self.form {
-            Form::Large if parts(self.tiles.sizes) == 1 => return certain(Block::Known(i)),
-            Form::Large => {
+            Form::Large | Form::Wide if parts(self.tiles.sizes) == 1 => {
+                return certain(Block::Known(i));
+            }
+            Form::Large | Form::Wide => {
                 let part = e.shr(self.warp, WARPS.trailing_zeros());
                 let each = self.blocks();
                 let first = e.mul_const(part, each);
@@ -127,7 +132,7 @@ impl<'a> Pass<'a> {
     fn groups(&self) -> Vec<Val> {
         let e = &self.cx.e;
         match self.form {
-            Form::Large => (0..CHUNK / 16).map(|i| e.i32(i)).collect(),
+            Form::Large | Form::Wide => (0..CHUNK / 16).map(|i| e.i32(i)).collect(),
             Form::Small => vec![e.and(self.warp, e.i32(WARPS - 1))],
         }
     }
@@ -237,29 +242,14 @@ impl<'a> Pass<'a> {
 
     /// Rounds the queries of the tile into shared memory.
     fn queries(&self) {
-        let (cx, e) = (self.cx, &self.cx.e);
-        let q = cx.operand(0);
-        let size = self.tiles.sizes.key;
-        let units = padded(size) / 8;
+        let e = &self.cx.e;
+        let units = padded(self.tiles.sizes.key) / 8;
         let threads = i64::from(e.threads());
         let rows = if self.form == Form::Large { LARGE } else { SMALL };
-        let elem = memory_elem(q.dtype);
         let one = |unit: Val| {
             let index = e.div_unsigned(unit, e.i32(units));
             let unit = e.rem_unsigned(unit, e.i32(units));
-            let to = e.add(self.area, place(e, index, unit, units));
-            let row = self.tiles.row(self.tile, index);
-            let from = self.tiles.place(&q, self.tile, row);
-            let inside = e.and(row.exists, e.cmp(Cmp::Lt, unit, e.i32(size / 8)));
-            let column = column(e, e.shl(e.min(unit, e.i32(size / 8 - 1)), 3));
-            let values = e.load_whole(Ty::Vector(elem, 8), e.at(from.base, elem, column));
-            let values = e.cast(values, Elem::F32);
-            let values = e.select(inside, values, e.zero(values.ty()));
-            let mut operands = vec![to];
-            let word =
-                |i: u32| self.round([e.extract(values, 2 * i), e.extract(values, 2 * i + 1)]);
-            operands.extend((0..4).map(word));
-            e.ptx("st.shared.v4.b32 [$0], {$1, $2, $3, $4};", &operands);
+            self.query(index, unit, e.add(self.area, place(e, index, unit, units)));
         };
         let count = rows * units;
         for i in 0..(count + threads - 1) / threads {
@@ -270,6 +260,24 @@ impl<'a> Pass<'a> {
                 one(unit);
             }
         }
+    }
+
+    /// Rounds unit `unit` of row `index` of the tile to shared memory at `to`.
+    pub(super) fn query(&self, index: Val, unit: Val, to: Val) {
+        let (cx, e) = (self.cx, &self.cx.e);
+        let q = cx.operand(0);
+        let (size, elem) = (self.tiles.sizes.key, memory_elem(q.dtype));
+        let row = self.tiles.row(self.tile, index);
+        let from = self.tiles.place(&q, self.tile, row);
+        let inside = e.and(row.exists, e.cmp(Cmp::Lt, unit, e.i32(size / 8)));
+        let column = column(e, e.shl(e.min(unit, e.i32(size / 8 - 1)), 3));
+        let values = e.load_whole(Ty::Vector(elem, 8), e.at(from.base, elem, column));
+        let values = e.cast(values, Elem::F32);
+        let values = e.select(inside, values, e.zero(values.ty()));
+        let mut operands = vec![to];
+        let word = |i: u32| self.round([e.extract(values, 2 * i), e.extract(values, 2 * i + 1)]);
+        operands.extend((0..4).map(word));
+        e.ptx("st.shared.v4.b32 [$0], {$1, $2, $3, $4};", &operands);
     }
 
     /// Two f32 as one word of two numbers of the type of keys, the first one low.
@@ -295,7 +303,7 @@ impl<'a> Pass<'a> {
         let groups = self.groups();
         let mut scores = vec![e.f32(0.0); 8 * groups.len()];
         let row = match self.form {
-            Form::Large => e.shl(e.and(self.warp, e.i32(WARPS - 1)), 4),
+            Form::Large | Form::Wide => e.shl(e.and(self.warp, e.i32(WARPS - 1)), 4),
             Form::Small => e.i32(0),
         };
         let size = padded(self.tiles.sizes.key);
@@ -321,7 +329,7 @@ impl<'a> Pass<'a> {
             let shared =
                 |at: Val| self.chunks.left_fragment(self.thread, at, e.i32(0), (CHUNK / 8, step));
             let (left, plain) = match self.form {
-                Form::Large => (weights.of_values[index], weights.plain[index]),
+                Form::Large | Form::Wide => (weights.of_values[index], weights.plain[index]),
                 Form::Small => {
                     let left = shared(self.weights_at());
                     let apart = self.chunks.integers();

@@ -71,6 +71,7 @@ impl Pass<'_> {
             let leads = e.cmp(Cmp::Eq, e.and(self.lane, e.i32(3)), e.i32(0));
             let first = match self.form {
                 Form::Large => e.cmp(Cmp::Lt, self.warp, e.i32(WARPS)),
+                Form::Wide => e.int(leads.ty(), 1),
                 Form::Small => e.cmp(Cmp::Eq, self.warp, e.i32(0)),
             };
             let leads = e.and(leads, first);

@@ -43,6 +43,38 @@ impl Pass<'_> {
         state: &[Val],
     ) -> (Vec<Val>, Weights) {
         let e = &self.cx.e;
+        let (maxima, factors, mut scores) = self.exponentials(chunk, stage, scores, &state[..2]);
+        // Where no largest score has changed, as most often, sums stay as they are.
+        let changed = e.cmp(Cmp::Ne, e.min(factors[0], factors[1]), e.f32(1.0));
+        let sums = self.rescaled(changed, factors, &state[2..]);
+        let state = maxima.into_iter().chain(sums).collect();
+        let plain = self.rounded(&scores);
+        let mut weights = Weights { of_values: plain.clone(), plain };
+        if self.chunks.integers() {
+            self.rescale(Scales::OfValues, stage, &mut scores);
+            weights.of_values = self.rounded(&scores);
+        }
+        if self.form == Form::Small {
+            let groups = self.groups();
+            self.owns(|| {
+                self.put_weights(self.weights_at(), groups[0], &weights.of_values[0]);
+                if self.chunks.integers() {
+                    self.put_weights(self.plain_at(), groups[0], &weights.plain[0]);
+                }
+            });
+        }
+        (state, weights)
+    }
+
+    /// Largest scores after a chunk, the factors of sums before it, and the weights of its keys.
+    pub(in super::super) fn exponentials(
+        &self,
+        chunk: Val,
+        stage: Val,
+        scores: Vec<Val>,
+        before: &[Val],
+    ) -> ([Val; 2], [Val; 2], Vec<Val>) {
+        let e = &self.cx.e;
         let mut scores = scores;
         let pair = e.shl(e.and(self.lane, e.i32(3)), 1);
         let first = e.add(e.mul_const(chunk, CHUNK), pair);
@@ -77,18 +109,19 @@ impl Pass<'_> {
         let types: Vec<Ty> = scores.iter().map(|score| score.ty()).collect();
         let mut scores = e.if_else(all, &types, || scores.clone(), masked);
         let largest = places.iter().map(|places| {
-            let max = places.iter().fold(lowest, |max, i| e.max(max, scores[*i]));
-            let over = |max: Val, mask: u32| e.max(max, e.shuffle_xor(max, mask));
+            let larger = |a: Val, b: Val| e.ptx_pure("max.f32 $0, $1, $2;", &[a.ty()], &[a, b])[0];
+            let max = places.iter().fold(lowest, |max, i| larger(max, scores[*i]));
+            let over = |max: Val, mask: u32| larger(max, e.shuffle_xor(max, mask));
             [1, 2].into_iter().fold(max, over)
         });
         let mut largest: Vec<Val> = largest.collect();
         if self.form == Form::Small {
             largest = self.over_warps(&largest);
         }
-        let (mut maxima, mut factors) = (Vec::new(), Vec::new());
+        let (mut maxima, mut factors) = ([before[0]; 2], [before[0]; 2]);
         for (half, places) in places.iter().enumerate() {
             let units = |score: Val| factor.map_or(score, |factor| e.mul(score, factor));
-            let (max, before, shift) = advance(e, state[half], units(largest[half]));
+            let (max, ratio, shift) = advance(e, before[half], units(largest[half]));
             let down = e.neg(shift);
             for &i in places {
                 let exponent = match factor {
@@ -97,38 +130,30 @@ impl Pass<'_> {
                 };
                 scores[i] = power_of_two(e, exponent);
             }
-            maxima.push(max);
-            factors.push(before);
+            maxima[half] = max;
+            factors[half] = ratio;
         }
-        // Where no largest score has changed, as most often, sums stay as they are.
-        let changed = e.cmp(Cmp::Ne, e.min(factors[0], factors[1]), e.f32(1.0));
-        let types: Vec<Ty> = state[2..].iter().map(|sum| sum.ty()).collect();
-        let rescaled = || {
-            let sums = state[2..].iter().enumerate();
-            sums.map(|(i, sum)| e.mul(*sum, factors[i / 2 % 2])).collect()
-        };
-        let sums = e.if_else(changed, &types, rescaled, || state[2..].to_vec());
-        let state = maxima.into_iter().chain(sums).collect();
-        // Sums of 16 x 8 lie in lanes as two of the four parts of a left operand do.
-        let rounded = |scores: &[Val]| -> Vec<[Val; 4]> {
-            let groups = scores.chunks_exact(8);
-            groups.map(|g| [0, 2, 4, 6].map(|i| self.round([g[i], g[i + 1]]))).collect()
-        };
-        let plain = rounded(&scores);
-        let mut weights = Weights { of_values: plain.clone(), plain };
-        if self.chunks.integers() {
-            self.rescale(Scales::OfValues, stage, &mut scores);
-            weights.of_values = rounded(&scores);
-        }
-        if self.form == Form::Small {
-            self.owns(|| {
-                self.put_weights(self.weights_at(), groups[0], &weights.of_values[0]);
-                if self.chunks.integers() {
-                    self.put_weights(self.plain_at(), groups[0], &weights.plain[0]);
-                }
-            });
-        }
-        (state, weights)
+        (maxima, factors, scores)
+    }
+
+    /// Sums, scaled to new largest scores if any has changed.
+    pub(in super::super) fn rescaled(
+        &self,
+        changed: Val,
+        factors: [Val; 2],
+        sums: &[Val],
+    ) -> Vec<Val> {
+        let e = &self.cx.e;
+        let types: Vec<Ty> = sums.iter().map(|sum| sum.ty()).collect();
+        let rescaled =
+            || sums.iter().enumerate().map(|(i, sum)| e.mul(*sum, factors[i / 2 % 2])).collect();
+        e.if_else(changed, &types, rescaled, || sums.to_vec())
+    }
+
+    /// Weights as left operands: sums of 16 x 8 lie in lanes as two of their four parts do.
+    pub(in super::super) fn rounded(&self, weights: &[Val]) -> Vec<[Val; 4]> {
+        let groups = weights.chunks_exact(8);
+        groups.map(|g| [0, 2, 4, 6].map(|i| self.round([g[i], g[i + 1]]))).collect()
     }
 
     /// Multiplies scores or weights of the warp's keys with the scales of integers.

@@ -7,55 +7,55 @@
 use crate::emit::{Cmp, Elem, Emitter, Val};
 
 /// The barriers, in shared memory: all full ones, then all empty ones.
-pub(super) struct Ring {
-    pub(super) barriers: Val,
-    pub(super) stages: i64,
+pub(crate) struct Ring {
+    pub(crate) barriers: Val,
+    pub(crate) stages: i64,
 }
 
 /// A place in the ring: stage and parity of the round, both i32.
 #[derive(Clone, Copy)]
-pub(super) struct Turn {
-    pub(super) stage: Val,
-    pub(super) parity: Val,
+pub(crate) struct Turn {
+    pub(crate) stage: Val,
+    pub(crate) parity: Val,
 }
 
 impl Turn {
-    pub(super) fn start(e: &Emitter) -> Turn {
+    pub(crate) fn start(e: &Emitter) -> Turn {
         Turn { stage: e.i32(0), parity: e.i32(0) }
     }
 
-    pub(super) fn of(values: &[Val]) -> Turn {
+    pub(crate) fn of(values: &[Val]) -> Turn {
         Turn { stage: values[0], parity: values[1] }
     }
 
-    pub(super) fn values(self) -> [Val; 2] {
+    pub(crate) fn values(self) -> [Val; 2] {
         [self.stage, self.parity]
     }
 }
 
 impl Ring {
     /// Bytes of the barriers.
-    pub(super) const fn bytes(stages: i64) -> i64 {
+    pub(crate) const fn bytes(stages: i64) -> i64 {
         16 * stages
     }
 
     /// Prepares the barriers for so many arrivals at each full and at each empty one.
-    pub(super) fn init(&self, e: &Emitter, full: i64, empty: i64) {
+    pub(crate) fn init(&self, e: &Emitter, full: i64, empty: Val) {
         for i in 0..2 * self.stages {
-            let count = if i < self.stages { full } else { empty };
-            let text = format!("mbarrier.init.shared::cta.b64 [$0+{}], {count};", 8 * i);
-            e.ptx(&text, &[self.barriers]);
+            let count = if i < self.stages { e.i32(full) } else { empty };
+            let text = format!("mbarrier.init.shared::cta.b64 [$0+{}], $1;", 8 * i);
+            e.ptx(&text, &[self.barriers, count]);
         }
         e.ptx("fence.mbarrier_init.release.cluster;", &[]);
     }
 
     /// The full barrier of a stage.
-    pub(super) fn full(&self, e: &Emitter, turn: Turn) -> Val {
+    pub(crate) fn full(&self, e: &Emitter, turn: Turn) -> Val {
         e.add(self.barriers, e.shl(turn.stage, 3))
     }
 
     /// Arrives at the full barrier of a stage.
-    pub(super) fn arrive_full(&self, e: &Emitter, turn: Turn) {
+    pub(crate) fn arrive_full(&self, e: &Emitter, turn: Turn) {
         e.ptx("mbarrier.arrive.shared::cta.b64 _, [$0];", &[self.full(e, turn)]);
     }
 
@@ -64,24 +64,39 @@ impl Ring {
     }
 
     /// Waits until the stage's copies of this round have landed.
-    pub(super) fn wait_full(&self, e: &Emitter, turn: Turn) {
+    pub(crate) fn wait_full(&self, e: &Emitter, turn: Turn) {
         wait(e, self.full(e, turn), turn.parity);
     }
 
     /// Waits until the stage has been read in the last round; in the first nobody has to.
-    pub(super) fn wait_empty(&self, e: &Emitter, turn: Turn) {
+    pub(crate) fn wait_empty(&self, e: &Emitter, turn: Turn) {
         wait(e, self.empty(e, turn.stage), e.xor(turn.parity, e.i32(1)));
     }
 
+    /// Arrives at the full barrier of the stage before.
+    pub(crate) fn arrive_full_before(&self, e: &Emitter, turn: Turn) {
+        let before = Turn { stage: self.before(e, turn), ..turn };
+        self.arrive_full(e, before);
+    }
+
+    /// Arrives at the empty barrier of a stage.
+    pub(crate) fn release(&self, e: &Emitter, turn: Turn) {
+        e.ptx("mbarrier.arrive.shared::cta.b64 _, [$0];", &[self.empty(e, turn.stage)]);
+    }
+
     /// Arrives at the empty barrier of the stage before.
-    pub(super) fn release_before(&self, e: &Emitter, turn: Turn) {
+    pub(crate) fn release_before(&self, e: &Emitter, turn: Turn) {
+        let before = Turn { stage: self.before(e, turn), ..turn };
+        self.release(e, before);
+    }
+
+    fn before(&self, e: &Emitter, turn: Turn) -> Val {
         let first = e.cmp(Cmp::Eq, turn.stage, e.i32(0));
-        let before = e.select(first, e.i32(self.stages - 1), e.add_const(turn.stage, -1));
-        e.ptx("mbarrier.arrive.shared::cta.b64 _, [$0];", &[self.empty(e, before)]);
+        e.select(first, e.i32(self.stages - 1), e.add_const(turn.stage, -1))
     }
 
     /// The next stage.
-    pub(super) fn next(&self, e: &Emitter, turn: Turn) -> Turn {
+    pub(crate) fn next(&self, e: &Emitter, turn: Turn) -> Turn {
         let stage = e.add_const(turn.stage, 1);
         let wraps = e.cmp(Cmp::Eq, stage, e.i32(self.stages));
         let turned = e.cast(wraps, Elem::I32);

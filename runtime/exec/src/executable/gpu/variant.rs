@@ -1,0 +1,117 @@
+//! Launches of a kernel, whose variants are for few rows or many.
+
+use cuda::{Address, Kernel, Launch, Param, Stream};
+use ir::{CudaParam, CudaVariant, TensorMap};
+
+use crate::{ExecError, executable::sizes::Sizes};
+
+/// A kernel for launches of a limited size.
+#[derive(Debug)]
+pub(super) struct Variant {
+    kernel: Kernel,
+    limit: Option<(usize, i64)>,
+    params: Vec<Given>,
+    grid: [usize; 3],
+    block: u32,
+    cluster: u32,
+    shared_bytes: u32,
+    /// Whether it waits itself for what was launched before it.
+    dependent: bool,
+    /// Operands that it reads before that.
+    early: Vec<u32>,
+}
+
+/// A parameter with its sizes by number.
+#[derive(Debug)]
+enum Given {
+    Pointer { arg: u32, align: u32 },
+    Size(usize),
+    Map { map: TensorMap, extents: Vec<usize>, strides: Vec<usize> },
+}
+
+/// Launches the first variant of a kernel that fits, on arguments and whether nothing writes to
+/// each of them during a run.
+pub(super) fn launch(
+    stream: &Stream,
+    variants: &[Variant],
+    sizes: &Sizes,
+    (args, constant): (&[Address], &[bool]),
+) -> Result<(), ExecError> {
+    let fits = |v: &&Variant| v.limit.is_none_or(|(size, most)| sizes.values[size] <= most);
+    // The artifact has been checked: the last variant has no limit.
+    let variant = variants.iter().find(fits).expect("a variant");
+    let grid = variant.grid.map(|size| u32::try_from(sizes.values[size]).unwrap_or(u32::MAX));
+    if grid.contains(&0) {
+        return Ok(());
+    }
+    // Without it, the launch comes behind the end of what was launched before.
+    let mut early = variant.early.iter();
+    let dependent =
+        variant.dependent && early.all(|arg| constant.get(*arg as usize) == Some(&true));
+    let launch = Launch {
+        symbol: variant.kernel.symbol().to_owned(),
+        params: variant.params.iter().map(|given| given.param(sizes)).collect(),
+        grid,
+        block: variant.block,
+        cluster: variant.cluster,
+        shared_bytes: variant.shared_bytes,
+        dependent,
+    };
+    Ok(stream.launch(&variant.kernel, &launch, args)?)
+}
+
+impl Variant {
+    pub(super) fn new(
+        variant: &CudaVariant,
+        kernel: Kernel,
+        dependent: bool,
+        number: &mut impl FnMut(&ir::Dim) -> Result<usize, ExecError>,
+    ) -> Result<Variant, ExecError> {
+        let mut params = Vec::new();
+        for param in &variant.params {
+            params.push(match param {
+                CudaParam::Pointer { arg, align } => Given::Pointer { arg: *arg, align: *align },
+                CudaParam::Size(dim) => Given::Size(number(dim)?),
+                CudaParam::Map(map) => Given::Map {
+                    map: map.clone(),
+                    extents: map.extents.iter().map(&mut *number).collect::<Result<_, _>>()?,
+                    strides: map.strides.iter().map(&mut *number).collect::<Result<_, _>>()?,
+                },
+            });
+        }
+        let [x, y, z] = &variant.grid;
+        let limit = match &variant.limit {
+            Some((size, most)) => Some((number(size)?, *most)),
+            None => None,
+        };
+        Ok(Variant {
+            kernel,
+            limit,
+            params,
+            grid: [number(x)?, number(y)?, number(z)?],
+            block: variant.block,
+            cluster: variant.cluster,
+            shared_bytes: variant.shared_bytes,
+            dependent,
+            early: variant.early.clone(),
+        })
+    }
+}
+
+impl Given {
+    fn param(&self, sizes: &Sizes) -> Param {
+        let counts = |numbers: &[usize]| numbers.iter().map(|n| sizes.count(*n) as u64).collect();
+        match self {
+            Given::Pointer { arg, align } => Param::Pointer { arg: *arg, align: *align },
+            Given::Size(size) => Param::Size(sizes.values[*size]),
+            Given::Map { map, extents, strides } => Param::Map(cuda::TensorMap {
+                arg: map.arg,
+                dtype: map.dtype,
+                extents: counts(extents),
+                strides: counts(strides),
+                boxes: map.boxes.clone(),
+                swizzle: map.swizzle,
+            }),
+        }
+    }
+}
