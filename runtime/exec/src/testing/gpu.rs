@@ -71,6 +71,7 @@ pub(crate) fn on_gpu(file: &str, mut programs: Vec<Program>) -> (Arc<Model>, Arc
                 cluster: 1,
                 shared_bytes: 0,
                 limit: None,
+                early: Vec::new(),
             };
             kernel.cuda = vec![CudaCode { arch, variants: vec![variant] }];
         }
