@@ -70,7 +70,7 @@ impl Buffer {
     pub(super) fn compare(
         &self,
         got: &[Option<Vec<u8>>],
-        old: Option<Vec<u8>>,
+        old: Option<&[u8]>,
         want: &Tensor,
         all: bool,
         tolerance: f64,
@@ -78,7 +78,7 @@ impl Buffer {
         let size = self.dtype.size();
         let wanted = want.to_f64s();
         let is_old = |i: usize, bytes: &[u8]| {
-            !all && old.as_ref().is_some_and(|old| old[i * size..][..size] == *bytes)
+            !all && old.is_some_and(|old| old[i * size..][..size] == *bytes)
         };
         let mut places = Vec::new();
         for (i, bytes) in got.iter().enumerate() {

@@ -340,10 +340,10 @@ impl Distinct {
         for (i, ((buffer, in_place), want)) in results.iter().zip(&want).enumerate() {
             let got = buffer.read(&mut gpu)?;
             // What blocks that did not run would have updated is as it was.
-            let old = in_place.then(|| buffer.values.clone());
+            let old = in_place.then_some(&buffer.values[..]);
             let size = buffer.dtype.size();
             let is_new = |(i, bytes): &(usize, &Vec<u8>)| {
-                old.as_ref().is_none_or(|old| old[i * size..][..size] != **bytes)
+                old.is_none_or(|old| old[i * size..][..size] != **bytes)
             };
             let there = got.iter().enumerate().filter_map(|(i, b)| Some((i, b.as_ref()?)));
             written += there.filter(is_new).count();

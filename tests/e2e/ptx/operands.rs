@@ -173,7 +173,7 @@ fn starts(tokens: usize, sequences: usize) -> Vec<usize> {
 
 /// Blocks of a sequence, of so many in a row of the table.
 fn blocks_each(table: usize) -> usize {
-    table.min((BLOCKS / SEQUENCES) as usize)
+    table.min(usize::try_from(BLOCKS / SEQUENCES).unwrap())
 }
 
 /// The position of every token in its sequence, which has room for so many.

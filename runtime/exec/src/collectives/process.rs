@@ -28,7 +28,7 @@ static OWN: LazyLock<Option<Process>> = LazyLock::new(|| {
 /// say.
 pub(super) fn machine() -> u64 {
     let boot = fs::read("/proc/sys/kernel/random/boot_id");
-    boot.map_or(0, |boot| digest(boot))
+    boot.map_or(0, digest)
 }
 
 impl Process {
