@@ -37,6 +37,8 @@ pub enum Barrier {
     Block,
     /// So many threads, under a number from 1 to 15.
     Named(u32, u32),
+    /// The warp.
+    Warp,
 }
 
 const I32: Ty = Ty::Scalar(Elem::I32);
@@ -165,6 +167,11 @@ impl Emitter {
             Barrier::Block => self.line(format_args!("nvvm.barrier0")),
             Barrier::Named(number, threads) => {
                 self.ptx(&format!("bar.sync {number}, {threads};"), &[]);
+            }
+            // Text could be copied to where lanes are missing.
+            Barrier::Warp => {
+                let all = self.i32(-1);
+                self.line(format_args!("nvvm.bar.warp.sync {all} : i32"));
             }
         }
     }

@@ -210,7 +210,7 @@ impl<'a> Gen<'a> {
                     let own = [scales[i], scales[i + at(at_once)]];
                     self.add(&mut sums, block, own, &weights);
                     // All lanes have read the stage before one says so.
-                    e.ptx("bar.warp.sync -1;", &[]);
+                    e.barrier(Barrier::Warp);
                     e.if_then(leads, || self.ring.release_before(e, turns[i + 1]));
                 }
                 let turn = turns[at(at_once)].values();

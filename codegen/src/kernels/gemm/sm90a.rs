@@ -194,10 +194,11 @@ impl<'a> Gen<'a> {
                 self.ring.wait_empty(e, turn);
                 e.if_then(leads, || self.copy([row, column, step], turn));
                 // The one that leads and the others go on together.
-                e.ptx("bar.warp.sync -1;", &[]);
+                e.barrier(Barrier::Warp);
                 fill.store(&words, self.stage(turn));
                 // Each thread's writes come before what tensor cores read; one lane says so.
-                e.ptx("fence.proxy.async.shared::cta;\nbar.warp.sync -1;", &[]);
+                e.ptx("fence.proxy.async.shared::cta;", &[]);
+                e.barrier(Barrier::Warp);
                 e.if_then(first, || self.ring.arrive_full(e, turn));
                 let values = self.ring.next(e, turn).values().into_iter();
                 values.chain(later.iter().copied()).chain(next).collect()

@@ -10,7 +10,7 @@ use super::{
 };
 use crate::{
     cuda::Swizzle,
-    emit::{Cmp, Elem, Ty, Val},
+    emit::{Barrier, Cmp, Elem, Ty, Val},
     kernels::gemm::{
         ring::{Ring, Turn},
         sm90a::operands::{ALONG_K, Walk as Strides},
@@ -55,11 +55,11 @@ impl Pass<'_> {
             let to = e.add(area, place(e, row, unit, units));
             self.query(e.add(row, e.shl(self.warp, 4)), unit, to);
         }
-        e.ptx("bar.warp.sync -1;", &[]);
+        e.barrier(Barrier::Warp);
         let fragment =
             |step: i64| self.chunks.left_fragment(self.thread, area, e.i32(0), (units, step));
         let fragments = (0..size / 16).map(fragment).collect();
-        e.ptx("bar.warp.sync -1;", &[]);
+        e.barrier(Barrier::Warp);
         fragments
     }
 

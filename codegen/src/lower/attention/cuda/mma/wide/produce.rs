@@ -5,7 +5,7 @@ use super::{
     stage_bytes,
 };
 use crate::{
-    emit::{Cmp, Val},
+    emit::{Barrier, Cmp, Val},
     kernels::gemm::ring::{Ring, Turn},
     lower::cx::Cx,
 };
@@ -24,7 +24,8 @@ pub(super) fn run(
     let leads = e.cmp(Cmp::Eq, e.and(e.thread(), e.i32(31)), e.i32(0));
     let announce = |some: Val, turn: Turn| {
         // Each thread's copies come before what tensor cores read; one lane says so.
-        e.ptx("fence.proxy.async.shared::cta;\nbar.warp.sync -1;", &[]);
+        e.ptx("fence.proxy.async.shared::cta;", &[]);
+        e.barrier(Barrier::Warp);
         e.if_then(e.and(some, leads), || ring.arrive_full_before(e, turn));
     };
     let entries = |chunk: Val| chunks.entries(tile, e.min(chunk, walk.hi), keys);
@@ -37,7 +38,7 @@ pub(super) fn run(
         let (turn, chunk, found) = (Turn::of(carried), carried[2], &carried[3..]);
         let stage = e.mul_const(turn.stage, stage_bytes(sizes));
         ring.wait_empty(e, turn);
-        e.ptx("bar.warp.sync -1;", &[]);
+        e.barrier(Barrier::Warp);
         chunks.fetch_keys(tile, chunk, keys, found, stage);
         chunks.fetch_values(tile, chunk, keys, found, stage);
         e.ptx("cp.async.commit_group;", &[]);
