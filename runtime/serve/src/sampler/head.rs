@@ -3,8 +3,8 @@
 //! The head has the most likely tokens. Its own, as far as they are possible, are changed as all
 //! are; of the tail, the other tokens, there are bounds: no logit is above the head's last, and
 //! their weights sum to what the head's lack of the row's sum of exponentials. As tokens are drawn
-//! in order of their rank ([`decide`]), that most often leaves one token, which is then the one that
-//! the whole row gives, bit for bit.
+//! in order of their rank ([`decide`]), that most often leaves one token, which is then the one
+//! that the whole row gives, bit for bit.
 //!
 //! At another temperature than 1 a weight w becomes w^p with p = 1 / T. For n weights of the sum S,
 //! none above m, the sum of these lies between n^(1-p) · S^p, by the power mean inequality, and
