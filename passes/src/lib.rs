@@ -4,10 +4,10 @@
 //! e-graph a function, applies the tables of [`rule`]s and extracts the cheapest term for the
 //! machine. [`page_kv`] puts keys and values in paged memory, [`quantize`] makes products of
 //! integers or e4m3, [`prepare`] separates what is computed once, [`fuse_rope`] and [`fuse_loops`]
-//! make few launches of many, and [`plan_memory`] gives everything a place. [`vjp::differentiate`]
-//! adds gradients, [`join_parts`] puts those of parts together, [`mix_precision`] rounds what tensor
-//! cores of a GPU read, [`add_lora`] adds adapters of frozen weights, and [`add_dropout`] what is
-//! dropped in training alone.
+//! make few launches of many, and [`plan_memory`] gives everything a place.
+//! [`vjp::differentiate`] adds gradients, [`join_parts`] puts those of parts together,
+//! [`mix_precision`] rounds what tensor cores of a GPU read, [`add_lora`] adds adapters of frozen
+//! weights, and [`add_dropout`] what is dropped in training alone.
 //!
 //! Passes never import a frontend, the code generator or the runtime: graphs come in, graphs and
 //! [`ir::Program`]s go out, and what kernels can do is asked through [`ir::Kernels`].

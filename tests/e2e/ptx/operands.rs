@@ -53,7 +53,7 @@ pub(super) fn random(spec: &KernelSpec, env: &Env) -> Vec<Option<Tensor>> {
                 let positions = positions(tokens(), sequences, blocks_each(table) * shape(1)[3]);
                 ints(&|t| positions[t] as i64)
             }
-            ("kv_write", "slots") => {
+            ("kv_write" | "rope_kv_write", "slots") => {
                 let slots = (shape(0)[0] * shape(0)[3]) as i64;
                 ints(&|t| if t % 5 == 3 { -1 } else { (t as i64 * 7 + 5) % slots })
             }
