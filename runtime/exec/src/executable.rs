@@ -263,7 +263,11 @@ impl Executable {
         let symbolic = Symbolic::new(self.program());
         let ports = &self.program().outputs;
         let element_bytes = ports[index].ty.dtype.size();
-        let elements = bytemuck::try_cast_slice(self.output_bytes(index)?).ok();
+        // Nothing lies nowhere in particular.
+        let elements = match self.output_bytes(index)? {
+            [] => Some(&[][..]),
+            bytes => bytemuck::try_cast_slice(bytes).ok(),
+        };
         elements.filter(|_| [1, element_bytes].contains(&size_of::<T>())).ok_or_else(|| {
             let reason = format!("has elements of type {}", ports[index].ty.dtype);
             symbolic.port("output", name, reason)
