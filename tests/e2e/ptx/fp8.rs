@@ -213,7 +213,7 @@ fn other_gpus_refuse_e4m3_and_say_what_to_do() {
 fn mistakes_are_seen() {
     let changes = [
         // A stage is given back before all lanes have read its scales.
-        (1, "bar.warp.sync -1;", ""),
+        (1, "bar.warp.sync \t-1;", ""),
         // Products are read before they are there.
         (1, "wgmma.wait_group.sync.aligned 0;", ""),
         (70, "wgmma.wait_group.sync.aligned 0;", ""),

@@ -196,7 +196,7 @@ fn mistakes_are_seen() {
         // Tensor cores read rows before they see them.
         (Target::sm_90a(), "fence.proxy.async.shared::cta;", ""),
         // A warp's rows are said to be there before its other lanes have written them.
-        (Target::sm_90a(), "bar.warp.sync -1;", ""),
+        (Target::sm_90a(), "bar.warp.sync \t-1;", ""),
         (Target::sm_90a(), &right, &wrong),
         // A stage is read before its copies are waited for.
         (Target::sm_80(), "cp.async.wait_group 2;", "cp.async.wait_group 3;"),
