@@ -253,7 +253,7 @@ impl Distinct {
                 let value = match &**name {
                     "S" => SEQUENCES,
                     "NB" => BLOCKS,
-                    "batch" => 2,
+                    "batch" => size.min(2),
                     _ => size,
                 };
                 (name.clone(), value.clamp(bounds.lo, bounds.hi))
