@@ -9,6 +9,7 @@ use ir::{Attr, Attrs, DType, Target, Tensor};
 use super::{
     case::{Case, first_far, noise},
     device::{Same, Trial, ptx_of, run_text},
+    operands::quantized,
 };
 
 /// Tolerance of a device.
@@ -18,11 +19,6 @@ const EXACT: f64 = 2e-5;
 
 fn format() -> Attrs {
     Attrs::none().with("format", "e4m3")
-}
-
-/// What the interpreter makes of an operand.
-fn quantized(op: &'static str, attrs: Attrs, x: &Tensor) -> Tensor {
-    Case::new(op, attrs, &[Some(x)]).expected().1.remove(0)
 }
 
 /// Values whose scales differ from block to block.
