@@ -40,7 +40,12 @@ fn prompts(name: &str) -> Vec<Vec<u32>> {
     expect.prompts.into_iter().enumerate().take(2).map(cut).collect()
 }
 
-fn open_on_gpu(path: &Path, arch: CudaArch, seats: usize) -> (Session, Arc<Emulated>) {
+/// A device that is an emulator.
+pub(crate) fn emulated(arch: CudaArch) -> cuda::Device {
+    device(arch).0
+}
+
+pub(crate) fn open_on_gpu(path: &Path, arch: CudaArch, seats: usize) -> (Session, Arc<Emulated>) {
     let artifact = Arc::new(Artifact::open(path).unwrap());
     let (device, driver) = device(arch);
     let device = exec::Device::cuda(device, NonZeroUsize::new(1)).unwrap();

@@ -616,12 +616,16 @@ pub(crate) struct Bench {
 /// Varies tiles, blocks and prefetching of the products of a model, or of common sizes. Every
 /// candidate must give the default schedule's results bit for bit; then it is timed in turns with
 /// the best so far. What is clearly faster is added to a table, for `compile --tuning`.
+///
+/// With `--target cuda` they are the tiles, stages and warps of this machine's first GPU, for each
+/// number of rows that has a tile of its own, up to `--max-batch-tokens`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   brolly tune ./Llama-3.2-1B --quantize q4 -o llama.toml
   brolly compile ./Llama-3.2-1B --quantize q4 --tuning llama.toml -o llama.brolly
-  brolly tune --family f32 --time-limit 120")]
+  brolly tune --family f32 --time-limit 120
+  brolly tune ./Llama-3.1-8B --target cuda --max-batch-tokens 4096 -o h200.toml")]
 pub(crate) struct Tune {
     /// A model whose products to search [default: common sizes]
     pub(crate) model: Option<PathBuf>,
@@ -630,7 +634,7 @@ pub(crate) struct Tune {
     #[arg(short, long, value_name = "FILE.toml", default_value = "tuning.toml")]
     pub(crate) output: PathBuf,
 
-    /// Products with weights of this type alone: f32, bf16, f16, q8 or q4; may be repeated
+    /// Products with weights of this type alone: f32, bf16, f16, q8, q4 or fp8; may be repeated
     #[arg(long = "family", value_name = "TYPE")]
     pub(crate) families: Vec<Family>,
 

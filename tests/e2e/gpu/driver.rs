@@ -48,7 +48,7 @@ struct State {
 
 /// The driver.
 #[derive(Debug)]
-pub(super) struct Emulated {
+pub(crate) struct Emulated {
     facts: Facts,
     state: Mutex<State>,
 }
@@ -91,7 +91,7 @@ impl Emulated {
     }
 
     /// Launches that were computed, and graphs that were started.
-    pub(super) fn counts(&self) -> (u64, u64) {
+    pub(crate) fn counts(&self) -> (u64, u64) {
         let state = self.state();
         (state.launches, state.replays)
     }

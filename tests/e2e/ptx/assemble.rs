@@ -1,7 +1,7 @@
 //! What NVIDIA's assembler makes of the kernels: no spills, no warnings, tensor core instructions,
 //! and in the pipelined products a group in flight from step to step.
 
-mod fp8;
+pub(super) mod fp8;
 mod tiles;
 
 use std::{
@@ -58,7 +58,7 @@ pub(super) fn spec(op: &str, attrs: Attrs, operands: &[Layout], results: &[Layou
 }
 
 /// Specifications as a model of eight thousand million parameters has them.
-fn products() -> Vec<(&'static str, KernelSpec)> {
+pub(super) fn products() -> Vec<(&'static str, KernelSpec)> {
     use DType::{Bf16, F16, F32};
     let act = |n: i64, act: &str| Attrs::none().with("n", n).with("act", act);
     let panels = |dtype, count: &str| layout(dtype, &[count, "4096", "16"]);
@@ -113,7 +113,7 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
 }
 
 /// Products with weights of 8 and 4 bits, of the same model.
-fn quantized() -> Vec<(&'static str, KernelSpec)> {
+pub(super) fn quantized() -> Vec<(&'static str, KernelSpec)> {
     use DType::{Bf16, F16, F32};
     let product = |x: DType, bits: usize, n: i64, gated: bool, fused: bool| {
         let bytes = ir::quant_lane_bytes(bits).to_string();

@@ -13,7 +13,7 @@ use super::{
 };
 
 /// Tolerance of a device.
-const DEVICE: f64 = 1e-2;
+pub(super) const DEVICE: f64 = 1e-2;
 /// Tolerance of the emulator.
 const EXACT: f64 = 2e-5;
 
@@ -36,7 +36,7 @@ fn operands(rows: usize, k: usize, panels: usize) -> [Tensor; 2] {
 }
 
 /// With bias, activation and residual, or with none of these.
-fn linear(rows: usize, k: usize, n: usize, act: &str) -> Case {
+pub(super) fn linear(rows: usize, k: usize, n: usize, act: &str) -> Case {
     let attrs = Attrs::none().with("n", n as i64).with("act", act);
     let [x, w] = operands(rows, k, n.div_ceil(16));
     if act == "none" {

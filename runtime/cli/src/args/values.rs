@@ -150,6 +150,7 @@ pub(crate) enum Family {
     F16,
     Q8,
     Q4,
+    Fp8,
 }
 
 pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {

@@ -51,7 +51,7 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64) -> Draft {
         blocks: None,
         shared_bytes: u32::try_from(STAGES * stage).expect("small"),
         maps: Vec::new(),
-        max_rows: Some(rows),
+        max_rows: None,
         early: Vec::new(),
     }
 }
