@@ -41,7 +41,7 @@ fn perplexity_hardly_moves() {
     let [plain, rest @ ..] = TYPES.map(loss_of);
     let rises = rest.map(|loss| rise_percent(loss, plain));
     println!("{plain:.6} nats a token; of bf16, f16, int8, fp8 {rises:+.5?} %");
-    for (rise, most) in rises.into_iter().zip([0.03, 0.003, 0.1, 1.0]) {
+    for (rise, most) in rises.into_iter().zip([0.03, 0.003, 0.1, 0.3]) {
         assert!(rise.abs() < most && rise != 0.0, "perplexity moves by {rise} %, not up to {most}");
     }
 }
