@@ -14,6 +14,7 @@ mod block;
 mod conv;
 mod cross_entropy;
 mod cx;
+mod e4m3;
 mod elementwise;
 mod embedding_grad;
 mod flat;

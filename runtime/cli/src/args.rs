@@ -131,10 +131,12 @@ pub(crate) struct CompileOptions {
     #[arg(long, value_name = "TYPE")]
     pub(crate) quantize: Option<Quantize>,
 
-    /// How a language model keeps keys and values: f32, bf16, f16 or int8 [default: f32]
+    /// How a language model keeps keys and values: f32, bf16, f16, int8 or fp8 [default: f32]
     ///
-    /// Every command rounds them alike, so that scores and answers agree bit for bit. int8 has a
-    /// scale for each token and head: 4 bytes beside the 64 or 128 of a head.
+    /// Every command rounds them alike, so that scores and answers agree bit for bit. int8 and fp8
+    /// (e4m3) have a scale for each token and head, 4 bytes beside the 64 or 128 of a head, and
+    /// need no calibration. int8 loses less, but where a few elements of a head are far larger than the
+    /// rest.
     #[arg(long, value_name = "TYPE", value_parser = kv_dtype)]
     pub(crate) kv_dtype: Option<DType>,
 
@@ -694,7 +696,7 @@ mod tests {
             ("--target cuda:sm_70", "`cuda:sm_80`"),
             ("--target tpu", "`cpu`"),
             ("--dtype i8", "f32, bf16, f16"),
-            ("--kv-dtype i32", "f32, bf16, f16, int8"),
+            ("--kv-dtype i32", "f32, bf16, f16, int8, fp8"),
             ("--max-seq-len 0", "--max-seq-len"),
             ("--max-seq-len -5", "--max-seq-len"),
             ("--bound batch", "NAME=LO..HI"),

@@ -31,7 +31,9 @@ fn models() -> Vec<(String, PathBuf, CompileOptions)> {
         let folder = data("families").join(&name);
         for dtype in [None, Some(DType::F32), Some(DType::Bf16)] {
             let import = ImportOptions { dtype, ..ImportOptions::default() };
-            for kv_dtype in [DType::F32, DType::Bf16, DType::I8] {
+            // What differs in e4m3 does so whatever the weights are.
+            let fp8 = (dtype == Some(DType::Bf16)).then_some(DType::F8E4M3);
+            for kv_dtype in [DType::F32, DType::Bf16, DType::I8].into_iter().chain(fp8) {
                 let options = CompileOptions { kv_dtype, ..options(import.clone()) };
                 models.push((format!("{name} {dtype:?} {kv_dtype}"), folder.clone(), options));
             }

@@ -111,7 +111,7 @@ pub(super) fn random(spec: &KernelSpec, env: &Env) -> Vec<Option<Tensor>> {
             }
             // What the forward gives replaces it.
             _ if dtype.is_float() => floats(),
-            ("paged_attention" | "kv_write", _) if dtype == DType::I8 => {
+            ("paged_attention" | "kv_write" | "rope_kv_write", _) if dtype == DType::I8 => {
                 ints(&|i| (i * 7919 + i * i) as i64 % 255 - 127)
             }
             // Loops, copies, sums: any numbers, and both truths.
@@ -195,7 +195,9 @@ fn exact(spec: &KernelSpec) -> DType {
     match () {
         () if !rounds => DType::F32,
         () if has(DType::F16) => DType::F16,
-        () if has(DType::Bf16) || has(DType::I8) || has(DType::U8) => DType::Bf16,
+        () if [DType::Bf16, DType::I8, DType::F8E4M3, DType::U8].map(has).contains(&true) => {
+            DType::Bf16
+        }
         () => DType::F32,
     }
 }
