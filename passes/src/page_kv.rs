@@ -56,8 +56,8 @@ pub struct State {
 ///
 /// `step` takes the source's parameters, then `slots i32[T]`, `block_tables i32[S, MB]` and the
 /// memories of each attention: `k_cache` and `v_cache`, in eight bits `k_scales` and `v_scales`
-/// too. It returns the source's outputs, `logsumexp` of its `logits`, `head_logits` and `head_tokens` of
-/// them if there are some, in order, and the memories.
+/// too. It returns the source's outputs, `logsumexp` of its `logits`, `head_logits` and
+/// `head_tokens` of them if there are some, in order, and the memories.
 ///
 /// # Errors
 /// Names every operator that mixes positions in a way that paging does not keep; says what types

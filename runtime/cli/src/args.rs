@@ -135,8 +135,8 @@ pub(crate) struct CompileOptions {
     ///
     /// Every command rounds them alike, so that scores and answers agree bit for bit. int8 and fp8
     /// (e4m3) have a scale for each token and head, 4 bytes beside the 64 or 128 of a head, and
-    /// need no calibration. int8 loses less, but where a few elements of a head are far larger than the
-    /// rest.
+    /// need no calibration. int8 loses less, but where a few elements of a head are far larger than
+    /// the rest.
     #[arg(long, value_name = "TYPE", value_parser = kv_dtype)]
     pub(crate) kv_dtype: Option<DType>,
 

@@ -100,6 +100,14 @@ pub(super) fn place(e: &Emitter, row: Val, unit: Val, units: i64) -> Val {
     e.shl(e.add(e.mul_const(row, units), e.xor(unit, turn)), 4)
 }
 
+/// As [`place`], of rows that may have an odd number of units, which stay where they are.
+fn unit_place(e: &Emitter, row: Val, unit: Val, units: i64) -> Val {
+    if units % 2 == 0 {
+        return place(e, row, unit, units);
+    }
+    e.shl(e.add(e.mul_const(row, units), unit), 4)
+}
+
 /// As [`place`], of unit `bit + 2 step`, for a bit: lanes' parts of the sum are few.
 fn place_step(e: &Emitter, row: Val, (bit, step): (Val, i64), units: i64) -> Val {
     let (turn, among) = match units {
@@ -163,7 +171,7 @@ impl<'a> Chunks<'a> {
     fn place(&self, row: Val, unit: Val, units: i64) -> Val {
         let e = &self.cx.e;
         if !self.pieces {
-            return place(e, row, unit, units);
+            return unit_place(e, row, unit, units);
         }
         let piece = e.mul_const(e.shr(unit, 3), CHUNK * PIECE);
         e.add(piece, place(e, row, e.and(unit, e.i32(7)), 8))

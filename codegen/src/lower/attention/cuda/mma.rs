@@ -101,9 +101,10 @@ fn area_bytes(sizes: Sizes, form: Form, codes: bool) -> i64 {
     }
 }
 
-/// The same, with those operands.
+/// The same, with those operands, where they are not made in registers.
 fn others_bytes(sizes: Sizes, form: Form, codes: bool) -> i64 {
-    area_bytes(sizes, form, codes) + chunk_bytes(sizes) * i64::from(codes)
+    let in_memory = codes && form != Form::Small;
+    area_bytes(sizes, form, codes) + chunk_bytes(sizes) * i64::from(in_memory)
 }
 
 /// Bytes of shared memory of a block where a multiprocessor has two of them, and at most.

@@ -1,13 +1,14 @@
 //! Chunks of eight bits, integers or e4m3: they are copied as they are, with their scales, and
-//! become bf16, which holds them exactly, before they are multiplied. Scales stay out of the
-//! products. Weights times scales may be as small as f16 is not, so that f16, to which `sm_90a`
-//! converts e4m3 by itself, is no type for them.
+//! become bf16, which holds them exactly, before they are multiplied: in shared memory where all
+//! warps read them, and in registers where each has its own. Scales stay out of the products.
+//! Weights times scales may be as small as f16 is not, so that f16, to which `sm_90a` converts e4m3
+//! by itself, is no type for them.
 
 use ir::DType;
 
 use super::{
     super::{CHUNK, WORD, tile::Tile},
-    Chunks, GROUP, Memory, Place, padded, place,
+    Chunks, GROUP, Memory, Place, padded, place, unit_place,
 };
 use crate::emit::{Cmp, Elem, Ty, Val};
 
@@ -81,15 +82,20 @@ impl Chunks<'_> {
     /// Scales of keys `key` and the next one of the chunk in a stage.
     pub(in super::super) fn scales(&self, which: Scales, stage: Val, key: Val) -> [Val; 2] {
         let e = &self.cx.e;
+        let at = self.scales_at(which, stage, key);
+        let ty = Ty::Scalar(Elem::F32);
+        let both = e.ptx_values("ld.shared.v2.f32 {$0, $1}, [$2];", &[ty; 2], &[at]);
+        [both[0], both[1]]
+    }
+
+    fn scales_at(&self, which: Scales, stage: Val, key: Val) -> Val {
+        let e = &self.cx.e;
         let first = match which {
             Scales::OfKeys => 0,
             Scales::OfValues => 4 * CHUNK,
         };
         let at = e.add_const(e.add(self.shared, stage), self.scales_of_stage() + first);
-        let at = e.add(at, e.shl(key, 2));
-        let ty = Ty::Scalar(Elem::F32);
-        let both = e.ptx_values("ld.shared.v2.f32 {$0, $1}, [$2];", &[ty; 2], &[at]);
-        [both[0], both[1]]
+        e.add(at, e.shl(key, 2))
     }
 
     /// Makes operands of the keys in a stage.
@@ -116,9 +122,9 @@ impl Chunks<'_> {
         let units = padded(self.sizes.value) / 16;
         self.share(GROUP * units, |(thread, behind), _| {
             let index = e.add_const(thread, behind);
-            let words = self.words(e.add(from, e.shl(index, 4)));
             let (row, unit) =
                 (e.div_unsigned(index, e.i32(units)), e.rem_unsigned(index, e.i32(units)));
+            let words = self.words(e.add(from, unit_place(e, row, unit, units)));
             // Lanes four apart write to other banks first.
             let turn = e.and(e.shr(unit, 2), e.i32(1));
             let turned = e.cmp(Cmp::Ne, turn, e.i32(0));
@@ -140,14 +146,19 @@ impl Chunks<'_> {
     }
 
     /// Sixteen codes as eight words of bf16.
+    fn words(&self, at: Val) -> Vec<Val> {
+        let text = "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];";
+        let raw = self.cx.e.ptx_values(text, &[WORD; 4], &[at]);
+        raw.iter().flat_map(|raw| [[0, 1], [2, 3]].map(|bytes| self.pair(*raw, bytes))).collect()
+    }
+
+    /// Two bytes of a word as a word of bf16.
     ///
     /// Of integers, bf16 holds seven bits below 128: the eighth, the sign, is what the subtracted
     /// 128 or 256 is. A number of e4m3 has its bits where those of bf16 are when it is shifted, but
     /// for the sign, which is all of a second byte, and exponents that are smaller by 120.
-    fn words(&self, at: Val) -> Vec<Val> {
+    fn pair(&self, raw: Val, [low, high]: [u32; 2]) -> Val {
         let e = &self.cx.e;
-        let text = "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];";
-        let raw = e.ptx_values(text, &[WORD; 4], &[at]);
         let word = |bits: u32| e.i32(bits.cast_signed().into());
         let logic = |a: Val, b: u32, c: u32| {
             let text = format!("lop3.b32 $0, $1, $2, $3, {AND_OR};");
@@ -156,19 +167,69 @@ impl Chunks<'_> {
         let fma =
             |operands: [Val; 3]| e.ptx_pure("fma.rn.bf16x2 $0, $1, $2, $3;", &[WORD], &operands)[0];
         let floats = self.dtype() == DType::F8E4M3;
-        let pair = |raw: Val, bytes: [&str; 2]| {
-            let text = format!("prmt.b32 $0, $1, 0, {};", bytes[usize::from(floats)]);
-            let both = e.ptx_pure(&text, &[WORD], &[raw])[0];
-            if floats {
-                let small = e.and(e.shl(both, 4), word(0x87f0_87f0));
-                return fma([small, word(RAISE), word(NOTHING)]);
-            }
-            let raised = logic(both, 0x007f_007f, 0x4300_4300);
-            let less = logic(both, 0x0080_0080, 0x4300_4300);
-            fma([less, word(0xbf80_bf80), raised])
+        // Above each byte there is a zero, or all that its sign is.
+        let above = |byte: u32| if floats { 8 + byte } else { 4 };
+        let bytes = above(high) << 12 | high << 8 | above(low) << 4 | low;
+        let text = format!("prmt.b32 $0, $1, 0, {bytes:#x};");
+        let both = e.ptx_pure(&text, &[WORD], &[raw])[0];
+        if floats {
+            let small = e.and(e.shl(both, 4), word(0x87f0_87f0));
+            return fma([small, word(RAISE), word(NOTHING)]);
+        }
+        let raised = logic(both, 0x007f_007f, 0x4300_4300);
+        let less = logic(both, 0x0080_0080, 0x4300_4300);
+        fma([less, word(0xbf80_bf80), raised])
+    }
+
+    /// As [`Chunks::key_fragment`] of two steps from `step` on, of codes in a stage: the first
+    /// block has the even keys of the group, the second one the odd ones.
+    pub(in super::super) fn code_key_fragments(
+        &self,
+        thread: Val,
+        stage: Val,
+        group: Val,
+        step: i64,
+    ) -> [[[Val; 2]; 2]; 2] {
+        let e = &self.cx.e;
+        let size = padded(self.sizes.key);
+        // Behind the last step is that one once more.
+        let row = e.and(thread, e.i32(if 16 * step + 32 > size { 15 } else { 31 }));
+        let row = e.add_const(e.add(e.mul_const(group, size), row), 16 * step);
+        let from = e.add(self.shared, stage);
+        self.both(e.add(from, e.shl(row, 4)))
+    }
+
+    /// As [`Chunks::value_fragment`] of the thirty-two keys from step `step` on: the first block
+    /// has the even elements, the second one the odd ones.
+    pub(in super::super) fn code_value_fragments(
+        &self,
+        thread: Val,
+        stage: Val,
+        block: Val,
+        step: i64,
+    ) -> [[[Val; 2]; 2]; 2] {
+        let e = &self.cx.e;
+        let from = e.add_const(e.add(self.shared, stage), self.values_of_stage());
+        let row = e.add_const(e.and(thread, e.i32(31)), 16 * step);
+        let at = unit_place(e, row, block, padded(self.sizes.value) / 16);
+        self.both(e.add(from, at))
+    }
+
+    /// Two steps of even and of odd columns, of the rows of sixteen bytes that lanes name.
+    fn both(&self, at: Val) -> [[[Val; 2]; 2]; 2] {
+        let words = self.ldmatrix(".trans", at);
+        let columns = |step: usize, bytes: [u32; 2]| {
+            [words[2 * step], words[2 * step + 1]].map(|word| self.pair(word, bytes))
         };
-        let halves =
-            |raw: &Val| [pair(*raw, ["0x4140", "0x9180"]), pair(*raw, ["0x4342", "0xb3a2"])];
-        raw.iter().flat_map(halves).collect()
+        [0, 1].map(|step| [[0, 2], [1, 3]].map(|bytes| columns(step, bytes)))
+    }
+
+    /// Scales of four keys from `key` on.
+    pub(in super::super) fn four_scales(&self, which: Scales, stage: Val, key: Val) -> [Val; 4] {
+        let e = &self.cx.e;
+        let at = self.scales_at(which, stage, key);
+        let ty = Ty::Scalar(Elem::F32);
+        let all = e.ptx_values("ld.shared.v4.f32 {$0, $1, $2, $3}, [$4];", &[ty; 4], &[at]);
+        [all[0], all[1], all[2], all[3]]
     }
 }

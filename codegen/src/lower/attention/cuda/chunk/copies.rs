@@ -146,7 +146,7 @@ impl Chunks<'_> {
     }
 
     /// Copies the units of a row for each key: `address(row, column)` says from where, and whether
-    /// to. Codes are not permuted: they are read as they are written.
+    /// to.
     fn units(&self, size: i64, to: Val, address: impl Fn(Val, Val, Place) -> (Val, Val)) {
         let e = &self.cx.e;
         let each: i64 = if self.quantized.is_some() { 16 } else { 8 };
@@ -155,13 +155,8 @@ impl Chunks<'_> {
             |index: Val| (e.div_unsigned(index, e.i32(units)), e.rem_unsigned(index, e.i32(units)));
         self.share(GROUP * units, |index, place_of| {
             let shape = (units, self.pitch(units));
-            let (row, unit, at) = self.steps(index, shape, split, |row, unit| {
-                if self.quantized.is_some() {
-                    e.shl(e.add(e.mul_const(row, units), unit), 4)
-                } else {
-                    self.place(row, unit, units)
-                }
-            });
+            let (row, unit, at) =
+                self.steps(index, shape, split, |row, unit| self.place(row, unit, units));
             let column = e.mul_const(e.min(unit, e.i32(there - 1)), each);
             let (from, mut inside) = address(row, e.cast(column, Elem::I64), place_of);
             if there < units {

@@ -1,5 +1,6 @@
 //! A tile's way through the chunks of its keys.
 
+mod direct;
 mod store;
 mod totals;
 mod weights;
@@ -79,6 +80,13 @@ impl<'a> Pass<'a> {
         let rows = [0, 8].map(|below| tiles.row(tile, e.add_const(first, below)));
         let (keys, all) = (seen.any[1], seen.all);
         Pass { cx, tiles, chunks, tile, keys, all, form, area, thread, lane, warp, rows }
+    }
+
+    /// Whether keys and values are codes of which each warp reads its own: they become operands in
+    /// registers, of which two of a word are those of columns beside each other. So the blocks of
+    /// eight columns of a group of keys, or of a block of values, are the even and the odd ones.
+    fn direct(&self) -> bool {
+        self.form == Form::Small && self.chunks.codes()
     }
 
     fn warps(&self) -> i64 {
@@ -203,7 +211,7 @@ impl<'a> Pass<'a> {
             e.barrier(Barrier::Block);
             values(queue[ahead - 1], entries, before);
             let entries = find(queue[ahead]);
-            if chunks.codes() {
+            if chunks.codes() && !self.direct() {
                 chunks.widen_keys(stage);
                 e.barrier(Barrier::Block);
             }
@@ -212,7 +220,7 @@ impl<'a> Pass<'a> {
             e.ptx(&wait, &[]);
             e.barrier(Barrier::Block);
             keys(queue[ahead], &entries, stage);
-            if chunks.codes() {
+            if chunks.codes() && !self.direct() {
                 chunks.widen_values(stage);
                 e.barrier(Barrier::Block);
             }
@@ -301,6 +309,9 @@ impl<'a> Pass<'a> {
     fn scores(&self, stage: Val) -> Vec<Val> {
         let e = &self.cx.e;
         let groups = self.groups();
+        if self.direct() {
+            return self.direct_scores(stage, groups[0]);
+        }
         let mut scores = vec![e.f32(0.0); 8 * groups.len()];
         let row = match self.form {
             Form::Large | Form::Wide => e.shl(e.and(self.warp, e.i32(WARPS - 1)), 4),
@@ -321,19 +332,19 @@ impl<'a> Pass<'a> {
 
     /// Adds the products of weights and values, and the weights themselves.
     fn add_values(&self, stage: Val, weights: &Weights, sums: &[Val]) -> Vec<Val> {
-        let e = &self.cx.e;
         let mut sums = sums.to_vec();
+        if self.direct() {
+            self.add_direct(stage, &mut sums);
+            return sums;
+        }
         let total = sums.len() - 4;
         for step in 0..CHUNK / 16 {
             let index = usize::try_from(step).expect("small");
-            let shared =
-                |at: Val| self.chunks.left_fragment(self.thread, at, e.i32(0), (CHUNK / 8, step));
             let (left, plain) = match self.form {
                 Form::Large | Form::Wide => (weights.of_values[index], weights.plain[index]),
                 Form::Small => {
-                    let left = shared(self.weights_at());
-                    let apart = self.chunks.codes();
-                    (left, if apart { shared(self.plain_at()) } else { left })
+                    let left = self.stored_weights(self.weights_at(), step);
+                    (left, left)
                 }
             };
             for j in 0..self.blocks() {

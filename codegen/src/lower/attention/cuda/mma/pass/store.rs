@@ -17,6 +17,10 @@ impl Pass<'_> {
     /// The warp's sums: `body(half, pair of sums, column)` for each of both rows and each pair of
     /// columns that there is.
     pub(in super::super) fn each_pair(&self, sums: &[Val], body: impl Fn(usize, [Val; 2], Val)) {
+        if self.direct() {
+            self.each_direct_pair(sums, body);
+            return;
+        }
         let e = &self.cx.e;
         let size = self.tiles.sizes.value;
         let pair = e.shl(e.and(self.lane, e.i32(3)), 1);

@@ -48,11 +48,18 @@ impl Pass<'_> {
         let changed = e.cmp(Cmp::Ne, e.min(factors[0], factors[1]), e.f32(1.0));
         let sums = self.rescaled(changed, factors, &state[2..]);
         let state = maxima.into_iter().chain(sums).collect();
-        let plain = self.rounded(&scores);
+        let rounded = |weights: &[Val]| {
+            if self.direct() {
+                self.rounded(&Pass::direct_order(weights))
+            } else {
+                self.rounded(weights)
+            }
+        };
+        let plain = rounded(&scores);
         let mut weights = Weights { of_values: plain.clone(), plain };
         if self.chunks.codes() {
             self.rescale(Scales::OfValues, stage, &mut scores);
-            weights.of_values = self.rounded(&scores);
+            weights.of_values = rounded(&scores);
         }
         if self.form == Form::Small {
             let groups = self.groups();
@@ -76,7 +83,7 @@ impl Pass<'_> {
     ) -> ([Val; 2], [Val; 2], Vec<Val>) {
         let e = &self.cx.e;
         let mut scores = scores;
-        let pair = e.shl(e.and(self.lane, e.i32(3)), 1);
+        let pair = e.shl(e.and(self.lane, e.i32(3)), if self.direct() { 2 } else { 1 });
         let first = e.add(e.mul_const(chunk, CHUNK), pair);
         let groups = self.groups();
         let first: Vec<Val> = groups.iter().map(|g| e.add(first, e.shl(*g, 4))).collect();
@@ -94,7 +101,9 @@ impl Pass<'_> {
             let mut masked = scores.clone();
             for (places, row) in places.iter().zip(self.rows) {
                 for &i in places {
-                    let offset = i64::try_from(i / 4 % 2 * 8 + i % 2).expect("small");
+                    let direct = Pass::direct_key(i);
+                    let offset = if self.direct() { direct } else { i / 4 % 2 * 8 + i % 2 };
+                    let offset = i64::try_from(offset).expect("small");
                     let key = e.add_const(first[i / 8], offset);
                     let seen = e.and(e.cmp(Cmp::Ge, key, row.from), e.cmp(Cmp::Lt, key, row.to));
                     masked[i] = e.select(seen, scores[i], lowest);
@@ -159,21 +168,29 @@ impl Pass<'_> {
     /// Multiplies scores or weights of the warp's keys with the scales of codes.
     fn rescale(&self, which: Scales, stage: Val, scores: &mut [Val]) {
         let e = &self.cx.e;
+        let rescale = |score: &mut Val, scale: Val| {
+            let scaled = e.mul(*score, scale);
+            *score = match which {
+                // Scores of keys that a row does not see are replaced.
+                Scales::OfKeys => scaled,
+                // A scale that no key has may be no number, and then the weight is zero.
+                Scales::OfValues => e.select(e.cmp(Cmp::Eq, *score, e.f32(0.0)), *score, scaled),
+            };
+        };
+        if self.direct() {
+            let scales = self.direct_scales(which, stage, self.groups()[0]);
+            for (i, score) in scores.iter_mut().enumerate() {
+                rescale(score, scales[Pass::direct_key(i)]);
+            }
+            return;
+        }
         let pair = e.shl(e.and(self.lane, e.i32(3)), 1);
         for (scores, group) in scores.chunks_exact_mut(8).zip(self.groups()) {
             let first = e.add(e.shl(group, 4), pair);
             for (half, scores) in (0..).zip(scores.chunks_exact_mut(4)) {
                 let scales = self.chunks.scales(which, stage, e.add_const(first, 8 * half));
                 for (i, score) in scores.iter_mut().enumerate() {
-                    let scaled = e.mul(*score, scales[i % 2]);
-                    *score = match which {
-                        // Scores of keys that a row does not see are replaced.
-                        Scales::OfKeys => scaled,
-                        // A scale that no key has may be no number, and then the weight is zero.
-                        Scales::OfValues => {
-                            e.select(e.cmp(Cmp::Eq, *score, e.f32(0.0)), *score, scaled)
-                        }
-                    };
+                    rescale(score, scales[i % 2]);
                 }
             }
         }
@@ -181,6 +198,10 @@ impl Pass<'_> {
 
     /// Stores the weights of a group of keys to shared memory.
     fn put_weights(&self, to: Val, group: Val, weights: &[Val; 4]) {
+        if self.direct() {
+            self.put_direct(to, group, weights);
+            return;
+        }
         let e = &self.cx.e;
         let row = e.shr(self.lane, 2);
         let word = e.shl(e.and(self.lane, e.i32(3)), 2);
