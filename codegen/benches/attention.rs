@@ -32,7 +32,7 @@ fn main() {
     let context = std::env::args().find_map(|arg| arg.parse().ok()).unwrap_or(4096);
     for tokens in [1, 64] {
         for threads in [1, 2] {
-            let types = [DType::F32, DType::Bf16, DType::F16, DType::I8];
+            let types = [DType::F32, DType::Bf16, DType::F16, DType::I8, DType::F8E4M3];
             let benches = types.map(|dtype| Bench::new(dtype, tokens, context));
             let mut times = types.map(|_| Vec::new());
             for _ in 0..ROUNDS {
@@ -80,7 +80,7 @@ impl Bench {
             ty(DType::I32, &[2]),
             ty(DType::I32, &[tokens]),
         ];
-        if dtype == DType::I8 {
+        if matches!(dtype, DType::I8 | DType::F8E4M3) {
             types.extend(vec![ty(DType::F32, &[blocks, KV_HEADS, BLOCK]); 2]);
         }
         let spec = KernelSpec {

@@ -14,6 +14,7 @@ mod block;
 mod conv;
 mod cross_entropy;
 mod cx;
+mod e4m3;
 mod elementwise;
 mod embedding_grad;
 mod flat;
@@ -47,7 +48,11 @@ mod window;
 
 use ir::{Dim, KernelSpec, Target};
 
-use crate::{cuda::CudaKernel, kernels::matmul::Matmul, schedule::Tuning};
+use crate::{
+    cuda::CudaKernel,
+    kernels::{gemm::Gemm, matmul::Matmul},
+    schedule::Tuning,
+};
 
 /// A kernel as text, and what a launch of it needs.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,6 +116,19 @@ pub trait Lower: Sync {
     /// Where the family, or this specification, has no GPU kernel.
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
         Err(cx::refuse(spec, format!("no kernel for {}", target.cpu)))
+    }
+
+    /// As [`Lower::emit_cuda`], with tiles from `tuning` where the family has any.
+    ///
+    /// # Errors
+    /// As [`Lower::emit_cuda`].
+    fn emit_cuda_tuned(
+        &self,
+        spec: &KernelSpec,
+        target: &Target,
+        _tuning: &Tuning,
+    ) -> Result<Vec<CudaKernel>, LowerError> {
+        self.emit_cuda(spec, target)
     }
 
     /// Whether [`Lower::emit_cuda`] takes this specification.
@@ -177,6 +195,12 @@ pub fn lowering(op: &str) -> Option<&'static dyn Lower> {
 pub fn product(spec: &KernelSpec) -> Option<Matmul> {
     let is_product = linear::Linear::ONE.ops().contains(&spec.op);
     is_product.then(|| linear::product(spec).ok()).flatten().map(|(product, _)| product)
+}
+
+/// As [`product`], on a GPU.
+pub fn gemm(spec: &KernelSpec) -> Option<Gemm> {
+    let is_product = linear::Linear::ONE.ops().contains(&spec.op);
+    is_product.then(|| linear::cuda::product(spec).ok()).flatten()
 }
 
 #[cfg(test)]

@@ -4,18 +4,28 @@
 //! tiles and blocks, so every schedule gives the same bits. Where a table says nothing, the choice
 //! follows from the target's registers and caches.
 //!
-//! A [`Tuning`] is a table of schedules by target, family and class of shape. The one in this
-//! repository is part of the compiler; `brolly tune` finds others.
+//! On GPUs a schedule is a list of tiles, each for a number of rows: [`Variant`]. Where a table
+//! says nothing, it follows from the number of multiprocessors.
+//!
+//! A [`Tuning`] is a table of schedules by target, family and class of shape. Those in this
+//! repository are part of the compiler; `brolly tune` finds others.
 
+mod gpu;
 mod space;
 mod table;
 
+pub use gpu::Place;
 pub use space::AXES;
 pub use table::{Entry, Tuning, TuningError, class};
 
 use serde::{Deserialize, Serialize};
 
-use crate::{Isa, emit::Elem, kernels::matmul::Matmul};
+pub use crate::kernels::gemm::{Tile, Variant};
+use crate::{
+    Isa,
+    emit::Elem,
+    kernels::{gemm::Gemm, matmul::Matmul},
+};
 
 /// Products that are scheduled alike: by what their weights are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -27,13 +37,40 @@ pub enum Family {
     F16,
     Q8,
     Q4,
+    Fp8,
 }
 
 impl Family {
-    /// Every family.
+    /// Every family of CPUs.
     pub const ALL: [Family; 5] = [Family::F32, Family::Bf16, Family::F16, Family::Q8, Family::Q4];
 
-    /// The family of a product.
+    /// As tables name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Family::F32 => "f32",
+            Family::Bf16 => "bf16",
+            Family::F16 => "f16",
+            Family::Q8 => "q8",
+            Family::Q4 => "q4",
+            Family::Fp8 => "fp8",
+        }
+    }
+
+    /// The family of a product on a GPU.
+    #[must_use]
+    pub fn of_gemm(product: &Gemm) -> Family {
+        match (product.bits, product.w_elem) {
+            (Some(4), _) => Family::Q4,
+            (Some(_), _) => Family::Q8,
+            (None, Elem::I8) => Family::Fp8,
+            (None, Elem::Bf16) => Family::Bf16,
+            (None, Elem::F16) => Family::F16,
+            (None, _) => Family::F32,
+        }
+    }
+
+    /// The family of a product on a CPU.
     #[must_use]
     pub fn of(product: &Matmul) -> Family {
         match (product.bits, product.weight) {
@@ -85,6 +122,9 @@ impl Schedule {
     /// # Errors
     /// A sentence that names the field and says what it may be.
     pub fn check(&self, family: Family, isa: &Isa) -> Result<(), String> {
+        if family == Family::Fp8 {
+            return Err("CPUs multiply no fp8".into());
+        }
         let Schedule { tile_rows, tile_panels, k_block, row_block, unroll, prefetch_bytes } = *self;
         let blocked = [
             ("tile_rows", tile_rows),

@@ -1,8 +1,8 @@
 //! Makes one operator of what lies between a decoder's projections and its attention.
 //!
-//! `rope` of the queries and of the keys by the same angles, the keys' and values' rounding, and
-//! `kv_write` become `rope_kv_write`, where a kernel computes that: a step of few tokens takes as
-//! long for each launch as for what it moves.
+//! `rope` of the queries and of the keys by the same angles, the keys' and values' rounding (to
+//! eight bits too), and `kv_write` become `rope_kv_write`, where a kernel computes that: a step of
+//! few tokens takes as long for each launch as for what it moves.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -43,14 +43,14 @@ struct Write {
     attention: NodeId,
 }
 
-/// The one reader of a node's result, if that is all that happens to it.
+/// The one reader of a node's results, if it reads each once and that is all that happens to them.
 fn only_user(graph: &Graph, id: NodeId) -> Option<NodeId> {
     let users = graph.users(id);
     let is_output = graph.outputs.iter().any(|(_, v)| v.node == id);
     match users[..] {
         [user] if !is_output => {
             let reads = graph.node(user).inputs().iter().flatten().filter(|v| v.node == id).count();
-            (reads == 1).then_some(user)
+            (reads == graph.node(id).results().len()).then_some(user)
         }
         _ => None,
     }
@@ -64,21 +64,30 @@ fn writes(graph: &Graph) -> BTreeMap<NodeId, Write> {
 
 fn write(graph: &Graph, id: NodeId, order: &BTreeMap<NodeId, usize>) -> Option<Write> {
     let node = graph.node(id);
-    if node.op.name() != "kv_write" || node.results().len() != 2 {
+    if node.op.name() != "kv_write" {
         return None;
     }
     let mut dropped = Vec::new();
-    // What a cast reads that has no other reader.
-    let mut through = |v: Value, reader: NodeId| {
-        let is_cast = graph.node(v.node).op.name() == "cast";
-        if is_cast && only_user(graph, v.node) == Some(reader) {
+    // What an operator reads that has no other reader.
+    let mut through = |op: &str, (v, reader): (Value, NodeId)| {
+        if graph.node(v.node).op.name() == op && only_user(graph, v.node) == Some(reader) {
             dropped.push(v.node);
             return (graph.node(v.node).input(0), v.node);
         }
         (v, reader)
     };
-    let (key, reader) = through(node.input(2), id);
-    through(node.input(3), id);
+    let mut given = [2, 3].map(|i| (node.input(i), id));
+    if node.results().len() > 2 {
+        let scales = [7, 8].map(|i| node.input(i).node);
+        for (given, scales) in given.iter_mut().zip(scales) {
+            let of_both = given.0.node == scales;
+            *given = through("quantize_heads", *given);
+            if !of_both || given.1 == id {
+                return None;
+            }
+        }
+    }
+    let [(key, reader), _] = given.map(|given| through("cast", given));
     let rope = |v: Value, reader: NodeId| {
         let is_rope = graph.node(v.node).op.name() == "rope" && graph.ty(v).dtype == DType::F32;
         (is_rope && only_user(graph, v.node) == Some(reader)).then(|| graph.node(v.node))
@@ -111,10 +120,11 @@ fn rewrite(
         if let Some(write) = found.get(&id) {
             let [q, cos, sin] = rotations[&write.rope];
             let [kc, vc, k, v, slots] = [0, 1, 2, 3, 4].map(|i| inputs[i]);
-            let operands = [kc, vc, Some(q), k, v, slots, Some(cos), Some(sin)];
+            let mut operands = vec![kc, vc, Some(q), k, v, slots, Some(cos), Some(sin)];
+            operands.extend(inputs.iter().skip(5).take(2));
             let attrs = graph.node(write.rope).attrs.clone();
             let mut results = b.op("rope_kv_write", attrs, &operands)?;
-            queries.extend(results.pop().map(|q| (write.attention, q)));
+            queries.insert(write.attention, results.remove(2));
             return Ok(Some(results));
         }
         if found.values().any(|write| write.dropped.contains(&id)) {
@@ -122,7 +132,7 @@ fn rewrite(
             if let [_, Some(cos), Some(sin)] = inputs {
                 rotations.insert(id, [x, *cos, *sin]);
             }
-            return Ok(Some(vec![x]));
+            return Ok(Some(vec![x; node.results().len()]));
         }
         let Some(q) = queries.get(&id) else { return Ok(None) };
         let inputs: Vec<_> = [Some(*q)].into_iter().chain(inputs[1..].iter().copied()).collect();
@@ -173,6 +183,51 @@ fn f(%q: f32[T, 4, 8], %k: f32[T, 2, 8], %v: f32[T, 2, 8],
         }
         let original = fused(TEXT, false);
         assert_eq!(count(&original, "rope"), 2, "without a kernel nothing changes");
+    }
+
+    /// The same function, with keys and values in eight bits.
+    fn scaled(text: &str) -> String {
+        let memories = "bf16[NB, 2, 8, 16], bf16[NB, 2, 16, 8]";
+        let scales = "f32[NB, 2, 16]";
+        let f8 = memories.replace("bf16", "f8e4m3");
+        let text = text.replace(memories, &format!("{f8}, {scales}, {scales}"));
+        let text = text.replace(
+            "%v_cache: bf16[NB, 2, 16, 8])",
+            &format!("%v_cache: f8e4m3[NB, 2, 16, 8], %ks: {scales}, %vs: {scales})"),
+        );
+        let text = text.replace("%k_cache: bf16", "%k_cache: f8e4m3");
+        let quantize = |from: &str, q: &str, scale: &str| {
+            let types = "f8e4m3[T, 2, 8], f32[T, 2]";
+            format!("%{q}, %{scale} = quantize_heads(%{from}) {{format = \"e4m3\"}} : {types}")
+        };
+        text.replace("%2 = cast(%1) {to = bf16} : bf16[T, 2, 8]", &quantize("1", "2", "10"))
+            .replace("%3 = cast(%v) {to = bf16} : bf16[T, 2, 8]", &quantize("v", "3", "11"))
+            .replace("%4, %5 = ", "%4, %5, %12, %13 = ")
+            .replace("%2, %3, %slots)", "%2, %3, %slots, %ks, %vs, %10, %11)")
+            .replace("%cu, %positions)", "%cu, %positions, %12, %13)")
+    }
+
+    #[test]
+    fn keys_and_values_of_eight_bits_are_rounded_there_too() {
+        let f = fused(&scaled(TEXT), true);
+        let [write] = f
+            .topo()
+            .into_iter()
+            .filter(|id| f.node(*id).op.name() == "rope_kv_write")
+            .collect::<Vec<_>>()[..]
+        else {
+            panic!("one write")
+        };
+        assert_eq!((f.node(write).inputs().len(), f.node(write).results().len()), (10, 5));
+        for gone in ["rope", "quantize_heads", "kv_write"] {
+            assert_eq!(count(&f, gone), 0, "{gone}");
+        }
+        let attention = f.topo().into_iter().find(|id| f.node(*id).op.name() == "paged_attention");
+        let read = f.node(attention.unwrap()).inputs().iter().flatten();
+        let ports: Vec<usize> = read.filter(|v| v.node == write).map(|v| v.port).collect();
+        assert_eq!(ports, [2, 0, 1, 3, 4]);
+        let other = scaled(TEXT).replace("return y = %6", "return scales = %10, y = %6");
+        assert_eq!(count(&fused(&other, true), "rope_kv_write"), 0);
     }
 
     #[test]

@@ -27,8 +27,8 @@ const BLOCK_TABLES: &str = "block_tables";
 pub struct PageOptions {
     /// Tokens of a block; a multiple of 16.
     pub block_size: i64,
-    /// Element type of keys and values: f32, bf16, f16, or i8 with an f32 scale for each token and
-    /// head.
+    /// Element type of keys and values: f32, bf16, f16, or i8 or f8e4m3 with an f32 scale for each
+    /// token and head.
     pub dtype: DType,
     /// Longest sequence.
     pub max_seq_len: i64,
@@ -55,8 +55,8 @@ pub struct State {
 /// Adds the entry `step` beside `entry`, and returns the states that it carries.
 ///
 /// `step` takes the source's parameters, then `slots i32[T]`, `block_tables i32[S, MB]` and the
-/// memories of each attention: `k_cache` and `v_cache`, with i8 `k_scales` and `v_scales` too. It
-/// returns the source's outputs, `logsumexp` of its `logits`, `head_logits` and `head_tokens` of
+/// memories of each attention: `k_cache` and `v_cache`, in eight bits `k_scales` and `v_scales`
+/// too. It returns the source's outputs, `logsumexp` of its `logits`, `head_logits` and `head_tokens` of
 /// them if there are some, in order, and the memories.
 ///
 /// # Errors
@@ -67,8 +67,9 @@ pub fn page_kv(
     entry: &str,
     options: PageOptions,
 ) -> Result<Vec<State>, Vec<PassError>> {
-    if !matches!(options.dtype, DType::F32 | DType::Bf16 | DType::F16 | DType::I8) {
-        let why = format!("keys and values are f32, bf16, f16 or i8, not {}", options.dtype);
+    let dtype = options.dtype;
+    if !matches!(dtype, DType::F32 | DType::Bf16 | DType::F16 | DType::I8 | DType::F8E4M3) {
+        let why = format!("keys and values are f32, bf16, f16, i8 or f8e4m3, not {dtype}");
         return Err(vec![PassError::new(entry, why)]);
     }
     let source = module
@@ -188,9 +189,15 @@ fn page_layer(module: &Module, layer: &Graph, options: PageOptions) -> Result<Gr
 fn round(b: &mut Builder<'_>, kv: [Value; 2], dtype: DType) -> Result<Vec<Value>, ir::OpError> {
     let [mut rounded, mut scales] = [Vec::new(), Vec::new()];
     for x in kv {
-        if dtype == DType::I8 {
+        let format = match dtype {
+            DType::I8 => Some("integers"),
+            DType::F8E4M3 => Some("e4m3"),
+            _ => None,
+        };
+        if let Some(format) = format {
             let x = b.cast(x, DType::F32)?;
-            let quantized = b.op("quantize_heads", Attrs::none(), &[Some(x)])?;
+            let attrs = Attrs::none().with("format", format);
+            let quantized = b.op("quantize_heads", attrs, &[Some(x)])?;
             rounded.push(quantized[0]);
             scales.push(quantized[1]);
         } else {

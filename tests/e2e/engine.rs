@@ -187,7 +187,7 @@ fn answers_depend_neither_on_load_nor_cache_nor_memory() {
 fn neither_do_they_with_rounded_keys_and_values() {
     let case = data("families").join("llama-gqa3");
     let expect = expect(&case);
-    for kv_dtype in [DType::Bf16, DType::I8] {
+    for kv_dtype in [DType::Bf16, DType::I8, DType::F8E4M3] {
         let import = ImportOptions {
             max_seq_len: Some(expect.max_seq_len() as u64),
             ..ImportOptions::default()

@@ -40,7 +40,12 @@ fn prompts(name: &str) -> Vec<Vec<u32>> {
     expect.prompts.into_iter().enumerate().take(2).map(cut).collect()
 }
 
-fn open_on_gpu(path: &Path, arch: CudaArch, seats: usize) -> (Session, Arc<Driver>) {
+/// A device that is an emulator.
+pub(crate) fn emulated(arch: CudaArch) -> cuda::Device {
+    device(arch).0
+}
+
+pub(crate) fn open_on_gpu(path: &Path, arch: CudaArch, seats: usize) -> (Session, Arc<Driver>) {
     let artifact = Arc::new(Artifact::open(path).unwrap());
     let (device, driver) = device(arch);
     let device = exec::Device::cuda(device, NonZeroUsize::new(1)).unwrap();
@@ -123,6 +128,32 @@ fn layers_of_fp8_are_near_the_cpu() {
     let expected = models::expect(&mut cpu, prompts(name), FP8_TOLERANCE).unwrap();
     let (mut gpu, _) = open_on_gpu(&in_bf16(&folder, name, true), CudaArch::Sm90a, 2);
     models::check(&mut gpu, &expected).unwrap();
+}
+
+/// Keys and values in e4m3: codes and scales are written on the device, and read there.
+#[test]
+fn keys_and_values_of_fp8_are_near_the_cpu() {
+    let name = "llama-rope-llama3";
+    let folder = data("families").join(name);
+    let compile = |kind: &str, gpus: Vec<Target>| {
+        let import = ImportOptions {
+            max_seq_len: Some(96),
+            max_batch_tokens: 32,
+            dtype: Some(DType::Bf16),
+            ..ImportOptions::default()
+        };
+        let mut options = CompileOptions { kv_dtype: DType::F8E4M3, ..options(import) };
+        options.target = gpus.last().cloned().unwrap_or(options.target);
+        options.gpus = gpus;
+        compile_to(&format!("{name}-kv-fp8-{kind}"), &folder, &options).0
+    };
+    let mut cpu = open(&compile("cpu", Vec::new()), 1);
+    let expected = models::expect(&mut cpu, prompts(name), TOLERANCE).unwrap();
+    let path = compile("gpus", vec![Target::sm_80(), Target::sm_90a()]);
+    for arch in [CudaArch::Sm80, CudaArch::Sm90a] {
+        let (mut gpu, _) = open_on_gpu(&path, arch, 2);
+        models::check(&mut gpu, &expected).unwrap_or_else(|why| panic!("{}: {why}", arch.name()));
+    }
 }
 
 #[test]

@@ -14,7 +14,7 @@ use crate::{
     support::{compile_to, data, open, options},
 };
 
-const TYPES: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::I8];
+const TYPES: [DType; 5] = [DType::F32, DType::Bf16, DType::F16, DType::I8, DType::F8E4M3];
 
 fn compile(kv_dtype: DType, import: ImportOptions) -> PathBuf {
     let options = CompileOptions { kv_dtype, ..options(import) };
@@ -38,10 +38,10 @@ fn score(session: &mut Session, tokens: &[u32]) -> Vec<u32> {
 fn perplexity_hardly_moves() {
     let sequences = samples().sequences;
     let loss_of = |dtype| loss(&mut open(&compile(dtype, ImportOptions::default()), 2), &sequences);
-    let [plain, bf16, f16, int8] = TYPES.map(loss_of);
-    let [bf16, f16, int8] = [bf16, f16, int8].map(|loss| rise_percent(loss, plain));
-    println!("{plain:.6} nats a token; bf16 {bf16:+.5} %, f16 {f16:+.5} %, int8 {int8:+.5} %");
-    for (rise, most) in [(bf16, 0.03), (f16, 0.003), (int8, 0.1)] {
+    let [plain, rest @ ..] = TYPES.map(loss_of);
+    let rises = rest.map(|loss| rise_percent(loss, plain));
+    println!("{plain:.6} nats a token; of bf16, f16, int8, fp8 {rises:+.5?} %");
+    for (rise, most) in rises.into_iter().zip([0.03, 0.003, 0.1, 0.3]) {
         assert!(rise.abs() < most && rise != 0.0, "perplexity moves by {rise} %, not up to {most}");
     }
 }
@@ -120,9 +120,10 @@ fn memory_follows_the_type() {
         let of = |name: &str| config[name].as_u64().unwrap() as f64;
         of("hidden_size") / of("num_attention_heads")
     };
-    let [f32s, bf16, f16, int8] = state_bytes;
+    let [f32s, bf16, f16, int8, fp8] = state_bytes;
     // Pages are whole.
     let near = |a: f64, b: f64| (a / b - 1.0).abs() < 0.02;
     assert!(near(bf16, f32s / 2.0) && near(f16, f32s / 2.0), "{state_bytes:?}");
     assert!(near(int8, f32s / 4.0 * (head_dim + 4.0) / head_dim), "{state_bytes:?}, {head_dim}");
+    assert!(near(fp8, int8), "{state_bytes:?}");
 }

@@ -22,6 +22,7 @@ mod registers;
 mod routing;
 mod samples;
 mod simt;
+mod tiles;
 mod timings;
 mod training;
 

@@ -24,7 +24,7 @@ impl Codegen {
         gpu: &Target,
     ) -> Result<Vec<Vec<CudaKernel>>, Vec<CodegenError>> {
         let emit = |spec: &KernelSpec| match lowering(spec.op) {
-            Some(family) => family.emit_cuda(spec, gpu),
+            Some(family) => family.emit_cuda_tuned(spec, gpu, &self.tuning),
             None => Err(LowerError { op: spec.op.into(), reason: "no kernel computes it".into() }),
         };
         all(specs.iter().map(emit)).map_err(|e| e.into_iter().map(CodegenError::Lower).collect())

@@ -168,7 +168,6 @@ impl Emitter {
             Barrier::Named(number, threads) => {
                 self.ptx(&format!("bar.sync {number}, {threads};"), &[]);
             }
-            // Text could be copied to where lanes are missing.
             Barrier::Warp => {
                 let all = self.i32(-1);
                 self.line(format_args!("nvvm.bar.warp.sync {all} : i32"));
@@ -270,6 +269,12 @@ impl Emitter {
         let results: Vec<Ty> = inout.iter().map(|value| value.ty()).collect();
         let operands: Vec<Val> = inout.iter().chain(operands).copied().collect();
         self.inline(text, "has_side_effects ", &results, &operands, inout.len())
+    }
+
+    /// At the beginning of a loop's body: the assembler is not to unroll it. PTX ISA, "Pragma
+    /// strings: nounroll".
+    pub fn keep_rolled(&self) {
+        self.ptx(".pragma \\22nounroll\\22;", &[]);
     }
 
     /// The first `tied` operands share the registers of the results.

@@ -14,6 +14,8 @@
 //! - [`quantized`]: weights of 8 or 4 bits, for both; its sums have an order of their own.
 //! - [`simt`]: f32, for both, by fused multiply-adds.
 //! - [`tiled`]: operands in any layout, for both, by either kind of instruction.
+//!
+//! Which of these a product gets for how many rows, and in which tiles, is data: [`tile`].
 
 mod epilogue;
 pub mod fp8;
@@ -22,11 +24,13 @@ pub(crate) mod ring;
 pub mod simt;
 pub mod sm80;
 pub mod sm90a;
+pub mod tile;
 pub mod tiled;
 mod walk;
 
 use ir::Dim;
 
+pub use self::tile::{Tile, Variant};
 use super::matmul::Activation;
 use crate::{
     cuda::TensorMap,

@@ -225,7 +225,8 @@ impl PagedAttention {
         if (q.ty.rank(), k.ty.rank(), v.ty.rank()) != (3, 4, 4) {
             return Err(format!("takes [T, H, D] and paged memories, got {q}, {k}, {v}"));
         }
-        if k.ty.dtype == DType::I8 && v.ty.dtype == DType::I8 {
+        let of_eight_bits = matches!(k.ty.dtype, DType::I8 | DType::F8E4M3);
+        if of_eight_bits && k.ty.dtype == v.ty.dtype {
             check_f32s(spec, &[0, 6, 7])?;
             for i in 6..8 {
                 check_rank(spec, i, 3)?;

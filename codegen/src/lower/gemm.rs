@@ -1,4 +1,4 @@
-//! GPU kernels of products: which tiles a specification gets, and how they are launched.
+//! GPU kernels of products: the tiles that a specification gets, and how they are launched.
 
 pub(super) mod tiled;
 
@@ -10,8 +10,9 @@ use super::{
 };
 use crate::{
     cuda::{CudaKernel, CudaParam},
-    emit::{Elem, Param},
-    kernels::gemm::{Draft, Gemm, fp8, quantized, simt, sm80, sm90a},
+    emit::Param,
+    kernels::gemm::{Draft, Gemm, tile},
+    schedule::Tuning,
 };
 
 /// The kernels for a product, those for fewer rows first.
@@ -19,23 +20,16 @@ pub(super) fn kernels(
     spec: &KernelSpec,
     gemm: &Gemm,
     target: &Target,
+    tuning: &Tuning,
 ) -> Result<Vec<CudaKernel>, LowerError> {
     let gpu = target.cuda.ok_or_else(|| refuse(spec, format!("{target} is no GPU")))?;
     gemm.check().map_err(|reason| refuse(spec, reason))?;
-    let drafts = match gpu.arch {
-        CudaArch::Sm80 if gemm.is_fp8() => {
-            return Err(refuse(spec, "sm_80 multiplies no e4m3; compile for `cuda:sm_90a`"));
-        }
-        CudaArch::Sm90a if gemm.is_fp8() => fp8::variants(UNNAMED, gemm, gpu.multiprocessors),
-        arch if gemm.bits.is_some() => {
-            let begins_early = arch == CudaArch::Sm90a;
-            quantized::variants(UNNAMED, gemm, gpu.multiprocessors, begins_early)
-        }
-        _ if gemm.w_elem == Elem::F32 => simt::variants(UNNAMED, gemm, gpu.multiprocessors),
-        CudaArch::Sm80 => sm80::variants(UNNAMED, gemm, gpu.multiprocessors),
-        CudaArch::Sm90a => sm90a::variants(UNNAMED, gemm, gpu.multiprocessors),
-    };
-    Ok(drafts.into_iter().map(|draft| kernel(spec, gemm, draft)).collect())
+    if gemm.is_fp8() && gpu.arch == CudaArch::Sm80 {
+        return Err(refuse(spec, "sm_80 multiplies no e4m3; compile for `cuda:sm_90a`"));
+    }
+    let tiles = tuning.tiles(target, &gpu, gemm).into_iter();
+    let drafts = tiles.map(|variant| tile::emit(UNNAMED, gemm, variant, &gpu));
+    Ok(drafts.map(|draft| kernel(spec, gemm, draft)).collect())
 }
 
 fn kernel(spec: &KernelSpec, gemm: &Gemm, draft: Draft) -> CudaKernel {

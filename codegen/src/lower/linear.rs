@@ -1,7 +1,7 @@
 //! `linear`, `gated_linear`, `quantized_linear` and those of groups: products with packed weights,
 //! by [`crate::kernels::matmul`].
 
-mod cuda;
+pub(super) mod cuda;
 
 use ir::{Dim, KernelSpec, Layout, PANEL, Target};
 
@@ -62,11 +62,20 @@ impl Lower for Linear {
     }
 
     fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        self.emit_cuda_tuned(spec, target, Tuning::builtin())
+    }
+
+    fn emit_cuda_tuned(
+        &self,
+        spec: &KernelSpec,
+        target: &Target,
+        tuning: &Tuning,
+    ) -> Result<Vec<CudaKernel>, LowerError> {
         if spec.op.starts_with("grouped") {
             return grouped::kernels(spec, target);
         }
         let product = cuda::product(spec).map_err(|reason| refuse(spec, reason))?;
-        gemm::kernels(spec, &product, target)
+        gemm::kernels(spec, &product, target, tuning)
     }
 }
 

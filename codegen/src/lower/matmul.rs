@@ -26,6 +26,7 @@ use super::{
 use crate::{
     cuda::CudaKernel,
     emit::{Cmp, Elem, Ty, Val},
+    schedule::Tuning,
 };
 
 pub(super) use block::{Block, Lhs};
@@ -103,7 +104,8 @@ impl Lower for Matmul {
             });
         }
         if let Ok(product) = cuda::product(spec) {
-            return gemm::kernels(spec, &product, target);
+            // Tables are of packed weights.
+            return gemm::kernels(spec, &product, target, &Tuning::default());
         }
         if let Some(gpu) = target.cuda.filter(|gpu| gpu.arch == CudaArch::Sm90a)
             && let Ok(outer) = cuda::outer(spec)

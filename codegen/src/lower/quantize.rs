@@ -8,6 +8,7 @@ use ir::{
 use super::{
     Emitted, Lower, LowerError,
     cx::{Cx, LANES, refuse},
+    e4m3::LARGEST,
     elementwise::maximum,
     flat,
     space::Space,
@@ -23,8 +24,6 @@ pub(super) struct QuantizeRows;
 
 /// 32 values are two vectors.
 const HALVES: i64 = QUANT_BLOCK as i64 / LANES as i64;
-/// The largest e4m3.
-const E4M3_LARGEST: f32 = 448.0;
 
 impl Lower for QuantizeRows {
     fn ops(&self) -> &'static [&'static str] {
@@ -147,7 +146,7 @@ fn e4m3(spec: &KernelSpec) -> CudaKernel {
         let larger = |a, b| maximum(e, a, b);
         let most = x.iter().map(|x| e.abs(*x)).reduce(larger).expect("four");
         let most = cx.fold_warp(most, larger);
-        let inverse = inverse(e, e.f32(E4M3_LARGEST), most);
+        let inverse = inverse(e, e.f32(LARGEST), most);
         let scaled: Vec<Val> = x.iter().map(|x| e.mul(*x, inverse)).collect();
         // Of a pair, the first operand becomes the upper half.
         let text = "{\n.reg .b16 low, high;\ncvt.rn.satfinite.e4m3x2.f32 low, $2, \
@@ -160,7 +159,7 @@ fn e4m3(spec: &KernelSpec) -> CudaKernel {
         let last = e.cmp(Cmp::Eq, block, e.i64(blocks - 1));
         let first = e.cmp(Cmp::Eq, lane, e.i64(0));
         e.if_then(e.or(first, e.and(last, pads)), || {
-            let scale = e.select(first, e.div(most, e.f32(E4M3_LARGEST)), zero);
+            let scale = e.select(first, e.div(most, e.f32(LARGEST)), zero);
             let at = e.add(e.i64(blocks * width), e.shl(e.add(block, lane), 2));
             e.store_whole(scale, e.at(to, Elem::I8, at));
         });

@@ -2,7 +2,7 @@
 
 use ir::{DType, Dim, KernelSpec, Layout};
 
-use super::cx::Cx;
+use super::{cx::Cx, e4m3};
 use crate::emit::{Cmp, Elem, Emitter, Ty, Val};
 
 /// A tensor in memory.
@@ -124,22 +124,25 @@ pub(super) fn memory_elem(dtype: DType) -> Elem {
 pub(super) fn register_elem(dtype: DType) -> Elem {
     match dtype {
         DType::F64 => Elem::F64,
-        DType::F32 | DType::Bf16 | DType::F16 => Elem::F32,
+        DType::F32 | DType::Bf16 | DType::F16 | DType::F8E4M3 => Elem::F32,
         DType::I64 => Elem::I64,
         DType::Bool => Elem::Bool,
         _ => Elem::I32,
     }
 }
 
-fn widen(e: &Emitter, raw: Val, dtype: DType) -> Val {
+/// What memory of a type holds, in registers.
+pub(super) fn widen(e: &Emitter, raw: Val, dtype: DType) -> Val {
     match dtype {
         DType::Bool => e.cmp(Cmp::Ne, raw, e.zero(raw.ty())),
         DType::U8 => e.extend_unsigned(raw, Elem::I32),
+        DType::F8E4M3 => e4m3::values(e, raw),
         _ => e.cast(raw, register_elem(dtype)),
     }
 }
 
 fn narrow(e: &Emitter, value: Val, dtype: DType) -> Val {
+    assert!(dtype != DType::F8E4M3, "numbers of e4m3 have scales");
     e.cast(value, memory_elem(dtype))
 }
 
@@ -160,8 +163,17 @@ pub(super) fn computable(dtype: DType) -> bool {
 
 /// Checks that operands and results are floats that kernels compute with in f32.
 pub(super) fn check_f32s(spec: &KernelSpec, operands: &[usize]) -> Result<(), String> {
+    check_floats(spec, operands, &spec.results)
+}
+
+/// The same, of some results.
+pub(super) fn check_floats(
+    spec: &KernelSpec,
+    operands: &[usize],
+    results: &[Layout],
+) -> Result<(), String> {
     let given = operands.iter().filter_map(|i| spec.operands.get(*i)?.as_ref());
-    for layout in given.chain(&spec.results) {
+    for layout in given.chain(results) {
         if !matches!(layout.ty.dtype, DType::F32 | DType::Bf16 | DType::F16) {
             return Err(format!("computes with f32, bf16 and f16, got {}", layout.ty));
         }

@@ -117,6 +117,9 @@ impl Backend {
             LLVMSetModuleDataLayout(self.module, layout);
             LLVMDisposeTargetData(layout);
             self.set_function_attributes(cpu)?;
+            if cpu.is_cuda() {
+                self.mark_convergent();
+            }
             self.optimise(&machine)?;
             let kind = match output {
                 Output::Object => LLVMCodeGenFileType::LLVMObjectFile,
@@ -170,6 +173,37 @@ impl Backend {
         Ok(())
     }
 
+    /// Says of inline PTX that the lanes of a warp, or warps, execute together that it must not
+    /// depend on more conditions than it was written under: LLVM would copy it into branches.
+    ///
+    /// # Safety
+    /// The module must be live.
+    unsafe fn mark_convergent(&self) {
+        let name = c"convergent";
+        // SAFETY: walks the module's own functions, blocks and instructions; the string is read
+        // while its owner lives.
+        unsafe {
+            let kind = LLVMGetEnumAttributeKindForName(name.as_ptr(), name.count_bytes());
+            let convergent = LLVMCreateEnumAttribute(self.context, kind, 0);
+            let mut function = LLVMGetFirstFunction(self.module);
+            while !function.is_null() {
+                let mut block = LLVMGetFirstBasicBlock(function);
+                while !block.is_null() {
+                    let mut instruction = LLVMGetFirstInstruction(block);
+                    while !instruction.is_null() {
+                        if is_collective(instruction) {
+                            let index = LLVMAttributeFunctionIndex;
+                            LLVMAddCallSiteAttribute(instruction, index, convergent);
+                        }
+                        instruction = LLVMGetNextInstruction(instruction);
+                    }
+                    block = LLVMGetNextBasicBlock(block);
+                }
+                function = LLVMGetNextFunction(function);
+            }
+        }
+    }
+
     /// The O3 pipeline without the vectorisers: kernels come vectorised.
     ///
     /// # Safety
@@ -192,6 +226,29 @@ impl Backend {
             Err(message)
         }
     }
+}
+
+/// Whether it is inline PTX with an instruction of more than one thread (PTX ISA, "sync" and
+/// "aligned" of the instructions, and barriers).
+///
+/// # Safety
+/// The instruction must be live.
+unsafe fn is_collective(instruction: LLVMValueRef) -> bool {
+    // SAFETY: the called value of a call, text as long as said.
+    let text = unsafe {
+        if LLVMIsACallInst(instruction).is_null() {
+            return false;
+        }
+        let called = LLVMGetCalledValue(instruction);
+        if LLVMIsAInlineAsm(called).is_null() {
+            return false;
+        }
+        let mut bytes = 0;
+        let text = LLVMGetInlineAsmAsmString(called, &raw mut bytes);
+        std::slice::from_raw_parts(text.cast::<u8>(), bytes)
+    };
+    let text = String::from_utf8_lossy(text);
+    [".sync", ".aligned", "bar.arrive", "barrier."].iter().any(|part| text.contains(part))
 }
 
 /// The version of LLVM that is linked: `22.1.0`.

@@ -1,7 +1,7 @@
 //! Compiling text: determinism, targets and diagnostics.
 
 use super::*;
-use crate::emit::Emitter;
+use crate::emit::{Barrier, Cmp, Emitter};
 use crate::math;
 
 fn kernel(symbol: &str) -> Kernel {
@@ -45,4 +45,17 @@ fn errors_carry_the_words_of_mlir() {
     assert!(text.contains("`bad`") && text.contains("undeclared"), "{text}");
     // The session is usable afterwards.
     assert!(compile(&kernel("good"), &Cpu::x86_64_v3()).is_ok());
+}
+
+#[test]
+fn what_lanes_do_together_is_not_copied_into_branches() {
+    let e = Emitter::cuda("k", 64);
+    let first = e.cmp(Cmp::Eq, e.and(e.thread(), e.i32(31)), e.i32(0));
+    let types = [Emitter::f32s(1)];
+    let some = || vec![e.load(Emitter::f32s(1), e.arg(0))];
+    let value = e.if_else(first, &types, some, || vec![e.f32(1.0)])[0];
+    e.barrier(Barrier::Named(1, 64));
+    e.if_then(first, || e.store(value, e.arg(1)));
+    let text = ptx("k", &e.finish(), "sm_80").unwrap();
+    assert_eq!(text.matches("bar.sync").count(), 1, "{text}");
 }

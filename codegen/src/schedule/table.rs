@@ -2,17 +2,23 @@
 
 use std::sync::LazyLock;
 
-use ir::Target;
+use ir::{CudaTarget, Target};
 use serde::{Deserialize, Serialize};
 
-use super::{Family, Schedule};
-use crate::{Isa, kernels::matmul::Matmul};
+use super::{Family, Place, Schedule, Variant};
+use crate::{
+    Isa,
+    kernels::{
+        gemm::{Gemm, tile},
+        matmul::Matmul,
+    },
+};
 
 /// A schedule for products of one class of shape on one target.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Entry {
-    /// The target's processor, as LLVM names it.
+    /// The target's processor, as LLVM names it: `x86-64-v3`, `sm_90a`.
     pub target: String,
     /// What the weight is made of.
     pub family: Family,
@@ -20,8 +26,19 @@ pub struct Entry {
     pub n: u64,
     /// Fewest columns of x, likewise.
     pub k: u64,
-    /// The schedule.
+    /// On GPUs, whether panels of two weights alternate.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub gated: bool,
+    /// On CPUs, the schedule.
+    #[serde(default, skip_serializing_if = "is_default")]
     pub schedule: Schedule,
+    /// On GPUs, tiles, those for fewer rows first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub tiles: Vec<Variant>,
+}
+
+fn is_default(schedule: &Schedule) -> bool {
+    *schedule == Schedule::default()
 }
 
 /// Schedules by target, family and class of shape; of several that fit, the last.
@@ -38,13 +55,20 @@ pub struct Tuning {
 #[error("{0}")]
 pub struct TuningError(String);
 
-pub(super) const BUILTIN: &str = include_str!("x86-64-v3.toml");
+pub(super) const BUILTIN: [&str; 3] =
+    [include_str!("x86-64-v3.toml"), include_str!("sm_80.toml"), include_str!("sm_90a.toml")];
+
+/// The GPU of that name.
+fn gpu(name: &str) -> Option<CudaTarget> {
+    [Target::sm_80(), Target::sm_90a()].into_iter().find(|gpu| gpu.cpu == name)?.cuda
+}
 
 impl Tuning {
-    /// The table that the compiler comes with.
+    /// The tables that the compiler comes with.
     pub fn builtin() -> &'static Tuning {
         static TABLE: LazyLock<Tuning> = LazyLock::new(|| {
-            Tuning::parse(BUILTIN).expect("the table in this repository is checked by a test")
+            let parse = |text: &&str| Tuning::parse(text).expect("checked by a test").entries;
+            Tuning { entries: BUILTIN.iter().flat_map(parse).collect() }
         });
         &TABLE
     }
@@ -62,8 +86,7 @@ impl Tuning {
                     return Err(wrong(format!("`{name}` is {value}; it must be a power of two")));
                 }
             }
-            let isa = if entry.target == "x86-64-v4" { Isa::x86_64_v4() } else { Isa::x86_64_v3() };
-            entry.schedule.check(entry.family, &isa).map_err(wrong)?;
+            entry.check().map_err(wrong)?;
         }
         Ok(table)
     }
@@ -72,6 +95,26 @@ impl Tuning {
     #[must_use]
     pub fn text(&self) -> String {
         toml::to_string(self).unwrap_or_default()
+    }
+
+    /// The tiles of a product on a GPU; those that follow from its size where there are none for
+    /// its class, or one of them does not compute the product.
+    #[must_use]
+    pub fn tiles(&self, target: &Target, gpu: &CudaTarget, product: &Gemm) -> Vec<Variant> {
+        let size = |size: i64| class(u64::try_from(size).unwrap_or(0));
+        let sizes = (size(product.n), size(product.k));
+        let family = Family::of_gemm(product);
+        let fits = |entry: &&Entry| {
+            entry.target == target.cpu
+                && (entry.family, entry.gated) == (family, product.gated)
+                && (entry.n, entry.k) == sizes
+        };
+        let fitted = |entry: &Entry| -> Option<Vec<Variant>> {
+            let fitted = |v: &Variant| Some(Variant { tile: v.tile.fitted(product, gpu)?, ..*v });
+            entry.tiles.iter().map(fitted).collect()
+        };
+        let found = self.entries.iter().rev().find(fits).and_then(fitted);
+        found.unwrap_or_else(|| tile::defaults(product, gpu))
     }
 
     /// The schedule of a product; the default one where there is none for its class.
@@ -90,6 +133,31 @@ impl Tuning {
     #[must_use]
     pub fn over(self, other: &Tuning) -> Tuning {
         Tuning { entries: other.entries.iter().cloned().chain(self.entries).collect() }
+    }
+}
+
+impl Entry {
+    /// No schedule and no tiles yet, for products of this class.
+    #[must_use]
+    pub fn of(target: &Target, family: Family, n: u64, k: u64) -> Entry {
+        let (target, schedule, tiles) = (target.cpu.clone(), Schedule::default(), Vec::new());
+        Entry { target, family, n: class(n), k: class(k), gated: false, schedule, tiles }
+    }
+
+    /// Whether the target's kernels can be scheduled so.
+    fn check(&self) -> Result<(), String> {
+        if let Some(gpu) = gpu(&self.target) {
+            if !is_default(&self.schedule) {
+                return Err(format!("`schedule` is for CPUs; {} has `tiles`", self.target));
+            }
+            return Place { family: self.family, gated: self.gated, gpu }.check(&self.tiles);
+        }
+        if self.gated || !self.tiles.is_empty() {
+            let name = if self.gated { "gated" } else { "tiles" };
+            return Err(format!("`{name}` is for GPUs, sm_80 and sm_90a, not for {}", self.target));
+        }
+        let isa = if self.target == "x86-64-v4" { Isa::x86_64_v4() } else { Isa::x86_64_v3() };
+        self.schedule.check(self.family, &isa)
     }
 }
 

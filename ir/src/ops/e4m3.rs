@@ -29,7 +29,7 @@ pub fn e4m3_row_bytes(blocks: &Dim) -> Dim {
 }
 
 /// To nearest even; what is too large becomes 448, and any NaN the positive one.
-fn round(v: f32) -> u8 {
+pub(super) fn round(v: f32) -> u8 {
     let a = v.abs().min(LARGEST);
     let bits = a.to_bits();
     let normal = ((bits + 0x7_ffff + (bits >> 20 & 1)) >> 20).wrapping_sub(120 << 3);

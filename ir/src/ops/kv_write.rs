@@ -13,13 +13,13 @@ use crate::{
 /// transposed within a block, so that sixteen of them load as one vector. Kwon et al. 2023,
 /// arXiv:2309.06180.
 ///
-/// Keys and values are of their memory's type. Those in i8 come with the scales of
+/// Keys and values are of their memory's type. Those in i8 or f8e4m3 come with the scales of
 /// [`QuantizeHeads`](super::quantize_heads::QuantizeHeads), which have memories of their own; all
 /// four scale operands are there or none.
 /// # Shapes
 /// `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `k: [T, Hkv, D]`, `v: [T, Hkv, Dv]`,
-/// `slots: [T]` i32 → both memories. With i8: `k_scales, v_scales: f32 [NB, Hkv, BS]`, `k_scale,
-/// v_scale: f32 [T, Hkv]` → all four memories.
+/// `slots: [T]` i32 → both memories. With scales: `k_scales, v_scales: f32 [NB, Hkv, BS]`,
+/// `k_scale, v_scale: f32 [T, Hkv]` → all four memories.
 pub(super) struct KvWrite;
 
 static SIGNATURE: Signature = Signature {
@@ -134,21 +134,26 @@ impl OpDef for KvWrite {
         let scales = [&[2, 3, 16][..], &[2, 3, 16], &[3, 3], &[3, 3]]
             .map(|s| Some(spread(DType::F32, s, 0.0, 0.1)));
         let sample = |args| Sample { attrs: Attrs::none(), args };
-        let quantized = [memories(DType::I8), scales.to_vec()].concat();
+        let quantized = [DType::I8, DType::F8E4M3].map(|d| [memories(d), scales.to_vec()].concat());
         let floats = [DType::F32, DType::Bf16, DType::F16].map(memories);
-        floats.into_iter().chain([quantized]).map(sample).collect()
+        floats.into_iter().chain(quantized).map(sample).collect()
     }
 }
 
+/// Whether keys and values of this type have scales.
+pub(super) fn is_scaled(dtype: DType) -> bool {
+    matches!(dtype, DType::I8 | DType::F8E4M3)
+}
+
 /// Whether the operands `scales` are there: all of them where the memory that is operand 1 is of
-/// i8, and none elsewhere.
+/// eight bits, and none elsewhere.
 pub(super) fn check_scales(cx: &InferCx<'_>, scales: &[usize]) -> Result<bool, OpError> {
     let given = |i: &usize| cx.args.get(*i).copied().flatten().is_some();
-    let ints = cx.ty(1).dtype == DType::I8;
-    if scales.iter().all(given) == ints && scales.iter().any(given) == ints {
-        return Ok(ints);
+    let scaled = is_scaled(cx.ty(1).dtype);
+    if scales.iter().all(given) == scaled && scales.iter().any(given) == scaled {
+        return Ok(scaled);
     }
-    Err(OpError::new("keys and values have scales where they are i8, and only there"))
+    Err(OpError::new("keys and values have scales where they are i8 or f8e4m3, and only there"))
 }
 
 /// Checks that an operand is f32 of this shape.
@@ -186,7 +191,7 @@ mod tests {
     }
 
     #[test]
-    fn integers_have_scales_and_nothing_else_has() {
+    fn eight_bits_have_scales_and_nothing_else_has() {
         let module = Module::new("m");
         let mut b = module.builder("f");
         let mut param = |name: &str, dtype, shape: &[i64]| {
@@ -200,17 +205,18 @@ mod tests {
             args
         };
         let (ints, floats) = (memories(DType::I8), memories(DType::Bf16));
+        let fp8 = memories(DType::F8E4M3);
         let scales = [&[2, 3, 16][..], &[2, 3, 16], &[4, 3], &[4, 3]];
         let scales: Vec<_> =
             (0..4).map(|i| param(&format!("scale{i}"), DType::F32, scales[i])).collect();
         let wide = param("wide", DType::F32, &[2, 3, 32]);
         let mut write = |args: &[_]| b.op("kv_write", Attrs::none(), args);
         assert_eq!(write(&[&ints[..], &scales].concat()).map(|r| r.len()), Ok(4));
+        assert_eq!(write(&[&fp8[..], &scales].concat()).map(|r| r.len()), Ok(4));
         assert_eq!(write(&floats).map(|r| r.len()), Ok(2));
-        let only = "keys and values have scales where they are i8, and only there";
-        for wrong in
-            [ints.clone(), [&floats[..], &scales].concat(), [&ints[..], &scales[..3]].concat()]
-        {
+        let only = "keys and values have scales where they are i8 or f8e4m3, and only there";
+        let some = [&ints[..], &scales[..3]].concat();
+        for wrong in [ints.clone(), fp8, [&floats[..], &scales].concat(), some] {
             assert_eq!(write(&wrong).unwrap_err().to_string(), format!("kv_write: {only}"));
         }
         let why = write(&[&ints[..], &[wide], &scales[1..]].concat()).unwrap_err();

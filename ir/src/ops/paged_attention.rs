@@ -18,14 +18,16 @@ use crate::{
 /// `0..=positions[t]`; key `j` is in slot `j % BS` of block `block_tables[s, j / BS]`. Kwon et al.
 /// 2023, arXiv:2309.06180.
 ///
-/// Keys and values in i8 have scales, one for each slot and head, which stay out of the products:
-/// `q · (s_k · k) = s_k · (q · k)` and `p · (s_v · v) = (p · s_v) · v`. A score is the product with
-/// the key's integers, times the key's scale, times `scale`, then capped; a weight is multiplied by
-/// its value's scale after it has been added to the sum of weights.
+/// Keys and values in i8 or f8e4m3 have scales, one for each slot and head, which stay out of the
+/// products: `q · (s_k · k) = s_k · (q · k)` and `p · (s_v · v) = (p · s_v) · v`. A score is the
+/// product with the key's codes, times the key's scale, times `scale`, then capped; a weight is
+/// multiplied by its value's scale after it has been added to the sum of weights. A scale that is
+/// not finite makes every result NaN that sees its key. The codes of NaN, which
+/// [`QuantizeHeads`](super::quantize_heads::QuantizeHeads) never gives, may be read as 480.
 /// # Shapes
 /// `q: [T, Hq, D]`, `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `block_tables: [S,
-/// MB]`, `cu_seqlens: [S+1]`, `positions: [T]`, all indices i32, and for memories in i8 `k_scales,
-/// v_scales: f32 [NB, Hkv, BS]` → `[T, Hq, Dv]`, dtype of `q`.
+/// MB]`, `cu_seqlens: [S+1]`, `positions: [T]`, all indices i32, and for memories with scales
+/// `k_scales, v_scales: f32 [NB, Hkv, BS]` → `[T, Hq, Dv]`, dtype of `q`.
 pub(super) struct PagedAttention;
 
 static SIGNATURE: Signature = Signature {
@@ -157,16 +159,17 @@ impl OpDef for PagedAttention {
                 ints(&[5], &[33, 34, 0, 1, 2]),
             ],
         };
-        let quantized = |window: i64| {
+        let quantized = |window: i64, dtype: DType| {
             let Sample { attrs, mut args } = make(window, DType::F32);
-            args[1] = Some(spread(DType::I8, &[4, 2, 8, 16], 127.0, -127.0));
-            args[2] = Some(spread(DType::I8, &[4, 2, 16, 7], -127.0, 127.0));
+            args[1] = Some(spread(dtype, &[4, 2, 8, 16], 127.0, -127.0));
+            args[2] = Some(spread(dtype, &[4, 2, 16, 7], -127.0, 127.0));
             args.push(Some(spread(DType::F32, &[4, 2, 16], 0.001, 0.02)));
             args.push(Some(spread(DType::F32, &[4, 2, 16], 0.02, 0.001)));
             Sample { attrs: attrs.with("softcap", 3.0), args }
         };
         let floats = [DType::F32, DType::Bf16, DType::F16].map(|dtype| make(0, dtype));
-        let others = [make(5, DType::F32), quantized(0), quantized(5)];
+        let [i8, fp8] = [DType::I8, DType::F8E4M3];
+        let others = [make(5, DType::F32), quantized(0, i8), quantized(5, i8), quantized(5, fp8)];
         floats.into_iter().chain(others).collect()
     }
 }

@@ -1,19 +1,24 @@
 //! `rope_kv_write`: queries and keys rotated, keys and values into paged memory.
 
-use super::elementwise::spread;
+use super::{
+    elementwise::spread,
+    kv_write::{check_scales, is_scaled, same_shape},
+};
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, Tensor,
     TensorType, Vjp,
-    op::{AttrKind, defaulted, one, same_dtype},
+    op::{AttrKind, defaulted, one, optional, same_dtype},
 };
 
 /// What lies between a decoder's projections and its attention: [`Rope`](super::rope::Rope) of
 /// queries and keys by the same angles, and [`KvWrite`](super::kv_write::KvWrite) of the keys and
-/// of the values, each rounded to the type of its memory once.
+/// of the values, each rounded to the type of its memory once; of memories in i8 and f8e4m3 by
+/// [`QuantizeHeads`](super::quantize_heads::QuantizeHeads), whose scales have memories too.
 /// # Shapes
 /// `k_cache: [NB, Hkv, D, BS]`, `v_cache: [NB, Hkv, BS, Dv]`, `q: f32 [T, Hq, D]`, `k: f32 [T, Hkv,
 /// D]`, `v: [T, Hkv, Dv]`, `slots: i32 [T]`, `cos, sin: f32 [T, R/2]` with R ≤ D → both memories
-/// after the write, and the rotated queries. Memories are f32, bf16 or f16.
+/// after the write, and the rotated queries. Memories are f32, bf16 or f16; or i8 or f8e4m3, and
+/// then with `k_scales, v_scales: f32 [NB, Hkv, BS]`, which come behind the queries.
 pub(super) struct RopeKvWrite;
 
 static SIGNATURE: Signature = Signature {
@@ -26,6 +31,8 @@ static SIGNATURE: Signature = Signature {
         one("slots"),
         one("cos"),
         one("sin"),
+        optional("k_scales"),
+        optional("v_scales"),
     ],
     attrs: &[defaulted("style", AttrKind::Str, || Attr::from("half"))],
 };
@@ -42,7 +49,7 @@ impl OpDef for RopeKvWrite {
         &SIGNATURE
     }
     fn in_place(&self) -> &'static [(usize, usize)] {
-        &[(0, 0), (1, 1)]
+        &[(0, 0), (1, 1), (3, 8), (4, 9)]
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let [kc, vc, q, k, v, slots, cos, sin] = [0, 1, 2, 3, 4, 5, 6, 7].map(|i| cx.ty(i));
@@ -52,8 +59,8 @@ impl OpDef for RopeKvWrite {
             }
         }
         same_dtype(kc.dtype, vc.dtype)?;
-        if !is_float(kc.dtype) || !is_float(v.dtype) {
-            return Err(OpError::new(format!("writes f32, bf16 and f16, not {v} to {vc}")));
+        if !is_float(kc.dtype) && !is_scaled(kc.dtype) || !is_float(v.dtype) {
+            return Err(OpError::new(format!("cannot write {v} to {vc}")));
         }
         if slots.dtype != DType::I32 {
             return Err(OpError::new(format!("slots are {}, not i32", slots.dtype)));
@@ -88,7 +95,14 @@ impl OpDef for RopeKvWrite {
         if !matches!(cx.attrs.str("style"), "half" | "interleaved") {
             return Err(OpError::attr("style", "must be `half` or `interleaved`"));
         }
-        Ok([kc, vc, q].map(|ty| Fact::of(ty.clone())).into())
+        let mut results = vec![kc, vc, q];
+        if check_scales(cx, &[8, 9])? {
+            for scales in [8, 9] {
+                same_shape(cx, "scale memory", scales, &[nb, h, bs])?;
+                results.push(cx.ty(scales));
+            }
+        }
+        Ok(results.into_iter().map(|ty| Fact::of(ty.clone())).collect())
     }
     fn body(&self) -> Body {
         Body::Composite(|b, attrs, args| {
@@ -97,10 +111,21 @@ impl OpDef for RopeKvWrite {
             let q = b.op1("rope", attrs.clone(), &[q, cos, sin])?;
             let k = b.op1("rope", attrs.clone(), &[k, cos, sin])?;
             let dtype = b.ty(kc).dtype;
-            let [k, v] = [b.cast(k, dtype)?, b.cast(v, dtype)?];
-            let write = [kc, vc, k, v, slots].map(Some);
+            let write = if is_scaled(dtype) {
+                let format = if dtype == DType::I8 { "integers" } else { "e4m3" };
+                let mut quantize = |x| {
+                    let x = b.cast(x, DType::F32)?;
+                    b.op("quantize_heads", Attrs::none().with("format", format), &[Some(x)])
+                };
+                let (k, v) = (quantize(k)?, quantize(v)?);
+                let [k_scales, v_scales] = [8, 9].map(|i| args[i].expect("checked"));
+                vec![kc, vc, k[0], v[0], slots, k_scales, v_scales, k[1], v[1]]
+            } else {
+                vec![kc, vc, b.cast(k, dtype)?, b.cast(v, dtype)?, slots]
+            };
+            let write: Vec<_> = write.into_iter().map(Some).collect();
             let mut results = b.op("kv_write", Attrs::none(), &write)?;
-            results.push(q);
+            results.insert(2, q);
             Ok(results)
         })
     }
@@ -129,12 +154,20 @@ impl OpDef for RopeKvWrite {
                 table(f64::cos),
                 table(f64::sin),
             ];
-            Sample { attrs: Attrs::none().with("style", style), args: args.map(Some).to_vec() }
+            let scales = [&[2, 2, 16][..], &[2, 2, 16]].map(|s| spread(DType::F32, s, 0.0, 0.1));
+            let scales = scales.into_iter().filter(|_| is_scaled(memory));
+            let args: Vec<Tensor> = args.into_iter().chain(scales).collect();
+            Sample {
+                attrs: Attrs::none().with("style", style),
+                args: args.into_iter().map(Some).collect(),
+            }
         };
         vec![
             make(DType::F32, "half", 8, DType::F32),
             make(DType::Bf16, "half", 11, DType::F32),
             make(DType::F16, "interleaved", 8, DType::Bf16),
+            make(DType::I8, "half", 11, DType::F32),
+            make(DType::F8E4M3, "interleaved", 8, DType::Bf16),
         ]
     }
 }

@@ -87,6 +87,14 @@ const INT8: &str = "
 %9 = paged_attention(%0, %5, %6, %block_tables, %cu_seqlens, %positions, %7, %8) {scale = 1.0}
 %10 = reshape(%9) {shape = <T, 8>}";
 
+const FP8: &str = "
+%0 = reshape(%x) {shape = <T, 1, 8>}
+%1, %2 = quantize_heads(%0) {format = \"e4m3\"}
+%3, %4 = quantize_heads(%0) {format = \"e4m3\"}
+%5, %6, %7, %8 = kv_write(%k_cache.0, %v_cache.0, %1, %3, %slots, %k_scales.0, %v_scales.0, %2, %4)
+%9 = paged_attention(%0, %5, %6, %block_tables, %cu_seqlens, %positions, %7, %8) {scale = 1.0}
+%10 = reshape(%9) {shape = <T, 8>}";
+
 #[test]
 fn keys_and_values_are_rounded_and_read_from_memory_alone() {
     let paged = |dtype: DType| {
@@ -104,6 +112,12 @@ fn keys_and_values_are_rounded_and_read_from_memory_alone() {
              %v_scales.0: f32[NB, 1, 16]) {",
             INT8,
         ),
+        (
+            DType::F8E4M3,
+            "f8e4m3[NB, 1, 8, 16], %v_cache.0: f8e4m3[NB, 1, 16, 8], %k_scales.0: f32[NB, 1, 16], \
+             %v_scales.0: f32[NB, 1, 16]) {",
+            FP8,
+        ),
     ] {
         let (layer, _) = paged(dtype);
         let mut lines = layer.lines();
@@ -117,8 +131,8 @@ fn keys_and_values_are_rounded_and_read_from_memory_alone() {
     assert_eq!(paged(DType::F16).1, "k_cache.0 v_cache.0 k_cache.1 v_cache.1");
     let scales = "k_scales.0 v_scales.0";
     assert!(paged(DType::I8).1.starts_with(&format!("k_cache.0 v_cache.0 {scales} k_cache.1")));
-    let why = page(&mut decoder(KEEP, KEEP, 2), DType::F8E4M3).unwrap_err();
-    assert!(why.contains("keys and values are f32, bf16, f16 or i8, not f8e4m3"), "{why}");
+    let why = page(&mut decoder(KEEP, KEEP, 2), DType::F8E5M2).unwrap_err();
+    assert!(why.contains("are f32, bf16, f16, i8 or f8e4m3, not f8e5m2"), "{why}");
 }
 
 #[test]

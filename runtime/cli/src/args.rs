@@ -131,10 +131,12 @@ pub(crate) struct CompileOptions {
     #[arg(long, value_name = "TYPE")]
     pub(crate) quantize: Option<Quantize>,
 
-    /// How a language model keeps keys and values: f32, bf16, f16 or int8 [default: f32]
+    /// How a language model keeps keys and values: f32, bf16, f16, int8 or fp8 [default: f32]
     ///
-    /// Every command rounds them alike, so that scores and answers agree bit for bit. int8 has a
-    /// scale for each token and head: 4 bytes beside the 64 or 128 of a head.
+    /// Every command rounds them alike, so that scores and answers agree bit for bit. int8 and fp8
+    /// (e4m3) have a scale for each token and head, 4 bytes beside the 64 or 128 of a head, and
+    /// need no calibration. int8 loses less, but where a few elements of a head are far larger than the
+    /// rest.
     #[arg(long, value_name = "TYPE", value_parser = kv_dtype)]
     pub(crate) kv_dtype: Option<DType>,
 
@@ -616,12 +618,16 @@ pub(crate) struct Bench {
 /// Varies tiles, blocks and prefetching of the products of a model, or of common sizes. Every
 /// candidate must give the default schedule's results bit for bit; then it is timed in turns with
 /// the best so far. What is clearly faster is added to a table, for `compile --tuning`.
+///
+/// With `--target cuda` they are the tiles, stages and warps of this machine's first GPU, for each
+/// number of rows that has a tile of its own, up to `--max-batch-tokens`.
 #[derive(Debug, Args)]
 #[command(after_help = "\
 Examples:
   brolly tune ./Llama-3.2-1B --quantize q4 -o llama.toml
   brolly compile ./Llama-3.2-1B --quantize q4 --tuning llama.toml -o llama.brolly
-  brolly tune --family f32 --time-limit 120")]
+  brolly tune --family f32 --time-limit 120
+  brolly tune ./Llama-3.1-8B --target cuda --max-batch-tokens 4096 -o h200.toml")]
 pub(crate) struct Tune {
     /// A model whose products to search [default: common sizes]
     pub(crate) model: Option<PathBuf>,
@@ -630,7 +636,7 @@ pub(crate) struct Tune {
     #[arg(short, long, value_name = "FILE.toml", default_value = "tuning.toml")]
     pub(crate) output: PathBuf,
 
-    /// Products with weights of this type alone: f32, bf16, f16, q8 or q4; may be repeated
+    /// Products with weights of this type alone: f32, bf16, f16, q8, q4 or fp8; may be repeated
     #[arg(long = "family", value_name = "TYPE")]
     pub(crate) families: Vec<Family>,
 
@@ -690,7 +696,7 @@ mod tests {
             ("--target cuda:sm_70", "`cuda:sm_80`"),
             ("--target tpu", "`cpu`"),
             ("--dtype i8", "f32, bf16, f16"),
-            ("--kv-dtype i32", "f32, bf16, f16, int8"),
+            ("--kv-dtype i32", "f32, bf16, f16, int8, fp8"),
             ("--max-seq-len 0", "--max-seq-len"),
             ("--max-seq-len -5", "--max-seq-len"),
             ("--bound batch", "NAME=LO..HI"),

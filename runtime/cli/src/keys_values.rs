@@ -18,6 +18,7 @@ impl KeysValues {
         let keys = program.states.iter().find(|port| port.name.starts_with("k_cache"))?;
         let dtype = match keys.ty.dtype {
             DType::I8 => "int8",
+            DType::F8E4M3 => "fp8",
             dtype => dtype.name(),
         };
         // Blocks are the first axis of a state, and positions of a block the last one of keys.
@@ -55,7 +56,9 @@ mod tests {
         assert_eq!(of(caches(DType::F32)), kept("f32", 2 * (8 + 6) * 4));
         assert_eq!(of(caches(DType::Bf16)), kept("bf16", 2 * (8 + 6) * 2));
         let scales = ["k_scales.0", "v_scales.0"].map(|s| port(DType::F32, s, &["NB", "2", "16"]));
-        let quantized = [caches(DType::I8), scales.to_vec()].concat();
-        assert_eq!(of(quantized), kept("int8", 2 * (8 + 6 + 2 * 4)));
+        for (dtype, name) in [(DType::I8, "int8"), (DType::F8E4M3, "fp8")] {
+            let quantized = [caches(dtype), scales.to_vec()].concat();
+            assert_eq!(of(quantized), kept(name, 2 * (8 + 6 + 2 * 4)));
+        }
     }
 }

@@ -8,7 +8,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use codegen::{Assembler, Codegen, schedule::Tuning};
+use codegen::{
+    Assembler, Codegen,
+    schedule::{Entry, Tuning},
+};
 use frontend::ImportOptions;
 use ir::{
     DType, Module, Target,
@@ -290,10 +293,7 @@ pub fn compile(
         modules: code.modules.clone(),
         random: options.import.random,
         text: options.text.clone(),
-        report: match compiled.kept {
-            Some(kept) => serde_json::json!({ "fusions": compiled.fusions, "kept": kept }),
-            None => serde_json::json!({ "fusions": compiled.fusions }),
-        },
+        report: report(&compiled, options),
         programs,
         folds: folds.collect(),
         weights: specs,
@@ -306,6 +306,24 @@ pub fn compile(
         })
     })?;
     Ok(Compiled { stages: stages.done, weight_bytes: manifest.weight_bytes(), ..compiled })
+}
+
+/// What the compiler did: fusions, what a training step keeps, and the schedules that it was given.
+fn report(compiled: &Compiled, options: &CompileOptions) -> serde_json::Value {
+    let mut report = serde_json::json!({ "fusions": compiled.fusions });
+    if let Some(kept) = compiled.kept {
+        report["kept"] = serde_json::json!(kept);
+    }
+    let targets: Vec<&Target> = match options.gpus.as_slice() {
+        [] => vec![&options.target],
+        gpus => gpus.iter().collect(),
+    };
+    let is_own = |entry: &&Entry| targets.iter().any(|target| target.cpu == entry.target);
+    let given: Vec<&Entry> = options.tuning.entries.iter().filter(is_own).collect();
+    if !given.is_empty() {
+        report["tuning"] = serde_json::json!(given);
+    }
+    report
 }
 
 /// The kernels of all entries.

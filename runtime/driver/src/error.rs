@@ -52,6 +52,15 @@ pub enum CompileError {
         /// Why.
         reason: String,
     },
+    /// Schedules of a GPU's products cannot be timed here.
+    #[error(
+        "tiles are timed on the GPU that they are for: {reason}; run `brolly tune` on a machine \
+         that has one, and give the table that it writes to `brolly compile --tuning`"
+    )]
+    NoGpu {
+        /// Why there is none.
+        reason: String,
+    },
     /// The compiler broke an invariant of its own: a bug, never the model's fault.
     #[error("internal error after `{stage}`: {}", list(.problems))]
     Internal {
@@ -75,6 +84,7 @@ impl CompileError {
             | CompileError::Targets(_)
             | CompileError::Pass(_)
             | CompileError::Memory { .. }
+            | CompileError::NoGpu { .. }
             | CompileError::Cache { .. } => false,
         }
     }

@@ -26,7 +26,7 @@ mod tune;
 pub use cache::Cache;
 pub use codegen::{
     Assembler, Codegen, native_target,
-    schedule::{Family, Tuning, TuningError},
+    schedule::{Family, Tile, Tuning, TuningError, Variant},
 };
 pub use compile::{
     CompileOptions, Compiled, Quantization, StageTime, check, compile, kernel_specs,
@@ -40,4 +40,6 @@ pub use pipeline::run_pass;
 pub use progress::{Progress, Silent};
 pub use sums::{Sum, sums};
 pub use training::{Group, Keep, Training, Zero};
-pub use tune::{Product, TuneOptions, Tuned, products, tune};
+pub use tune::{
+    Clock, Product, TuneOptions, Tuned, WallClock, products, tune, tune_gpu, tuning_device,
+};

@@ -5,23 +5,32 @@
 //! bit, and only then is timed, in turns with the best so far, since the speed of a machine moves.
 //! A candidate replaces the best where its median time is clearly shorter. The default schedule
 //! itself is what the tests of kernels compare with the interpreter.
+//!
+//! Products of GPUs have tiles, for several numbers of rows: [`gpu`].
 
+mod device;
+mod gpu;
 mod trial;
 
 use std::{
-    num::NonZeroUsize,
+    fmt,
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use codegen::schedule::{AXES, Entry, Family, Schedule, Tuning, class};
+use codegen::{
+    kernels::{gemm::Gemm, matmul::Matmul},
+    schedule::{AXES, Entry, Family, Schedule, Tuning, class},
+};
 use exec::Device;
+use ir::CudaArch;
 
 use crate::{
     CompileError, CompileOptions,
     compile::{after_passes, codegen, specs},
-    parallel,
 };
+pub use device::tuning_device;
+pub use gpu::{Clock, WallClock, tune_gpu};
 use trial::{Trial, failure};
 
 /// What is searched.
@@ -44,6 +53,15 @@ pub struct Product {
     pub n: u64,
     /// Columns of x.
     pub k: u64,
+    /// On GPUs, whether panels of two weights alternate.
+    pub gated: bool,
+}
+
+impl fmt::Display for Product {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let gate = if self.gated { "gated " } else { "" };
+        write!(f, "{gate}{} {} x {}", self.family.name(), self.n, self.k)
+    }
 }
 
 /// What a search found.
@@ -53,8 +71,10 @@ pub struct Tuned {
     pub entry: Entry,
     /// Candidates that were run.
     pub candidates: usize,
-    /// The best schedule's time as a share of the default's, of one row and of many; medians of
-    /// runs in turns.
+    /// Few rows and many.
+    pub rows: [u64; 2],
+    /// The best schedule's time as a share of the default's, of so many rows; medians of runs in
+    /// turns.
     pub ratio: [f64; 2],
 }
 
@@ -71,6 +91,10 @@ const CLEARLY: f64 = 0.97;
 const COMMON: [(u64, u64); 6] =
     [(384, 384), (1536, 384), (384, 1536), (2048, 2048), (8192, 2048), (2048, 8192)];
 
+/// The same on GPUs: those of models of one and of eight thousand million parameters.
+const COMMON_ON_GPUS: [(u64, u64); 6] =
+    [(2048, 2048), (8192, 2048), (2048, 8192), (6144, 4096), (14336, 4096), (4096, 14336)];
+
 /// The products that would be searched, one for each class of shapes, the largest of it.
 ///
 /// # Errors
@@ -81,14 +105,11 @@ pub fn products(
 ) -> Result<Vec<Product>, CompileError> {
     let mut all: Vec<Product> = match &options.model {
         Some(model) => of_model(model, compile)?,
-        None => {
-            let sizes = |family| COMMON.map(|(n, k)| Product { family, n, k });
-            Family::ALL.into_iter().flat_map(sizes).collect()
-        }
+        None => common(compile),
     };
     all.retain(|p| options.families.is_empty() || options.families.contains(&p.family));
     all.sort();
-    let key = |p: &Product| (p.family, class(p.n), class(p.k));
+    let key = |p: &Product| (p.family, p.gated, class(p.n), class(p.k));
     let mut out: Vec<Product> = Vec::new();
     for product in all {
         match out.iter_mut().find(|p| key(p) == key(&product)) {
@@ -100,14 +121,31 @@ pub fn products(
     Ok(out)
 }
 
-fn of_model(model: &Path, compile: &CompileOptions) -> Result<Vec<Product>, CompileError> {
-    let specs = after_passes(model, compile, &codegen(compile), specs)?;
-    let products = specs.iter().filter_map(codegen::lower::product);
-    Ok(products.map(|p| Product { family: Family::of(&p), n: p.n, k: p.k }).collect())
+fn common(compile: &CompileOptions) -> Vec<Product> {
+    let Some(gpu) = compile.target.cuda else {
+        let sizes = |family| COMMON.map(|(n, k)| Product { family, n, k, gated: false });
+        return Family::ALL.into_iter().flat_map(sizes).collect();
+    };
+    let fp8 = (gpu.arch == CudaArch::Sm90a).then_some(Family::Fp8);
+    let of = |family| COMMON_ON_GPUS.map(|(n, k)| Product { family, n, k, gated: n > 2 * k });
+    Family::ALL.into_iter().chain(fp8).flat_map(of).collect()
 }
 
-/// Searches a schedule for each product; `found` hears of each when it is done. Returns the table
-/// of those that beat the default.
+fn of_model(model: &Path, compile: &CompileOptions) -> Result<Vec<Product>, CompileError> {
+    let specs = after_passes(model, compile, &codegen(compile), specs)?;
+    if compile.gpus.is_empty() {
+        let of = |p: Matmul| Product { family: Family::of(&p), n: p.n, k: p.k, gated: false };
+        return Ok(specs.iter().filter_map(codegen::lower::product).map(of).collect());
+    }
+    let of = |p: Gemm| {
+        let size = |size: i64| size.cast_unsigned();
+        Product { family: Family::of_gemm(&p), n: size(p.n), k: size(p.k), gated: p.gated }
+    };
+    Ok(specs.iter().filter_map(codegen::lower::gemm).map(of).collect())
+}
+
+/// Searches a schedule for each product on a [`tuning_device`]; `found` hears of each when it is
+/// done. Returns the table of those that beat the default.
 ///
 /// # Errors
 /// [`CompileError::Tune`] where a candidate gives other results than the default, or cannot be run;
@@ -116,15 +154,16 @@ pub fn tune(
     products: &[Product],
     options: &TuneOptions,
     compile: &CompileOptions,
+    device: &Device,
     mut found: impl FnMut(&Product, &Tuned),
 ) -> Result<Tuning, CompileError> {
-    let threads: NonZeroUsize = parallel::threads(compile.threads);
-    let device = Device::cpu(Some(threads))
-        .map_err(|e| CompileError::Tune { product: "threads".into(), reason: e.to_string() })?;
+    if device.facts().is_some() {
+        return tune_gpu(products, options, compile, device, &mut WallClock, found);
+    }
     let end = Instant::now() + options.time_limit;
     let mut table = Tuning::default();
     for product in products {
-        let mut search = Search { product, compile, device: &device, end, candidates: 0 };
+        let mut search = Search { product, compile, device, end, candidates: 0 };
         let tuned = search.run()?;
         found(product, &tuned);
         if tuned.entry.schedule != Schedule::default() {
@@ -191,11 +230,10 @@ impl Search<'_> {
                 ratio = [1.0; 2];
             }
         }
-        let Product { family, n, k } = *self.product;
-        let target = self.compile.target.cpu.clone();
-        let schedule = best.schedule;
-        let entry = Entry { target, family, n: class(n), k: class(k), schedule };
-        Ok(Tuned { entry, candidates: self.candidates, ratio })
+        let Product { family, n, k, .. } = *self.product;
+        let entry = Entry::of(&self.compile.target, family, n, k);
+        let entry = Entry { schedule: best.schedule, ..entry };
+        Ok(Tuned { entry, candidates: self.candidates, rows: [ROWS[0], ROWS[1]], ratio })
     }
 
     fn isa(&self) -> codegen::Isa {
@@ -215,9 +253,10 @@ fn in_turns(trials: &mut [&mut Trial], rows: u64) -> Result<Vec<f64>, CompileErr
             times.push(trial.seconds(rows)?);
         }
     }
-    let median = |mut times: Vec<f64>| {
-        times.sort_by(f64::total_cmp);
-        times[times.len() / 2]
-    };
     Ok(times.into_iter().map(median).collect())
+}
+
+fn median(mut times: Vec<f64>) -> f64 {
+    times.sort_by(f64::total_cmp);
+    times[times.len() / 2]
 }

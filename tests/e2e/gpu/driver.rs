@@ -19,7 +19,7 @@ const BYTES: u64 = 1 << 30;
 
 /// The machine.
 #[derive(Debug)]
-pub(super) struct Emulated {
+pub(crate) struct Emulated {
     gpu: Gpu,
     modules: HashMap<usize, Arc<::ptx::Module>>,
     /// Kernels by number: module and name.
@@ -28,7 +28,7 @@ pub(super) struct Emulated {
 }
 
 /// The driver of an emulated device.
-pub(super) type Driver = StandIn<Emulated>;
+pub(crate) type Driver = StandIn<Emulated>;
 
 /// A device of an architecture, and its driver.
 pub(super) fn device(arch: CudaArch) -> (Device, Arc<Driver>) {

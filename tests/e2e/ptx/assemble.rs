@@ -1,7 +1,7 @@
 //! What NVIDIA's assembler makes of the kernels: no spills, no warnings, tensor core instructions,
 //! and in the pipelined products a group in flight from step to step.
 
-mod fp8;
+pub(super) mod fp8;
 mod tiles;
 
 use std::{
@@ -58,7 +58,7 @@ pub(super) fn spec(op: &str, attrs: Attrs, operands: &[Layout], results: &[Layou
 }
 
 /// Specifications as a model of eight thousand million parameters has them.
-fn products() -> Vec<(&'static str, KernelSpec)> {
+pub(super) fn products() -> Vec<(&'static str, KernelSpec)> {
     use DType::{Bf16, F16, F32};
     let act = |n: i64, act: &str| Attrs::none().with("n", n).with("act", act);
     let panels = |dtype, count: &str| layout(dtype, &[count, "4096", "16"]);
@@ -113,7 +113,7 @@ fn products() -> Vec<(&'static str, KernelSpec)> {
 }
 
 /// Products with weights of 8 and 4 bits, of the same model.
-fn quantized() -> Vec<(&'static str, KernelSpec)> {
+pub(super) fn quantized() -> Vec<(&'static str, KernelSpec)> {
     use DType::{Bf16, F16, F32};
     let product = |x: DType, bits: usize, n: i64, gated: bool, fused: bool| {
         let bytes = ir::quant_lane_bytes(bits).to_string();
@@ -194,6 +194,8 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
                 &[k.clone(), v.clone()],
             ),
         ),
+        ("rope-kv-write-i8", rope_kv_write_codes(DType::I8, [&k, &v], &slots)),
+        ("rope-kv-write-fp8", rope_kv_write_codes(DType::F8E4M3, [&k, &v], &slots)),
         ("rope-kv-write", rope_kv_write([k, v], slots)),
         ("silu", spec("silu", none(), &[x(F32)], &[x(F32)])),
         ("attention-f32-64", attention_f32("attention_lse", "64")),
@@ -212,8 +214,10 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ("paged-attention-64", paged("64")),
         ("paged-attention-128", paged("128")),
         ("paged-attention-256", paged("256")),
-        ("paged-attention-i8-64", paged_integers("64")),
-        ("paged-attention-i8-128", paged_integers("128")),
+        ("paged-attention-i8-64", paged_codes("64", DType::I8)),
+        ("paged-attention-i8-128", paged_codes("128", DType::I8)),
+        ("paged-attention-fp8-64", paged_codes("64", DType::F8E4M3)),
+        ("paged-attention-fp8-128", paged_codes("128", DType::F8E4M3)),
     ]
 }
 
@@ -233,11 +237,22 @@ fn rope_kv_write(memories: [Layout; 2], slots: Layout) -> KernelSpec {
     spec("rope_kv_write", attrs, &operands, &[k, v, layout(F32, &["T", "32", "128"])])
 }
 
-/// Keys and values in i8, with scales.
-fn paged_integers(size: &str) -> KernelSpec {
+/// The same, with memories of eight bits.
+fn rope_kv_write_codes(dtype: DType, memories: [&Layout; 2], slots: &Layout) -> KernelSpec {
+    let mut memories = memories.map(Clone::clone);
+    let scales = layout(DType::F32, &["N", "8", "16"]);
+    memories.iter_mut().for_each(|memory| memory.ty.dtype = dtype);
+    let mut spec = rope_kv_write(memories, slots.clone());
+    spec.operands.extend([Some(scales.clone()), Some(scales.clone())]);
+    spec.results.extend([scales.clone(), scales]);
+    spec
+}
+
+/// Keys and values in eight bits, with scales.
+fn paged_codes(size: &str, dtype: DType) -> KernelSpec {
     let mut spec = paged(size);
     for operand in &mut spec.operands[1..3] {
-        operand.as_mut().expect("keys and values").ty.dtype = DType::I8;
+        operand.as_mut().expect("keys and values").ty.dtype = dtype;
     }
     let scales = layout(DType::F32, &["N", "8", "16"]);
     spec.operands.extend([Some(scales.clone()), Some(scales)]);

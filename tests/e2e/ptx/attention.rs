@@ -243,12 +243,13 @@ fn paged_keys_of_other_types() {
     let q = noise(DType::F32, DType::F32, &[6, 8, 64], 1);
     check_to("paged f32", &paged_of(sequences, &q, 2, 0, DType::F32), &[], F32);
     for (size, window) in [(64, 0), (128, 20), (256, 0), (24, 0)] {
-        check("paged i8", &integers(sequences, size, window));
+        check("paged i8", &codes(DType::I8, sequences, size, window));
+        check("paged e4m3", &codes(DType::F8E4M3, sequences, size, window));
     }
 }
 
-/// Keys and values in i8 with scales.
-fn integers(sequences: &[&[i64]], size: usize, window: i64) -> Case {
+/// Keys and values of eight bits with scales.
+fn codes(dtype: DType, sequences: &[&[i64]], size: usize, window: i64) -> Case {
     let tokens = sequences.iter().map(|s| s.len()).sum();
     let q = noise(DType::F32, DType::Bf16, &[tokens, 8, size], 1);
     let mut case = paged_of(sequences, &q, 2, window, DType::F32);
@@ -261,25 +262,80 @@ fn integers(sequences: &[&[i64]], size: usize, window: i64) -> Case {
     let (k_scales, v_scales) = (scales(5), scales(6));
     for i in [1, 2] {
         let values = case.args[i].as_ref().unwrap();
-        #[allow(clippy::cast_possible_truncation, reason = "small whole numbers")]
-        let ints = values.to_f64s().into_iter().map(|x| (x * 127.0).round() as i64);
-        case.args[i] = Some(Tensor::from_i64s(DType::I8, values.shape(), ints));
+        let numbers = values.to_f64s().into_iter().map(|x| match dtype {
+            DType::I8 => (x * 127.0).round(),
+            // Small ones too, subnormal ones among them.
+            _ => x.powi(5) * 127.0,
+        });
+        case.args[i] = Some(Tensor::from_f64s(dtype, values.shape(), numbers));
     }
     case.args.extend([Some(k_scales), Some(v_scales)]);
     case
 }
 
 #[test]
-fn tokens_of_integers_are_the_same_bits_alone() {
-    let positions: Vec<i64> = (1084..1104).collect();
+fn tokens_of_codes_are_the_same_bits_alone() {
     let name = "a token alone and in its prompt, i8";
-    let whole = integers(&[&positions], 64, 0);
-    let mut alone = integers(&[&positions[19..]], 64, 0);
+    same_bits_alone(name, |positions| codes(DType::I8, &[positions], 64, 0));
+    let name = "a token alone and in its prompt, e4m3";
+    same_bits_alone(name, |positions| codes(DType::F8E4M3, &[positions], 64, 0));
+}
+
+fn same_bits_alone(name: &str, of: impl Fn(&[i64]) -> Case) {
+    let positions: Vec<i64> = (1084..1104).collect();
+    let whole = of(&positions);
+    let mut alone = of(&positions[19..]);
     alone.args[0] = Some(whole.args[0].as_ref().unwrap().slice(0, 19, 1, 1));
     let whole = check_rows(name, &whole, &[Same::Rows(name, 19, 1)]);
     let alone = check_rows(name, &alone, &[Same::Rows(name, 0, 1)]);
     for (whole, alone) in whole.iter().zip(&alone) {
         assert_eq!(whole.slice(0, 19, 1, 1).to_bytes(), alone.to_bytes());
+    }
+}
+
+/// A scale that is not finite, as a NaN or an infinity in a key or value makes it, shows where its
+/// key is seen, on and off tensor cores: the second sequence's last token, not those before it.
+#[test]
+fn scales_that_are_not_finite_show_where_they_are_seen() {
+    let sequences: &[&[i64]] = &[&[66, 67, 68], &[29, 30, 31]];
+    let spoilt = [(6, f64::NAN), (6, f64::INFINITY), (7, f64::NAN)];
+    for (dtype, size, spoilt) in [
+        (DType::I8, 64, &spoilt[..]),
+        (DType::F8E4M3, 64, &spoilt),
+        // Without tensor cores values meet the weights of all rows of a tile.
+        (DType::F8E4M3, 10, &spoilt[..2]),
+    ] {
+        for (operand, scale) in spoilt.iter().copied() {
+            let mut case = codes(dtype, sequences, size, 0);
+            let tables = case.args[3].as_ref().unwrap();
+            let (entry, width) = (tables.shape()[1] + 1, size);
+            let block = usize::try_from(tables.to_i64s()[entry]).unwrap();
+            // Key 31 of both key/value heads; as `quantize_heads` does, with codes of zero.
+            for (i, spoilt) in [(operand, scale), (operand - 5, 0.0)] {
+                let tensor = case.args[i].as_ref().unwrap();
+                let (shape, dtype) = (tensor.shape().to_vec(), tensor.dtype());
+                let mut values = tensor.to_f64s();
+                for (at, value) in values.iter_mut().enumerate() {
+                    let (slot, block_of) = match i {
+                        1 => (at % 16, at / (2 * width * 16)),
+                        2 => (at / width % 16, at / (2 * width * 16)),
+                        _ => (at % 16, at / 32),
+                    };
+                    if slot == 15 && block_of == block {
+                        *value = spoilt;
+                    }
+                }
+                case.args[i] = Some(Tensor::from_f64s(dtype, &shape, values));
+            }
+            for got in check(&format!("{dtype} with a scale of {scale}"), &case) {
+                let row = got.len() / 6;
+                let nans = |token: usize| {
+                    let of = got.slice(0, token, 1, 1).to_f64s();
+                    of.iter().filter(|v| v.is_nan()).count()
+                };
+                assert_eq!([0, 1, 2, 3, 4, 5].map(nans), [0, 0, 0, 0, 0, row]);
+            }
+        }
     }
 }
 

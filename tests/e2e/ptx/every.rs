@@ -47,21 +47,16 @@ struct Distinct {
     beyond: Vec<(Dim, i64)>,
 }
 
-/// Whether a model's time is spent in such a kernel: products of rows of whole 16 bytes, attention
-/// of heads of whole 16 elements, norms, loops and what moves rows. What runs once for a batch may
-/// spill, and so may products and attention of sizes that only models of tests have.
+/// Whether a model's time is spent in such a kernel: products, attention of heads of whole 16
+/// elements, norms, loops and what moves rows. What runs once for a batch may spill, and so may
+/// attention of heads that only models of tests have.
 fn is_hot(spec: &KernelSpec) -> bool {
     let op = spec.op;
-    let is_product = op.contains("linear") || op == "matmul";
     let is_odd = |layout: &Layout| {
-        let (row, size) = (layout.ty.shape.last(), layout.ty.dtype.size());
-        let row = row.and_then(Dim::as_const).filter(|_| layout.ty.rank() > 1);
-        row.is_some_and(|row| if is_product { row * size as i64 % 16 != 0 } else { row % 16 != 0 })
+        let row = layout.ty.shape.last().and_then(Dim::as_const);
+        row.is_some_and(|row| row % 16 != 0)
     };
-    let mut operands = spec.operands.iter().flatten();
-    if (is_product && operands.any(is_odd))
-        || (op.contains("attention") && operands.next().is_some_and(is_odd))
-    {
+    if op.contains("attention") && spec.operands[0].as_ref().is_some_and(is_odd) {
         return false;
     }
     let parts = ["linear", "matmul", "attention", "norm", "_step", "quantize"];
@@ -108,7 +103,8 @@ fn distinct() -> (Vec<Distinct>, usize) {
     let specs = crate::gpu::programs::specs();
     let (mut kernels, mut forms, mut classes) = (Vec::new(), HashSet::new(), HashSet::new());
     for target in targets() {
-        for spec in specs.iter().filter(|spec| is_meant(spec.op)) {
+        let here = specs.iter().filter(|wanted| wanted.gpus.contains(&target));
+        for spec in here.map(|wanted| &wanted.spec).filter(|spec| is_meant(spec.op)) {
             let emitted = lowering(spec.op).unwrap().emit_cuda(spec, &target);
             let mut beyond = Vec::new();
             for kernel in emitted.unwrap_or_else(|e| panic!("{e}")) {

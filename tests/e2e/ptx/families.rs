@@ -120,6 +120,32 @@ fn rotations_into_the_cache() {
     }
 }
 
+/// To memories of eight bits a warp has a head; the last ones have no whole number of lanes.
+#[test]
+fn rotations_into_the_cache_in_eight_bits() {
+    let slots = [17, 3, -1, 63, 0, -2, 40, 41, 16];
+    let slots = Tensor::from_i64s(DType::I32, &[9], slots);
+    let forms = [
+        (DType::I8, "half", 128, 64, 64),
+        (DType::F8E4M3, "half", 64, 32, 128),
+        (DType::I8, "interleaved", 10, 5, 8),
+        (DType::F8E4M3, "half", 43, 9, 35),
+    ];
+    for (dtype, style, size, half, value) in forms {
+        let memory = |shape: &[usize], seed| noise(dtype, DType::F32, shape, seed);
+        let (k_cache, v_cache) = (memory(&[4, 2, size, 16], 1), memory(&[4, 2, 16, value], 2));
+        let (q, k) = (floats(&[9, 8, size], 3), floats(&[9, 2, size], 4));
+        let v = noise(DType::F32, DType::F32, &[9, 2, value], 5);
+        let [cos, sin] = [6, 7].map(|seed| floats(&[9, half], seed));
+        let [k_scales, v_scales] = [8, 9].map(|seed| floats(&[4, 2, 16], seed));
+        let args = [&k_cache, &v_cache, &q, &k, &v, &slots, &cos, &sin, &k_scales, &v_scales];
+        let attrs = Attrs::none().with("style", style);
+        let case = Case::new("rope_kv_write", attrs, &args.map(Some));
+        let case = case.with_rows(&[2, 3, 4, 5, 6, 7]).with_fixed(&[0, 1, 3, 4]);
+        check(&format!("{style} to {dtype}"), &case, 1e-6);
+    }
+}
+
 #[test]
 fn loops() {
     let (x, y) = (floats(&[9, 64], 1), floats(&[9, 64], 2));

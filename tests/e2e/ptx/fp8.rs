@@ -9,20 +9,16 @@ use ir::{Attr, Attrs, DType, Target, Tensor};
 use super::{
     case::{Case, first_far, noise},
     device::{Same, Trial, ptx_of, run_text},
+    operands::quantized,
 };
 
 /// Tolerance of a device.
-const DEVICE: f64 = 1e-2;
+pub(super) const DEVICE: f64 = 1e-2;
 /// Tolerance of the emulator.
 const EXACT: f64 = 2e-5;
 
 fn format() -> Attrs {
     Attrs::none().with("format", "e4m3")
-}
-
-/// What the interpreter makes of an operand.
-fn quantized(op: &'static str, attrs: Attrs, x: &Tensor) -> Tensor {
-    Case::new(op, attrs, &[Some(x)]).expected().1.remove(0)
 }
 
 /// Values whose scales differ from block to block.
@@ -40,7 +36,7 @@ fn operands(rows: usize, k: usize, panels: usize) -> [Tensor; 2] {
 }
 
 /// With bias, activation and residual, or with none of these.
-fn linear(rows: usize, k: usize, n: usize, act: &str) -> Case {
+pub(super) fn linear(rows: usize, k: usize, n: usize, act: &str) -> Case {
     let attrs = Attrs::none().with("n", n as i64).with("act", act);
     let [x, w] = operands(rows, k, n.div_ceil(16));
     if act == "none" {

@@ -1,9 +1,15 @@
 //! Random operands of a specification: what each is follows from its name in the operator's
 //! signature, for tokens that belong to sequences, slots, tables and ids must fit each other.
 
-use ir::{Attr, DType, Env, KernelSpec, OpRef, Tensor};
+use ir::{
+    Attr, Attrs, DType, Dim, E4M3_BLOCK, E4M3_PANEL_BYTES, Env, KernelSpec, OpRef, PANEL,
+    QUANT_GROUP, Tensor,
+};
 
-use super::{case::noise, oracle};
+use super::{
+    case::{Case, noise},
+    oracle,
+};
 
 /// Sequences, where their number is a symbol.
 pub(super) const SEQUENCES: i64 = 4;
@@ -94,9 +100,18 @@ pub(super) fn random(spec: &KernelSpec, env: &Env) -> Vec<Option<Tensor>> {
             (_, "lr") => mapped(&|_| 0.01),
             (_, "grad_scale") => mapped(&|_| 0.5),
             (_, "keep") => mapped(&|_| 0.9),
+            ("quantized_linear", "w") => quantized_weight(&extents),
+            ("quantized_linear", "x") if dtype == DType::U8 => {
+                let [lead @ .., bytes] = &extents[..] else { unreachable!("inferred") };
+                let row =
+                    |blocks: &usize| ir::e4m3_row_bytes(&Dim::from(*blocks)).is(*bytes as i64);
+                let k = (1..).find(row).expect("whole blocks") * E4M3_BLOCK;
+                let x = noise(DType::F32, exact, &[lead, &[k]].concat(), 1);
+                quantized("quantize_rows", Attrs::none().with("format", "e4m3"), &x)
+            }
             // What the forward gives replaces it.
             _ if dtype.is_float() => floats(),
-            ("paged_attention" | "kv_write", _) if dtype == DType::I8 => {
+            ("paged_attention" | "kv_write" | "rope_kv_write", _) if dtype == DType::I8 => {
                 ints(&|i| (i * 7919 + i * i) as i64 % 255 - 127)
             }
             // Loops, copies, sums: any numbers, and both truths.
@@ -119,6 +134,25 @@ pub(super) fn random(spec: &KernelSpec, env: &Env) -> Vec<Option<Tensor>> {
     }
     forward(spec, &mut args, env);
     args
+}
+
+/// A quantised weight of this shape, e4m3 or in lanes.
+fn quantized_weight(extents: &[usize]) -> Tensor {
+    let [panels, spans, bytes] = *extents else { unreachable!("inferred") };
+    let attrs = Attrs::none();
+    let (attrs, span) = if bytes == E4M3_PANEL_BYTES {
+        (attrs.with("format", "e4m3").with("bits", 8i64), E4M3_BLOCK)
+    } else {
+        let bits = ir::quant_lane_bits(&Dim::from(bytes)).expect("in lanes");
+        (attrs.with("layout", "lanes").with("bits", bits as i64), QUANT_GROUP)
+    };
+    let w = noise(DType::F32, DType::F32, &[panels, spans * span, PANEL], 2);
+    quantized("quantize_weight", attrs, &w)
+}
+
+/// What the interpreter makes of an operand.
+pub(super) fn quantized(op: &'static str, attrs: Attrs, x: &Tensor) -> Tensor {
+    Case::new(op, attrs, &[Some(x)]).expected().1.remove(0)
 }
 
 /// Replaces what gradients take of their forward.
@@ -161,7 +195,9 @@ fn exact(spec: &KernelSpec) -> DType {
     match () {
         () if !rounds => DType::F32,
         () if has(DType::F16) => DType::F16,
-        () if has(DType::Bf16) || has(DType::I8) || has(DType::U8) => DType::Bf16,
+        () if [DType::Bf16, DType::I8, DType::F8E4M3, DType::U8].map(has).contains(&true) => {
+            DType::Bf16
+        }
         () => DType::F32,
     }
 }

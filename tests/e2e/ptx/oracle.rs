@@ -24,8 +24,10 @@ pub(super) fn results(spec: &KernelSpec, args: &[Option<Tensor>], env: &Env) -> 
         return eval(body, &inputs);
     }
     // Kernels read and write narrower floats than the operator has, and compute in f32.
-    let wide =
-        |dtype: DType| if dtype.is_float() && dtype != DType::F64 { DType::F32 } else { dtype };
+    let wide = |dtype: DType| match dtype {
+        DType::Bf16 | DType::F16 => DType::F32,
+        _ => dtype,
+    };
     let mut b = module.builder("kernel");
     let mut inputs = Vec::new();
     let mut values: Vec<Option<Value>> = Vec::new();

@@ -10,7 +10,7 @@ use super::{
 };
 
 /// A product with a packed weight of `n` columns.
-fn linear(rows: usize, k: usize, n: usize, x: DType, w: DType, act: &str) -> Case {
+pub(super) fn linear(rows: usize, k: usize, n: usize, x: DType, w: DType, act: &str) -> Case {
     let attrs = Attrs::none().with("n", n as i64).with("act", act);
     let x = noise(x, w, &[rows, k], 1);
     let w = noise(w, w, &[n.div_ceil(16), k, 16], 2);
@@ -23,7 +23,7 @@ fn linear(rows: usize, k: usize, n: usize, x: DType, w: DType, act: &str) -> Cas
     Case::new("linear", attrs, &args).with_rows(&[0, 3])
 }
 
-fn gated(rows: usize, k: usize, n: usize, x: DType, w: DType) -> Case {
+pub(super) fn gated(rows: usize, k: usize, n: usize, x: DType, w: DType) -> Case {
     let attrs = Attrs::none().with("n", n as i64).with("act", "silu");
     let x = noise(x, w, &[rows, k], 1);
     let w = noise(w, w, &[2 * n.div_ceil(16), k, 16], 2);

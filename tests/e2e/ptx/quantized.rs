@@ -21,7 +21,7 @@ fn half(x: DType) -> DType {
 }
 
 /// With bias, activation and residual, or with none of these.
-fn linear(rows: usize, k: usize, n: usize, bits: i64, x: DType, act: &str) -> Case {
+pub(super) fn linear(rows: usize, k: usize, n: usize, bits: i64, x: DType, act: &str) -> Case {
     let attrs = Attrs::none().with("n", n as i64).with("act", act);
     let w = weight(k, n.div_ceil(16), bits);
     let x = noise(x, half(x), &[rows, k], 1);

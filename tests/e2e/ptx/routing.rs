@@ -52,27 +52,43 @@ fn segments() {
 
 #[test]
 fn heads_of_eight_bits() {
-    for size in [64, 37] {
-        let x = floats(&[5, 3, size], 1);
-        let case = Case::new("quantize_heads", Attrs::none(), &[Some(&x)]);
+    for (size, format, dtype) in [
+        (64, "integers", DType::I8),
+        (37, "integers", DType::I8),
+        (64, "e4m3", DType::F8E4M3),
+        (37, "e4m3", DType::F8E4M3),
+    ] {
+        let attrs = Attrs::none().with("format", format);
+        let mut values = floats(&[5, 3, size], 1).to_f64s();
+        // Zeros, what is too small for a scale, and beside a large one subnormal codes.
+        values[..size].fill(0.0);
+        values[size..2 * size].iter_mut().for_each(|v| *v *= 1e-38);
+        values[2 * size + 7] = 3000.0;
+        let x = Tensor::from_f64s(DType::F32, &[5, 3, size], values);
+        let case = Case::new("quantize_heads", attrs.clone(), &[Some(&x)]);
         let (spec, want) = case.expected();
         check_spec("quantize_heads", &case, &spec, &want, 1e-6);
         check("quantize_heads", &case.with_rows(&[0]), 1e-6);
         let of = |seed| {
             let x = floats(&[5, 3, size], seed);
-            let results = Case::new("quantize_heads", Attrs::none(), &[Some(&x)]).expected().1;
+            let case = Case::new("quantize_heads", attrs.clone(), &[Some(&x)]);
+            let results = case.expected().1;
             // The interpreter keeps f32 as f64.
             [results[0].clone(), results[1].cast(DType::F32)]
         };
         let (k, v) = (of(2), of(3));
         let memory = |shape: &[usize]| {
             let count: usize = shape.iter().product();
-            Tensor::from_i64s(DType::I8, shape, (0..count).map(|i| i as i64 % 100 - 50))
+            Tensor::from_f64s(dtype, shape, (0..count).map(|i| (i % 100) as f64 - 50.0))
         };
         let (keys, values) = (memory(&[4, 3, size, 16]), memory(&[4, 3, 16, size]));
         let (key_scales, value_scales) = (floats(&[4, 3, 16], 4), floats(&[4, 3, 16], 5));
         let slots = Tensor::from_i64s(DType::I32, &[5], [17, 3, -1, 63, 0]);
         let args = [&keys, &values, &k[0], &v[0], &slots, &key_scales, &value_scales, &k[1], &v[1]];
-        check("kv_write of i8", &Case::new("kv_write", Attrs::none(), &args.map(Some)), 0.0);
+        check(
+            &format!("kv_write of {dtype}"),
+            &Case::new("kv_write", Attrs::none(), &args.map(Some)),
+            0.0,
+        );
     }
 }

@@ -17,10 +17,13 @@
 mod operands;
 mod tiles;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Draft, Gemm,
+    Draft, Gemm, Variant,
     epilogue::{Epilogue, Strip},
     ring::{Ring, Turn},
+    tile::Tile as Kind,
     walk::each_tile,
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Ty, Val};
@@ -35,7 +38,8 @@ const WARPGROUP: i64 = 128;
 const REGISTERS: [i64; 2] = [40, 232];
 
 /// A block's share of the product.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// Warpgroups that multiply, 64 rows each: one or two.
     pub warpgroups: i64,
@@ -53,24 +57,16 @@ impl Tile {
     }
 }
 
-/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
-#[must_use]
-pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
-    let processors = i64::from(multiprocessors);
-    let few = (tiles::few(spec, processors), Some(64));
-    let all = std::iter::once(few).chain(tiles::many(spec, processors));
-    all.map(|(tile, most)| emit(symbol, spec, tile, most, multiprocessors)).collect()
+/// The tiles of a product for a GPU with so many multiprocessors, those for fewer rows first.
+pub(super) fn defaults(spec: &Gemm, multiprocessors: i64) -> Vec<Variant> {
+    let few = (tiles::few(spec, multiprocessors), Some(64));
+    let all = std::iter::once(few).chain(tiles::many(spec, multiprocessors));
+    all.map(|(tile, rows)| Variant { rows, tile: Kind::Fp8(tile) }).collect()
 }
 
-/// Emits the kernel `symbol` for at most so many rows.
+/// Emits the kernel `symbol` for a GPU with so many multiprocessors.
 #[must_use]
-pub fn emit(
-    symbol: &str,
-    spec: &Gemm,
-    tile: Tile,
-    max_rows: Option<i64>,
-    multiprocessors: u32,
-) -> Draft {
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, multiprocessors: u32) -> Draft {
     let resident = if tile.warpgroups == 1 { 2 } else { 1 };
     let producer = if tile.warpgroups == 1 { 32 } else { WARPGROUP };
     let threads = u32::try_from(WARPGROUP * tile.warpgroups + producer).expect("few threads");
@@ -85,7 +81,7 @@ pub fn emit(
         blocks: Some(i64::from(multiprocessors * resident)),
         shared_bytes: u32::try_from(shared).expect("it fits"),
         maps,
-        max_rows,
+        max_rows: None,
         early: Vec::new(),
     }
 }

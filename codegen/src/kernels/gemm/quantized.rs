@@ -22,8 +22,9 @@ mod tiles;
 
 use ir::QUANT_GROUP;
 
-use super::{Draft, Gemm};
+use super::{Draft, Gemm, Variant, tile::Tile as Kind};
 use decode::Decode;
+pub use decode::Stream;
 pub use tiles::Tile;
 
 /// k of a group.
@@ -31,17 +32,37 @@ const GROUP: i64 = QUANT_GROUP as i64;
 /// Parts of k that are summed by themselves.
 const PARTS: i64 = 4;
 
-/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first;
-/// those for few may begin early, on `sm_90a`.
-#[must_use]
-pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32, begins_early: bool) -> Vec<Draft> {
-    let decode = [8, 16].into_iter().filter(|_| Decode::can_load(spec));
-    let decode = decode.map(|rows| decode::emit(symbol, spec, rows, begins_early));
-    let mut drafts: Vec<Draft> = decode.collect();
-    let few = spec.columns() / Tile::MEDIUM.n < i64::from(multiprocessors);
+/// The tiles of a product for a GPU with so many multiprocessors, those for fewer rows first.
+pub(super) fn defaults(spec: &Gemm, multiprocessors: i64) -> Vec<Variant> {
+    let streams = [Stream::EIGHT, Stream::SIXTEEN].into_iter().filter(|_| can_load(spec));
+    let streams = streams.map(|s| Variant { rows: Some(s.m), tile: Kind::Stream(s) });
+    let few = spec.columns() / Tile::MEDIUM.n < multiprocessors;
     let medium = if few && !spec.gated { Tile::NARROW } else { Tile::MEDIUM };
-    drafts.extend([medium, Tile::LARGE].map(|tile| tiles::emit(symbol, spec, tile)));
-    drafts
+    let tiles = [(medium, Some(medium.m)), (Tile::LARGE, None)];
+    let tiles = tiles.map(|(tile, rows)| Variant { rows, tile: Kind::Lanes(tile) });
+    streams.chain(tiles).collect()
+}
+
+/// Whether [`Stream`] can read the rows of a product.
+pub(super) fn can_load(spec: &Gemm) -> bool {
+    Decode::can_load(spec)
+}
+
+/// Emits the kernel `symbol` for few rows, which may begin early, on `sm_90a`.
+#[must_use]
+pub fn emit_stream(symbol: &str, spec: &Gemm, stream: Stream, begins_early: bool) -> Draft {
+    decode::emit(symbol, spec, stream, begins_early)
+}
+
+/// Emits the kernel `symbol` for any number of rows.
+#[must_use]
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile) -> Draft {
+    tiles::emit(symbol, spec, tile)
+}
+
+/// Stages of a tile that fit in shared memory.
+pub(super) fn stages(spec: &Gemm, tile: Tile) -> i64 {
+    tiles::stages(spec, tile)
 }
 
 /// Groups of a column.

@@ -8,29 +8,49 @@
 
 mod rows;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Draft, Form, Gemm,
+    Draft, Form, Gemm, Variant,
+    tile::Tile as Kind,
     tiled::{Engine, Output, Place, Source, Stride, Task, simt::Tile},
 };
 use crate::emit::{Elem, Emitter};
 
-/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
-#[must_use]
-pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
-    let sizes = [1, 4, 16].into_iter().filter(|_| rows::supports(spec));
-    let mut drafts: Vec<Draft> = sizes.map(|rows| rows::emit(symbol, spec, rows)).collect();
+/// What a block has for few rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Rows {
+    /// Rows of y, at most: 1, 4 or 16.
+    pub m: i64,
+}
+
+/// The tiles of a product for a GPU with so many multiprocessors, those for fewer rows first.
+pub(super) fn defaults(spec: &Gemm, multiprocessors: i64) -> Vec<Variant> {
+    let sizes = [1, 4, 16].into_iter().filter(|_| reads_rows(spec));
+    let sizes = sizes.map(|m| Variant { rows: Some(m), tile: Kind::Rows(Rows { m }) });
     let across = (spec.columns() + 127) / 128;
     // Rows for which large tiles are as many as multiprocessors.
-    let few = 128 * (i64::from(multiprocessors) / across).max(1);
-    drafts.push(emit(symbol, spec, Tile::SMALL, Some(32)));
-    drafts.push(emit(symbol, spec, Tile::MEDIUM, Some(few)));
-    drafts.push(emit(symbol, spec, Tile::LARGE, None));
-    drafts
+    let few = 128 * (multiprocessors / across).max(1);
+    let tiles = [(Tile::SMALL, Some(32)), (Tile::MEDIUM, Some(few)), (Tile::LARGE, None)];
+    let tiles = tiles.map(|(tile, rows)| Variant { rows, tile: Kind::Fma(tile) });
+    sizes.chain(tiles).collect()
+}
+
+/// Whether [`Rows`] can read a product's weight.
+pub(super) fn reads_rows(spec: &Gemm) -> bool {
+    rows::supports(spec)
+}
+
+/// Emits the kernel `symbol` for few rows.
+#[must_use]
+pub fn emit_rows(symbol: &str, spec: &Gemm, rows: Rows) -> Draft {
+    rows::emit(symbol, spec, rows.m)
 }
 
 /// Emits the kernel `symbol` of tiles of one size.
 #[must_use]
-pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>) -> Draft {
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile) -> Draft {
     let e = Emitter::cuda(symbol, tile.threads()).with_blocks(tile.resident());
     let [m, n] = tile.tile();
     let task = Task {
@@ -48,7 +68,7 @@ pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>) -> Dra
         blocks: None,
         shared_bytes: tile.shared_bytes(),
         maps: Vec::new(),
-        max_rows,
+        max_rows: None,
         early: Vec::new(),
     }
 }

@@ -13,15 +13,19 @@
 mod copy;
 mod fragments;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Draft, Form, Gemm, Order, PANEL,
+    Draft, Form, Gemm, Order, PANEL, Variant,
     epilogue::{Epilogue, Strip},
+    tile::Tile as Kind,
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
 pub(super) use copy::{Copier, Dense};
 
 /// A block's share of the product, and how its warps divide it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// Rows of y; a multiple of `16 · warps[0]`.
     pub m: i64,
@@ -34,6 +38,7 @@ pub struct Tile {
     /// Stages of the ring.
     pub stages: i64,
     /// Warps that copy, besides those that multiply; where there are none, those do.
+    #[serde(default)]
     pub copiers: i64,
 }
 
@@ -53,9 +58,14 @@ impl Tile {
     /// As [`Tile::SMALL`], where there are too few columns for all multiprocessors.
     pub const NARROW: Tile = Tile { m: 16, n: 32, k: 64, warps: [1, 1], stages: 8, copiers: 2 };
 
+    /// Warps that multiply.
+    pub(super) const fn multiply(self) -> i64 {
+        self.warps[0] * self.warps[1]
+    }
+
     /// Threads that multiply, the first of a block.
     const fn multipliers(self) -> i64 {
-        32 * self.warps[0] * self.warps[1]
+        32 * self.multiply()
     }
 
     fn threads(self) -> u32 {
@@ -63,12 +73,12 @@ impl Tile {
     }
 }
 
-/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
-#[must_use]
-pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
-    let few = spec.columns() / Tile::SMALL.n < i64::from(multiprocessors);
+/// The tiles of a product for a GPU with so many multiprocessors, those for fewer rows first.
+pub(super) fn defaults(spec: &Gemm, multiprocessors: i64) -> Vec<Variant> {
+    let few = spec.columns() / Tile::SMALL.n < multiprocessors;
     let small = if few { Tile::NARROW } else { Tile::SMALL };
-    [small, Tile::MEDIUM, Tile::LARGE].map(|tile| emit(symbol, spec, tile, Order::Plain)).into()
+    let tiles = [(small, Some(16)), (Tile::MEDIUM, Some(64)), (Tile::LARGE, None)];
+    tiles.map(|(tile, rows)| Variant { rows, tile: Kind::Mma(tile) }).into()
 }
 
 /// Emits the kernel `symbol`.
@@ -89,10 +99,9 @@ fn draft(symbol: &str, spec: &Gemm, tile: Tile, order: Order, begins_early: bool
     generator.emit();
     let shared = generator.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(shared).expect("stages fit in shared memory");
-    let max_rows = (tile.m < Tile::LARGE.m).then_some(tile.m);
     let (tile, maps) = ([tile.m, tile.n], Vec::new());
     let early = if begins_early { vec![spec.w] } else { Vec::new() };
-    Draft { e, tile, blocks: None, shared_bytes, maps, max_rows, early }
+    Draft { e, tile, blocks: None, shared_bytes, maps, max_rows: None, early }
 }
 
 /// Emission state.

@@ -20,11 +20,13 @@ pub(crate) mod operands;
 pub mod outer;
 mod tiles;
 
+use serde::{Deserialize, Serialize};
+
 use super::{
-    Draft, Gemm,
+    Draft, Gemm, Variant,
     epilogue::{Epilogue, Strip},
     ring::{Ring, Turn},
-    sm80,
+    tile::Tile as Kind,
     walk::each_tile,
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
@@ -33,9 +35,10 @@ use operands::Operands;
 pub(super) use operands::bulk;
 
 /// A block's share of the product: 128 rows, 64 for each warpgroup that multiplies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
-    /// Columns of the stored weight: a multiple of 32 up to 256.
+    /// Columns of the stored weight: a multiple of 32 up to 256, of dense rows one of 64.
     pub n: i64,
     /// Stages of the ring.
     pub stages: i64,
@@ -57,23 +60,23 @@ impl Tile {
     }
 }
 
-/// The kernels of a product for a GPU with so many multiprocessors, those for fewer rows first.
-#[must_use]
-pub fn variants(symbol: &str, spec: &Gemm, multiprocessors: u32) -> Vec<Draft> {
-    if !Operands::can_copy(spec) {
-        return sm80::variants(symbol, spec, multiprocessors);
-    }
-    let blocks = i64::from(multiprocessors);
-    let order = spec.order();
-    let few = tiles::few(spec, blocks).map(|tile| sm80::emit_early(symbol, spec, tile, order));
-    let many = tiles::many(spec, blocks);
-    let many = many.into_iter().map(|(tile, most)| emit(symbol, spec, tile, most, blocks));
-    few.into_iter().chain(many).collect()
+/// Whether the copy engine can read the operands of a product.
+pub(super) fn can_copy(spec: &Gemm) -> bool {
+    Operands::can_copy(spec)
 }
 
-/// Emits the kernel `symbol` for at most so many rows and blocks.
+/// The tiles of a product for a GPU with so many multiprocessors, those for fewer rows first.
+pub(super) fn defaults(spec: &Gemm, multiprocessors: i64) -> Vec<Variant> {
+    let few = tiles::few(spec, multiprocessors);
+    let few = few.into_iter().map(|tile| Variant { rows: Some(tile.m), tile: Kind::Mma(tile) });
+    let many = tiles::many(spec, multiprocessors);
+    let many = many.into_iter().map(|(tile, rows)| Variant { rows, tile: Kind::Wgmma(tile) });
+    few.chain(many).collect()
+}
+
+/// Emits the kernel `symbol` for at most so many blocks.
 #[must_use]
-pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>, blocks: i64) -> Draft {
+pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, blocks: i64) -> Draft {
     let threads = u32::try_from(WARPGROUP * (CONSUMERS + 1)).expect("few threads");
     let e = Emitter::cuda(symbol, threads);
     let operands = Operands::new(spec, tile);
@@ -82,7 +85,7 @@ pub fn emit(symbol: &str, spec: &Gemm, tile: Tile, max_rows: Option<i64>, blocks
     let stages = operands.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
     let (tile, early) = ([tile.m(), tile.n], Vec::new());
-    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps, max_rows, early }
+    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps, max_rows: None, early }
 }
 
 /// Emission state.

@@ -8,12 +8,12 @@
 //! not see (keys, chunks, whole strands) leaves its sums as they are. So its bits depend on what it
 //! sees, and on nothing else: neither on the batch, nor on how a prompt is split, nor on who
 //! computes a strand. Queries and weights are rounded to the type of keys and values (bf16 where
-//! those are i8), scores and sums are f32, and the sum of weights is that of the rounded ones: it
-//! is one more column of the values, of ones.
+//! those are of eight bits), scores and sums are f32, and the sum of weights is that of the rounded
+//! ones: it is one more column of the values, of ones.
 //!
 //! # Who computes what
-//! Tensor cores ([`mma`]) where keys and values are in bf16, f16 or i8 and lie so that sixteen
-//! bytes can be copied at once; else ([`simt`]) in f32, with one softmax over all chunks.
+//! Tensor cores ([`mma`]) where keys and values are in bf16, f16, i8 or e4m3 and lie so that
+//! sixteen bytes can be copied at once; else ([`simt`]) in f32, with one softmax over all chunks.
 //!
 //! Of [`mma`], a block has a tile of rows, tokens times query heads of one key/value head. More
 //! than sixteen rows are divided among the warps; of up to sixteen all warps have all rows, and

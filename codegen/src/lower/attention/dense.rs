@@ -1,6 +1,6 @@
 //! Keys and values in rows: a chunk's keys are transposed into panels first.
 
-use ir::Dim;
+use ir::{DType, Dim};
 
 use super::{
     GROUP, Sizes,
@@ -94,7 +94,7 @@ impl Source for Dense<'_> {
 
     fn panel(&self, _: Val, group: Val) -> Panel {
         let base = self.group_panel(group);
-        Panel { base, elem: Elem::F32, step: self.cx.e.i64(GROUP) }
+        Panel { base, dtype: DType::F32, step: self.cx.e.i64(GROUP) }
     }
 
     fn values(&self, key: Val) -> (View, Val) {

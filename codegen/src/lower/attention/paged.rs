@@ -1,6 +1,6 @@
 //! Keys and values in blocks: panels are read where they lie.
 
-use ir::Dim;
+use ir::{DType, Dim};
 
 use super::{
     GROUP,
@@ -10,6 +10,7 @@ use crate::{
     emit::{Elem, Val},
     lower::{
         cx::Cx,
+        e4m3,
         view::{View, memory_elem},
     },
 };
@@ -24,7 +25,7 @@ pub(super) struct Paged<'c> {
     /// `[NB, _, D, BS]` and `[NB, _, BS, Dv]`, at the head.
     pub(super) k: View,
     pub(super) v: View,
-    /// `[NB, _, BS]`, at the head, of keys and values that are integers.
+    /// `[NB, _, BS]`, at the head, of keys and values of eight bits.
     pub(super) k_scales: Option<View>,
     pub(super) v_scales: Option<View>,
     /// `[_, MB]`, at the sequence.
@@ -59,7 +60,11 @@ impl Paged<'_> {
         let (cx, view) = (self.cx, view?);
         let (block, slot) = self.slot(key);
         let at = cx.offset(slot, block, &view.strides[0]);
-        Some(view.load_strip(cx, at, &Dim::from(1), 16))
+        let scales = view.load_strip(cx, at, &Dim::from(1), 16);
+        Some(match self.k.dtype {
+            DType::F8E4M3 => cx.e.mul(scales, cx.e.float(scales.ty(), e4m3::UNIT.into())),
+            _ => scales,
+        })
     }
 }
 
@@ -94,8 +99,7 @@ impl Source for Paged<'_> {
         let cx = self.cx;
         let (block, slot) = self.slot(key);
         let view = self.k.at(cx, cx.offset(slot, block, &self.k.strides[0]));
-        let elem = memory_elem(view.dtype);
-        Panel { base: view.base, elem, step: cx.size(&self.k.strides[2]) }
+        Panel { base: view.base, dtype: view.dtype, step: cx.size(&self.k.strides[2]) }
     }
 
     fn values(&self, key: Val) -> (View, Val) {
@@ -110,12 +114,8 @@ impl Source for Paged<'_> {
         let size = |view: &View, axis: usize| view.shape[axis].as_const();
         // Elsewhere a panel is not one piece.
         if let (Some(width), Some(GROUP)) = (size(&self.k, 2), size(&self.k, 3)) {
-            self.prefetch(
-                panel.base,
-                GROUP * width * panel.elem.bytes().cast_signed(),
-                part,
-                parts,
-            );
+            let bytes = GROUP * width * memory_elem(panel.dtype).bytes().cast_signed();
+            self.prefetch(panel.base, bytes, part, parts);
         }
     }
 

@@ -17,7 +17,7 @@ use crate::{
 ///
 /// # Errors
 /// What GPU kernels do not support.
-pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
+pub(in crate::lower) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     let operand = |i: usize| spec.operands.get(i).and_then(Option::as_ref);
     let (Some(x), Some(w), Some(y)) = (operand(0), operand(1), spec.results.first()) else {
         return Err("takes x and a packed weight".into());

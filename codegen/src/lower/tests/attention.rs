@@ -3,7 +3,7 @@
 use ir::{Attrs, DType, Env, KernelSpec, Tensor};
 
 use super::{
-    prompt::{Heads, Prompt, env, symbolic},
+    prompt::{Heads, MEMORIES, Prompt, env, format, symbolic},
     run::{Case, Runner, assert_close, noise, type_of},
 };
 
@@ -54,8 +54,6 @@ fn a_token_has_the_same_bits_in_every_batch_chunk_and_split() {
         }
     }
 }
-
-const MEMORIES: [DType; 4] = [DType::F32, DType::Bf16, DType::F16, DType::I8];
 
 #[test]
 fn stale_slots_do_not_show() {
@@ -117,14 +115,57 @@ fn narrow_memories_agree_with_the_oracle_in_every_cut() {
     }
 }
 
+/// A NaN or an infinity in a key or a value is that of the tokens that see it, and of no others.
 #[test]
-fn integers_and_their_scales_are_written_to_their_slots() {
+fn what_is_not_finite_shows_where_it_is_seen() {
+    let attrs = Attrs::none().with("scale", 0.3);
+    let (whole, spoilt) = ([(0, 0, 90), (1, 0, 20)], 70);
+    let prompt = sequences(&[90, 20]);
+    let of_kind = |dtype: DType| {
+        let with = |value: f64, of_keys: bool| {
+            let mut prompt = sequences(&[90, 20]);
+            let rows = if of_keys { &mut prompt.k } else { &mut prompt.v };
+            let (shape, mut all) = (rows.shape().to_vec(), rows.to_f64s());
+            all[spoilt * shape[1] * shape[2] + 3] = value;
+            *rows = Tensor::from_f64s(DType::F32, &shape, all);
+            prompt.call(&attrs, &prompt.paged(dtype, 0.0), &whole)
+        };
+        let spoilt =
+            [f64::NAN, f64::INFINITY, f64::NEG_INFINITY].map(|v| [true, false].map(|k| with(v, k)));
+        let sound = prompt.call(&attrs, &prompt.paged(dtype, 0.0), &whole);
+        (sound, spoilt.into_iter().flatten().collect::<Vec<_>>())
+    };
+    let kinds = [DType::I8, DType::F8E4M3].map(of_kind);
+    let runner = Runner::new(kinds.iter().map(|(case, _)| symbolic(case.expected().0)).collect());
+    for (i, (sound, spoilt_cases)) in kinds.iter().enumerate() {
+        let run = |case: &Case| runner.run(i, &case.args, &env(case), 1).remove(0);
+        let sound = run(sound);
+        let [tokens, heads, width] = *sound.shape() else { panic!("[T, H, D]") };
+        for case in spoilt_cases {
+            let got = run(case).to_f64s();
+            for (at, (got, sound)) in got.iter().zip(sound.to_f64s()).enumerate() {
+                let (token, head) = (at / (heads * width), at / width % heads);
+                // The first key/value head, of half of the queries' heads.
+                let seen = (spoilt..90).contains(&token) && head < heads / 2;
+                let right = if seen { got.is_nan() } else { *got == sound };
+                assert!(right && token < tokens, "token {token}, head {head}: {got}");
+            }
+        }
+    }
+}
+
+#[test]
+fn codes_and_their_scales_are_written_to_their_slots() {
+    [DType::I8, DType::F8E4M3].into_iter().for_each(written);
+}
+
+fn written(dtype: DType) {
     let prompt = sequences(&[45, 20]);
-    let cache = prompt.paged(DType::I8, 3.0);
+    let cache = prompt.paged(dtype, 3.0);
     let slots: Vec<i64> = prompt.slots(&cache.tables).map(|s| s as i64).collect();
     let slots = Tensor::from_i64s(DType::I32, &[65], slots);
-    let quantize =
-        [&prompt.k, &prompt.v].map(|rows| Case::new("quantize_heads", Attrs::none(), &[rows]));
+    let quantize = [&prompt.k, &prompt.v]
+        .map(|rows| Case::new("quantize_heads", format(dtype).unwrap(), &[rows]));
     let filled = |t: &Tensor| {
         let values = vec![3.0; t.shape().iter().product()];
         Tensor::from_f64s(t.dtype(), t.shape(), values)
@@ -146,11 +187,49 @@ fn integers_and_their_scales_are_written_to_their_slots() {
     let runner = Runner::new(vec![k_spec.clone(), v_spec.clone(), case.expected().0]);
     for (i, quantize) in quantize.iter().enumerate() {
         let got = runner.run(i, &quantize.args, &Env::new(), 3);
-        assert_eq!(got, expected[i].1, "the integers and scales of the interpreter");
+        assert_eq!(got, expected[i].1, "the codes and scales of the interpreter");
     }
     let got = runner.run(2, &case.args, &Env::new(), 3);
     for (got, want) in got.iter().zip(memories) {
         assert_eq!(got.to_bytes(), want.to_bytes());
+    }
+}
+
+/// Rotating, rounding to eight bits and writing at once gives the bits of one after the other.
+#[test]
+fn a_fused_write_has_the_bits_of_its_parts() {
+    let none = Attrs::none;
+    let (t, slots) = (7, [17, 3, -1, 63, 0, 90, 5]);
+    for (dtype, style, key, half) in [
+        (DType::I8, "half", 64, 32),
+        (DType::F8E4M3, "half", 43, 9),
+        (DType::F8E4M3, "interleaved", 48, 24),
+    ] {
+        let x = |heads: usize, width: usize, seed| noise(DType::F32, &[t, heads, width], seed);
+        let (q, k, v) = (x(6, key, 1), x(2, key, 2), x(2, VALUE, 3));
+        let [cos, sin] = [4, 5].map(|seed| noise(DType::F32, &[t, half], seed));
+        let memory = |dtype, shape: &[usize], seed| noise(dtype, shape, seed);
+        let k_cache = memory(dtype, &[4, 2, key, 16], 6);
+        let v_cache = memory(dtype, &[4, 2, 16, VALUE], 7);
+        let scales = [8, 9].map(|seed| memory(DType::F32, &[4, 2, 16], seed));
+        let slots = Tensor::from_i64s(DType::I32, &[t], slots);
+        let style = none().with("style", style);
+        let [ks, vs] = &scales;
+        let args = [&k_cache, &v_cache, &q, &k, &v, &slots, &cos, &sin, ks, vs];
+        let fused = Case::new("rope_kv_write", style.clone(), &args);
+        let rope = |x| Case::new("rope", style.clone(), &[x, &cos, &sin]);
+        let quantize = |x| Case::new("quantize_heads", format(dtype).unwrap(), &[x]);
+        let run = |case: Case| Runner::new(vec![case.spec()]).run(0, &case.args, &Env::new(), 2);
+        let [rotated_q, rotated_k] = [&q, &k].map(|x| run(rope(x)).remove(0));
+        let [k_new, v_new] = [&rotated_k, &v].map(|x| run(quantize(x)));
+        let args = [&k_cache, &v_cache, &k_new[0], &v_new[0], &slots, ks, vs, &k_new[1], &v_new[1]];
+        let mut want = run(Case::new("kv_write", none(), &args));
+        want.insert(2, rotated_q);
+        let got = run(fused);
+        assert_eq!(got.len(), want.len());
+        for (i, (got, want)) in got.iter().zip(&want).enumerate() {
+            assert_eq!(got.to_bytes(), want.to_bytes(), "{dtype}: result {i}");
+        }
     }
 }
 

@@ -124,5 +124,9 @@ fn numbers_that_are_too_small_for_a_scale_become_zeros() {
     let integers = cases[0].expected().1.remove(0);
     assert!(integers.slice(0, 0, 3, 1).to_i64s().iter().all(|q| *q == 0));
     assert!(integers.slice(0, 3, 1, 1).to_i64s().contains(&127));
+    cases.push(Case::new("quantize_heads", Attrs::none().with("format", "e4m3"), &[&x]));
+    let floats = cases[cases.len() - 1].expected().1.remove(0);
+    assert!(floats.slice(0, 0, 3, 1).to_f64s().iter().all(|q| *q == 0.0));
+    assert!(floats.slice(0, 3, 1, 1).to_f64s().contains(&448.0));
     check(&cases);
 }

@@ -16,7 +16,21 @@ pub(super) struct Heads {
     pub(super) block: usize,
 }
 
-/// Memories, scales of integers, and the blocks of each sequence.
+/// Types that memory may have.
+pub(super) const MEMORIES: [DType; 5] =
+    [DType::F32, DType::Bf16, DType::F16, DType::I8, DType::F8E4M3];
+
+/// Attributes of `quantize_heads` for memories of this type; `None` of those without scales.
+pub(super) fn format(dtype: DType) -> Option<Attrs> {
+    let format = match dtype {
+        DType::I8 => "integers",
+        DType::F8E4M3 => "e4m3",
+        _ => return None,
+    };
+    Some(Attrs::none().with("format", format))
+}
+
+/// Memories, their scales, and the blocks of each sequence.
 pub(super) struct Cache {
     pub(super) k: Tensor,
     pub(super) v: Tensor,
@@ -91,10 +105,8 @@ impl Prompt {
             Tensor::from_f64s(dtype, &shape, all)
         };
         let memory = |rows: &Tensor, width: usize| {
-            if dtype != DType::I8 {
-                return (place(rows, dtype, width), None);
-            }
-            let quantized = Case::new("quantize_heads", Attrs::none(), &[rows]).expected().1;
+            let Some(attrs) = format(dtype) else { return (place(rows, dtype, width), None) };
+            let quantized = Case::new("quantize_heads", attrs, &[rows]).expected().1;
             let scales = place(&quantized[1], DType::F32, 1).reshape(&[blocks, kv_heads, block]);
             (place(&quantized[0], dtype, width), Some(scales))
         };

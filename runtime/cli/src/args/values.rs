@@ -150,6 +150,7 @@ pub(crate) enum Family {
     F16,
     Q8,
     Q4,
+    Fp8,
 }
 
 pub(super) fn threads(text: &str) -> Result<NonZeroUsize, String> {
@@ -193,7 +194,8 @@ pub(super) fn kv_dtype(text: &str) -> Result<DType, String> {
         "bf16" => Ok(DType::Bf16),
         "f16" => Ok(DType::F16),
         "int8" => Ok(DType::I8),
-        _ => Err("keys and values are kept as one of f32, bf16, f16, int8".into()),
+        "fp8" => Ok(DType::F8E4M3),
+        _ => Err("keys and values are kept as one of f32, bf16, f16, int8, fp8".into()),
     }
 }
 

@@ -22,8 +22,12 @@ pub(crate) fn inspect(args: &Inspect, cx: &Context) -> Result<()> {
     if args.json {
         return output::json(&document);
     }
+    let tuning = match document.tuning.len() {
+        0 => String::new(),
+        count => format!("\n{count} schedules from a table of `brolly tune`\n"),
+    };
     output::print(&format!(
-        "{}: {}\n\n{}\n{}",
+        "{}: {}\n\n{}\n{}{tuning}",
         document.artifact,
         table::bytes(document.bytes),
         document.summary.table(),

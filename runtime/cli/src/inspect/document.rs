@@ -22,6 +22,8 @@ pub(crate) struct Document<'a> {
     pub(crate) fusions: Vec<FusionCount>,
     /// The regions that `fusions` counts.
     pub(crate) regions: &'a [Region],
+    /// Schedules that the compiler was given.
+    pub(crate) tuning: &'a [serde_json::Value],
     pub(crate) programs: Vec<Entry<'a>>,
     pub(crate) weights: Vec<Weight<'a>>,
     #[serde(skip)]
@@ -119,6 +121,7 @@ impl<'a> Document<'a> {
             summary: Summary::of(manifest, threads)?,
             fusions: counts(&report.fusions),
             regions: &report.fusions,
+            tuning: &report.tuning,
             programs: manifest.programs.iter().map(entry).collect(),
             weights: manifest.weights.iter().map(weight).collect(),
             manifest,

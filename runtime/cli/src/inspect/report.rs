@@ -27,6 +27,9 @@ pub(crate) struct Report {
     /// Every region.
     #[serde(default)]
     pub(crate) fusions: Vec<Region>,
+    /// Schedules that the compiler was given, as tables have them.
+    #[serde(default)]
+    pub(crate) tuning: Vec<serde_json::Value>,
 }
 
 /// Regions of one kind, counted.

@@ -60,7 +60,7 @@ pub(super) fn decoder(layers: usize) -> (Manifest, Report) {
         region("norm", "input_layernorm", true),
         region("mlp", "mlp", false),
     ];
-    (manifest, Report { fusions })
+    (manifest, Report { fusions, tuning: Vec::new() })
 }
 
 fn program(layers: usize) -> Program {

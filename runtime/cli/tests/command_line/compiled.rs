@@ -67,12 +67,15 @@ fn every_command_prints_one_json_document() {
 
 #[test]
 fn keys_and_values_are_kept_as_asked() {
-    let path = DIR.join("int8.brolly").to_str().unwrap().to_owned();
     let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../tests/data/stories");
-    accepted(&["compile", source.to_str().unwrap(), "-o", &path, "--kv-dtype", "int8"]);
+    let [path, fp8] = ["int8", "fp8"].map(|dtype| {
+        let path = DIR.join(format!("{dtype}.brolly")).to_str().unwrap().to_owned();
+        accepted(&["compile", source.to_str().unwrap(), "-o", &path, "--kv-dtype", dtype]);
+        path
+    });
     // Six layers, two heads of 32 elements of keys and of values.
     for (model, dtype, bytes) in
-        [(MODEL.as_str(), "f32", 6 * 4 * 128), (path.as_str(), "int8", 6 * 4 * 36)]
+        [(&*MODEL, "f32", 6 * 4 * 128), (&path, "int8", 6 * 4 * 36), (&fp8, "fp8", 6 * 4 * 36)]
     {
         let inspected = json(&["inspect", model, "--json"]);
         assert_eq!(inspected["keys_values"]["dtype"], dtype);

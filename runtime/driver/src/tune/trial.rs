@@ -10,7 +10,7 @@ use std::{
 
 use codegen::{
     Codegen,
-    schedule::{Entry, Family, Schedule, Tuning, class},
+    schedule::{Entry, Family, Schedule, Tuning},
 };
 use exec::{Device, Executable, Model, States};
 use ir::{
@@ -44,9 +44,8 @@ impl Trial {
         compile: &CompileOptions,
         device: &Device,
     ) -> Result<Trial, CompileError> {
-        let Product { family, n, k } = *product;
-        let target = compile.target.cpu.clone();
-        let entry = Entry { target, family, n: class(n), k: class(k), schedule };
+        let Product { family, n, k, .. } = *product;
+        let entry = Entry { schedule, ..Entry::of(&compile.target, family, n, k) };
         let tuning = Tuning { entries: vec![entry] };
         let mut codegen = Codegen::new(compile.target.clone()).with_tuning(tuning);
         if let Some(threads) = compile.threads {
@@ -129,20 +128,19 @@ impl Trial {
 }
 
 pub(super) fn failure(product: &Product, reason: String) -> CompileError {
-    let Product { family, n, k } = product;
-    CompileError::Tune { product: format!("{family:?} {n} x {k}"), reason }
+    CompileError::Tune { product: product.to_string(), reason }
 }
 
 /// `y = x · w` for up to [`MOST_ROWS`] rows, and the weight, whose numbers are all small.
 fn module(product: &Product) -> Result<(Module, Tensor), OpError> {
-    let Product { family, n, k } = *product;
+    let Product { family, n, k, .. } = *product;
     let size = |v: u64| usize::try_from(v).unwrap_or(usize::MAX);
     let panels = size(n).div_ceil(PANEL);
     let (dtype, shape) = match family {
         Family::F32 => (DType::F32, [panels, size(k), PANEL]),
         Family::Bf16 => (DType::Bf16, [panels, size(k), PANEL]),
         Family::F16 => (DType::F16, [panels, size(k), PANEL]),
-        Family::Q8 | Family::Q4 => {
+        Family::Q8 | Family::Q4 | Family::Fp8 => {
             let bits = if family == Family::Q8 { 8 } else { 4 };
             (DType::U8, [panels, size(k).div_ceil(ir::QUANT_BLOCK), ir::quant_weight_bytes(bits)])
         }
@@ -175,10 +173,10 @@ fn module(product: &Product) -> Result<(Module, Tensor), OpError> {
 }
 
 /// A file that is removed in the end.
-struct Temporary(PathBuf);
+pub(super) struct Temporary(pub(super) PathBuf);
 
 impl Temporary {
-    fn new() -> Temporary {
+    pub(super) fn new() -> Temporary {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let number = NEXT.fetch_add(1, Ordering::Relaxed);
         let name = format!("brolly-tune-{}-{number}.brolly", std::process::id());

@@ -5,7 +5,7 @@ use ir::{Attr, Attrs, DType, Dim, KernelSpec, Target};
 use super::{clean, kernels, layout, programs, spec};
 
 /// Products of e4m3, of the same model.
-fn fp8() -> Vec<(&'static str, KernelSpec)> {
+pub(in super::super) fn fp8() -> Vec<(&'static str, KernelSpec)> {
     let product = |n: i64, dtype: DType, k: i64, gated: bool| {
         let (blocks, panels) = ((k + 127) / 128, (n / if gated { 8 } else { 16 }).to_string());
         let row = ir::e4m3_row_bytes(&Dim::from(blocks)).to_string();

@@ -7,6 +7,8 @@
 //! Activations, which all blocks read, come from the caches to registers, a
 //! group or two ahead. The parts meet in shared memory.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     super::{Draft, Gemm, PANEL, epilogue::Epilogue},
     GROUP, PARTS, groups,
@@ -15,14 +17,29 @@ use super::{
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
 
-/// Bytes of integers that a lane has in flight.
-const AHEAD_BYTES: i64 = 128;
+/// What a block has for few rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Stream {
+    /// Rows of y, at most: 8 or 16.
+    pub m: i64,
+    /// Bytes of integers that a lane has in flight: a multiple of 64.
+    pub ahead_bytes: i64,
+}
 
-/// Emits the kernel `symbol` for at most so many rows, a multiple of eight.
-pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64, begins_early: bool) -> Draft {
+impl Stream {
+    /// For at most eight rows.
+    pub const EIGHT: Stream = Stream { m: 8, ahead_bytes: 128 };
+    /// For at most sixteen.
+    pub const SIXTEEN: Stream = Stream { m: 16, ahead_bytes: 128 };
+}
+
+/// Emits the kernel `symbol`.
+pub(super) fn emit(symbol: &str, spec: &Gemm, stream: Stream, begins_early: bool) -> Draft {
+    let rows = stream.m;
     let e = Emitter::cuda(symbol, u32::try_from(32 * PARTS).expect("few warps"));
     let e = e.with_blocks(if rows == 8 { 4 } else { 3 });
-    let generator = Decode::new(&e, spec, rows);
+    let generator = Decode::new(&e, spec, stream);
     generator.emit(begins_early);
     let panels = generator.panels;
     let shared = PARTS * generator.ring_bytes() + (PARTS - 1) * generator.count() * 128;
@@ -32,7 +49,7 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64, begins_early: bool) -> 
         blocks: None,
         shared_bytes: u32::try_from(shared).expect("few sums"),
         maps: Vec::new(),
-        max_rows: Some(rows),
+        max_rows: None,
         early: if begins_early { vec![spec.w] } else { Vec::new() },
     }
 }
@@ -63,20 +80,20 @@ impl<'a> Decode<'a> {
         spec.k % 8 == 0 && spec.a.stride * spec.a.elem.bytes().cast_signed() % 16 == 0
     }
 
-    fn new(e: &'a Emitter, spec: &'a Gemm, rows: i64) -> Self {
+    fn new(e: &'a Emitter, spec: &'a Gemm, stream: Stream) -> Self {
         let lanes = Lanes::new(e, spec);
         let panels = if spec.gated { 2 } else { 1 };
         let thread = e.thread();
         let lane = e.and(thread, e.i32(31));
         let even = part_groups(spec) * PARTS == groups(spec) && part_groups(spec) % 2 == 0;
         Decode {
-            stages: 1 + AHEAD_BYTES / (16 * lanes.loads() * panels),
+            stages: 1 + stream.ahead_bytes / (16 * lanes.loads() * panels),
             unroll: if even { 2 } else { 1 },
             lanes,
             e,
             spec,
             panels,
-            row_blocks: rows / 8,
+            row_blocks: stream.m / 8,
             rows: e.cast(e.dim(0), Elem::I32),
             lane,
             warp: e.shr(thread, 5),

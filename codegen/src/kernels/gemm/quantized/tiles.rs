@@ -4,6 +4,8 @@
 //! dequantises the integers of its own panels and meets all its rows with them. Registers hold the
 //! sums of one part of k; the total of those before it waits in shared memory.
 
+use serde::{Deserialize, Serialize};
+
 use super::{
     super::{
         Draft, Gemm, PANEL,
@@ -20,7 +22,8 @@ use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
 const SHARED: i64 = 163 << 10;
 
 /// A block's share of the product, and how its warps divide it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// Rows of y; a multiple of `8 · warps[0]`.
     pub m: i64,
@@ -56,9 +59,24 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, tile: Tile) -> Draft {
     generator.emit();
     let shared = generator.ring_bytes() + 4 * tile.m * tile.n;
     let shared_bytes = u32::try_from(shared).expect("stages fit in shared memory");
-    let max_rows = (tile != Tile::LARGE).then_some(tile.m);
     let (tile, maps, early) = ([tile.m, tile.n], Vec::new(), Vec::new());
-    Draft { e, tile, blocks: None, shared_bytes, maps, max_rows, early }
+    Draft { e, tile, blocks: None, shared_bytes, maps, max_rows: None, early }
+}
+
+/// Bytes of a row of a stage.
+fn pitch(spec: &Gemm) -> i64 {
+    GROUP * spec.a.elem.bytes().cast_signed()
+}
+
+fn stage_bytes(spec: &Gemm, tile: Tile) -> i64 {
+    let panel = SCALES + 128 * i64::from(spec.bits.expect("a quantised weight"));
+    tile.m * pitch(spec) + tile.panels() * panel
+}
+
+/// Stages: fewer where f32 rows would not leave room for the totals.
+pub(super) fn stages(spec: &Gemm, tile: Tile) -> i64 {
+    let room = SHARED - 4 * tile.m * tile.n;
+    tile.stages.min(room / stage_bytes(spec, tile))
 }
 
 /// Emission state.
@@ -104,7 +122,7 @@ impl<'a> Gen<'a> {
 
     /// Bytes of a row of a stage.
     fn pitch(&self) -> i64 {
-        GROUP * self.spec.a.elem.bytes().cast_signed()
+        pitch(self.spec)
     }
 
     fn x_bytes(&self) -> i64 {
@@ -112,13 +130,11 @@ impl<'a> Gen<'a> {
     }
 
     fn stage_bytes(&self) -> i64 {
-        self.x_bytes() + self.tile.panels() * self.lanes.group_bytes()
+        stage_bytes(self.spec, self.tile)
     }
 
-    /// Stages: fewer where f32 rows would not leave room for the totals.
     fn stages(&self) -> i64 {
-        let room = SHARED - 4 * self.tile.m * self.tile.n;
-        self.tile.stages.min(room / self.stage_bytes())
+        stages(self.spec, self.tile)
     }
 
     fn ring_bytes(&self) -> i64 {

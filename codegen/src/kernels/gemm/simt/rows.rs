@@ -9,7 +9,7 @@ use super::{
     },
     output,
 };
-use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
+use crate::emit::{Barrier, Cmp, Elem, Emitter, Ty, Val};
 
 /// Steps over k of a stage.
 const K: i64 = 64;
@@ -51,7 +51,7 @@ pub(super) fn emit(symbol: &str, spec: &Gemm, rows: i64) -> Draft {
         blocks: None,
         shared_bytes: u32::try_from(STAGES * stage).expect("small"),
         maps: Vec::new(),
-        max_rows: Some(rows),
+        max_rows: None,
         early: Vec::new(),
     }
 }
@@ -89,28 +89,24 @@ impl Gen<'_> {
         }
         let zeros = vec![e.f32(0.0); usize::try_from(self.each).expect("few rows")];
         let init = [vec![e.i32(0), e.i32((STAGES - 1) * stage)], zeros].concat();
-        let advance = |carried: &[Val], next: Val, count: Option<Val>| {
+        let done = e.for_loop(e.i32(0), e.i32(steps), 1, &init, |step, carried| {
+            // Two steps as one piece of code want more registers than there are.
+            e.keep_rolled();
             let [reads, writes, ref sums @ ..] = *carried else { unreachable!("a ring and sums") };
             e.ptx(&format!("cp.async.wait_group {};", STAGES - 2), &[]);
             e.barrier(Barrier::Block);
+            let next = e.add_const(step, STAGES - 1);
             e.if_then(e.cmp(Cmp::Lt, next, e.i32(steps)), || {
                 self.fetch(next, e.add(self.shared, writes));
             });
             e.ptx("cp.async.commit_group;", &[]);
-            let sums = self.multiply(e.add(self.shared, reads), count, sums);
+            let sums = self.multiply(e.add(self.shared, reads), step, sums);
             let turn = |at: Val| {
                 let next = e.add_const(at, stage);
                 e.select(e.cmp(Cmp::Eq, next, e.i32(ring)), e.i32(0), next)
             };
             [turn(reads), turn(writes)].into_iter().chain(sums).collect::<Vec<Val>>()
-        };
-        let whole = e.i32(self.spec.k / K);
-        let mut done = e.for_loop(e.i32(0), whole, 1, &init, |step, carried| {
-            advance(carried, e.add_const(step, STAGES - 1), None)
         });
-        if self.spec.k % K != 0 {
-            done = advance(&done, e.i32(steps), Some(e.i32(self.spec.k % K)));
-        }
         self.store(&done[2..]);
     }
 
@@ -162,27 +158,58 @@ impl Gen<'_> {
         });
     }
 
-    /// Adds the products of the stage at `from`, of so many steps, or of all.
-    fn multiply(&self, from: Val, count: Option<Val>, sums: &[Val]) -> Vec<Val> {
-        let e = self.e;
-        let f32s = Emitter::f32s(1);
-        let column = |turn: Val| e.add(from, e.shl(e.xor(self.lane, turn), 2));
-        let row = e.add(from, e.mul_const(self.first, K * 4));
-        let line = |i: usize| i64::try_from(i).expect("few rows") * K * 4 + WEIGHT_BYTES;
-        if let Some(count) = count {
-            return e.for_loop(e.i32(0), count, 1, sums, |k, sums| {
-                let column = column(e.shl(e.and(k, e.i32(1)), 4));
-                let at = e.add(column, e.mul_const(k, COLUMNS * 4));
-                let w = e.ptx_values("ld.shared.f32 $0, [$1];", &[f32s], &[at])[0];
-                let at = e.add(row, e.shl(k, 2));
-                let add = |(i, sum): (usize, &Val)| {
-                    let text = format!("ld.shared.f32 $0, [$1+{}];", line(i));
-                    e.fma(e.ptx_values(&text, &[f32s], &[at])[0], w, *sum)
-                };
-                sums.iter().enumerate().map(add).collect()
-            });
+    /// Adds the products of step `step`, whose stage is at `from`.
+    fn multiply(&self, from: Val, step: Val, sums: &[Val]) -> Vec<Val> {
+        let (e, k) = (self.e, self.spec.k);
+        let all = || self.whole(from, sums);
+        match k % K {
+            0 => all(),
+            _ if k < K => self.part(from, k, sums),
+            rest => {
+                let types: Vec<Ty> = sums.iter().map(|sum| sum.ty()).collect();
+                let whole = e.cmp(Cmp::Lt, step, e.i32(k / K));
+                e.if_else(whole, &types, all, || self.part(from, rest, sums))
+            }
         }
-        let columns = [column(e.i32(0)), column(e.i32(16))];
+    }
+
+    /// The column of the lane in a stage's odd or even steps.
+    fn column(&self, from: Val, turn: Val) -> Val {
+        self.e.add(from, self.e.shl(self.e.xor(self.lane, turn), 2))
+    }
+
+    /// The warp's rows in a stage.
+    fn row(&self, from: Val) -> Val {
+        self.e.add(from, self.e.mul_const(self.first, K * 4))
+    }
+
+    /// Bytes from there to the row of number `i`.
+    fn line(i: usize) -> i64 {
+        i64::try_from(i).expect("few rows") * K * 4 + WEIGHT_BYTES
+    }
+
+    /// Adds the products of the first `count` steps over k of a stage.
+    fn part(&self, from: Val, count: i64, sums: &[Val]) -> Vec<Val> {
+        let (e, f32s) = (self.e, Emitter::f32s(1));
+        let row = self.row(from);
+        e.for_loop(e.i32(0), e.i32(count), 1, sums, |k, sums| {
+            let column = self.column(from, e.shl(e.and(k, e.i32(1)), 4));
+            let at = e.add(column, e.mul_const(k, COLUMNS * 4));
+            let w = e.ptx_values("ld.shared.f32 $0, [$1];", &[f32s], &[at])[0];
+            let at = e.add(row, e.shl(k, 2));
+            let add = |(i, sum): (usize, &Val)| {
+                let text = format!("ld.shared.f32 $0, [$1+{}];", Self::line(i));
+                e.fma(e.ptx_values(&text, &[f32s], &[at])[0], w, *sum)
+            };
+            sums.iter().enumerate().map(add).collect()
+        })
+    }
+
+    /// Adds the products of a whole stage.
+    fn whole(&self, from: Val, sums: &[Val]) -> Vec<Val> {
+        let (e, f32s) = (self.e, Emitter::f32s(1));
+        let columns = [0, 16].map(|turn| self.column(from, e.i32(turn)));
+        let row = self.row(from);
         let mut sums = sums.to_vec();
         for k in (0..K).step_by(4) {
             let weight = |k: i64| {
@@ -192,7 +219,7 @@ impl Gen<'_> {
             };
             let weights: Vec<Val> = (k..k + 4).map(weight).collect();
             for (i, sum) in sums.iter_mut().enumerate() {
-                let at = line(i) + 4 * k;
+                let at = Self::line(i) + 4 * k;
                 let text = format!("ld.shared.v4.f32 {{$0, $1, $2, $3}}, [$4+{at}];");
                 let x = e.ptx_values(&text, &[f32s; 4], &[row]);
                 *sum = x.iter().zip(&weights).fold(*sum, |sum, (x, w)| e.fma(*x, *w, sum));

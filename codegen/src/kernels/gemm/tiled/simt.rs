@@ -5,6 +5,8 @@
 //! a stage is k by lines; lines are exclusive-ored with bits of k where units along k are written
 //! one below the other, so that neither reads nor writes meet in a bank.
 
+use serde::{Deserialize, Serialize};
+
 use super::{Dense, Engine, Reader, Run, Stages, Task, pipeline, thread_again};
 use crate::emit::{Cmp, Emitter, Ty, Val};
 
@@ -16,11 +18,13 @@ const UNIT: i64 = 4;
 const COLUMNS: i64 = 32;
 
 /// A block's share of the product, and how its warps divide it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
 pub struct Tile {
     /// Warps along rows and columns.
     pub warps: [i64; 2],
     /// Rows of a thread, 4 or 8.
+    #[serde(rename = "thread_rows")]
     pub rows: i64,
 }
 

@@ -6,8 +6,8 @@
 //! `wgmma` rows of elements are cut into pieces of 128 bytes, and all first pieces come first: then
 //! the permutation is that of its descriptors, also of the 32 bytes of sixteen keys.
 
+mod codes;
 mod copies;
-mod integers;
 
 use ir::DType;
 
@@ -15,7 +15,7 @@ use super::{
     CHUNK, Sizes, WORD,
     tile::{Numbering, Tiles},
 };
-pub(super) use integers::Scales;
+pub(super) use codes::Scales;
 
 use crate::{
     emit::{Elem, Emitter, Val},
@@ -40,7 +40,7 @@ enum Memory {
     Paged { k: View, v: View, tables: View, block: i64 },
 }
 
-/// Keys and values that are integers: their scales, and where a chunk of them is in bf16.
+/// Keys and values that are codes: their scales, and where a chunk of them is in bf16.
 struct Quantized {
     /// `[NB, H, BS]`, of keys and of values.
     scales: [View; 2],
@@ -117,9 +117,9 @@ pub(super) const fn chunk_bytes(sizes: Sizes) -> i64 {
     CHUNK * 2 * (padded(sizes.key) + padded(sizes.value))
 }
 
-/// Bytes of a stage; of integers, with scales behind them.
-pub(super) const fn stage_bytes(sizes: Sizes, integers: bool) -> i64 {
-    if integers { chunk_bytes(sizes) / 2 + 2 * 4 * CHUNK } else { chunk_bytes(sizes) }
+/// Bytes of a stage; of codes, with scales behind them.
+pub(super) const fn stage_bytes(sizes: Sizes, codes: bool) -> i64 {
+    if codes { chunk_bytes(sizes) / 2 + 2 * 4 * CHUNK } else { chunk_bytes(sizes) }
 }
 
 /// Elements of a head with those that fill up the last step.
@@ -128,7 +128,7 @@ pub(super) const fn padded(size: i64) -> i64 {
 }
 
 impl<'a> Chunks<'a> {
-    /// Chunks in a ring of so many stages; integers become numbers at `work`.
+    /// Chunks in a ring of so many stages; codes become numbers at `work`.
     pub(super) fn new(cx: &'a Cx<'a>, tiles: &Tiles<'a>, stages: i64, work: Val) -> Chunks<'a> {
         let (k, v) = (cx.operand(1), cx.operand(2));
         let memory = if tiles.numbering == Numbering::Paged {
@@ -137,8 +137,8 @@ impl<'a> Chunks<'a> {
         } else {
             Memory::Dense { k, v }
         };
-        let quantized = (cx.operand(1).dtype == DType::I8)
-            .then(|| Quantized { scales: [6, 7].map(|i| cx.operand(i)), work });
+        let codes = matches!(cx.operand(1).dtype, DType::I8 | DType::F8E4M3);
+        let quantized = codes.then(|| Quantized { scales: [6, 7].map(|i| cx.operand(i)), work });
         let threads = (cx.e.thread(), i64::from(cx.e.threads()));
         let (sizes, shared) = (tiles.sizes, cx.e.shared());
         Chunks { cx, sizes, memory, quantized, stages, shared, threads, pieces: false }

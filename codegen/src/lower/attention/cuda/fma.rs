@@ -10,7 +10,7 @@ use crate::{
     emit::{Cmp, Elem, Emitter, Ty, Val},
     lower::{
         cx::Cx,
-        view::{View, memory_elem},
+        view::{View, memory_elem, widen},
     },
 };
 
@@ -203,7 +203,7 @@ impl<'a> Threads<'a> {
         } else {
             e.load(Ty::of(elem, 1), at)
         };
-        e.cast(raw, Elem::F32)
+        e.cast(widen(e, raw, view.dtype), Elem::F32)
     }
 
     /// Stores what `body(index)` gives for the thread's share of `0..count`, an address and one or

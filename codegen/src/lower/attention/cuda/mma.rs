@@ -28,10 +28,10 @@ const SMALL: i64 = 16;
 /// Checks what the kernels need beyond what the operators' family does.
 pub(super) fn check(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Result<(), String> {
     let (q, k, v) = (required(spec, 0)?, required(spec, 1)?, required(spec, 2)?);
-    let integers = integers(spec);
-    let fits = integers || matches!(k.ty.dtype, DType::Bf16 | DType::F16);
+    let codes = codes(spec);
+    let fits = codes || matches!(k.ty.dtype, DType::Bf16 | DType::F16);
     if !fits || k.ty.dtype != v.ty.dtype {
-        return Err(format!("tensor cores take bf16, f16 and i8, not {k} and {v}"));
+        return Err(format!("tensor cores take bf16, f16, i8 and f8e4m3, not {k} and {v}"));
     }
     let head = |n: i64| n % 8 == 0 && (8..=256).contains(&n);
     if !head(sizes.key) || !head(sizes.value) {
@@ -40,7 +40,7 @@ pub(super) fn check(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Result<
     if numbering(spec) == Numbering::Batched && spec.operands.get(4).is_some_and(Option::is_some) {
         return Err("tensor cores take no bias".into());
     }
-    let least = |form: Form| stage_bytes(sizes, integers) + others_bytes(sizes, form, integers);
+    let least = |form: Form| stage_bytes(sizes, codes) + others_bytes(sizes, form, codes);
     if [Form::Small, Form::Large].into_iter().any(|form| least(form) > shared(target)[1]) {
         return Err(format!("heads of {} and {} do not fit", sizes.key, sizes.value));
     }
@@ -48,15 +48,15 @@ pub(super) fn check(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Result<
     if numbering(spec) != Numbering::Paged {
         dense(k, k.ty.rank() - 1)?;
     }
-    let unit = if integers { 16 } else { 8 };
+    let unit = if codes { 16 } else { 8 };
     for (layout, unit) in [(q, 8), (k, unit), (v, unit), (&spec.results[0], 8)] {
         if !aligned(layout, unit) {
             return Err(format!("{layout}: strides must be multiples of {unit}"));
         }
     }
-    if integers {
+    if codes {
         if sizes.value % 16 != 0 {
-            return Err(format!("values of {} integers", sizes.value));
+            return Err(format!("values of {} bytes", sizes.value));
         }
         for scales in [required(spec, 6)?, required(spec, 7)?] {
             if scales.ty.dtype != DType::F32 || !aligned(scales, 4) {
@@ -67,9 +67,10 @@ pub(super) fn check(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Result<
     Ok(())
 }
 
-/// Whether keys and values are integers.
-fn integers(spec: &KernelSpec) -> bool {
-    spec.operands[1].as_ref().is_some_and(|k| k.ty.dtype == DType::I8)
+/// Whether keys and values are codes of eight bits, with scales.
+fn codes(spec: &KernelSpec) -> bool {
+    let dtype = spec.operands[1].as_ref().map(|k| k.ty.dtype);
+    matches!(dtype, Some(DType::I8 | DType::F8E4M3))
 }
 
 /// How the rows of a launch are divided.
@@ -83,8 +84,8 @@ struct Variant {
     limit: Option<i64>,
 }
 
-/// What a tile has in shared memory besides the ring, and before the operands that integers become.
-fn area_bytes(sizes: Sizes, form: Form, integers: bool) -> i64 {
+/// What a tile has in shared memory besides the ring, and before the operands that codes become.
+fn area_bytes(sizes: Sizes, form: Form, codes: bool) -> i64 {
     let queries = 2 * padded(sizes.key);
     match form {
         // Queries, and the strands' totals.
@@ -92,17 +93,17 @@ fn area_bytes(sizes: Sizes, form: Form, integers: bool) -> i64 {
             let part = (padded(sizes.value) / 16 + parts(sizes) - 1) / parts(sizes) * 16;
             LARGE * queries + 4 * LARGE * parts(sizes) * part
         }
-        // Queries, weights, of integers twice, and largest scores.
+        // Queries, weights, of codes twice, and largest scores.
         Form::Small => {
-            let weights = 2 * CHUNK * (1 + i64::from(integers));
+            let weights = 2 * CHUNK * (1 + i64::from(codes));
             SMALL * (queries + weights) + 4 * WARPS * SMALL
         }
     }
 }
 
 /// The same, with those operands.
-fn others_bytes(sizes: Sizes, form: Form, integers: bool) -> i64 {
-    area_bytes(sizes, form, integers) + chunk_bytes(sizes) * i64::from(integers)
+fn others_bytes(sizes: Sizes, form: Form, codes: bool) -> i64 {
+    area_bytes(sizes, form, codes) + chunk_bytes(sizes) * i64::from(codes)
 }
 
 /// Bytes of shared memory of a block where a multiprocessor has two of them, and at most.
@@ -111,18 +112,18 @@ fn shared(target: &Target) -> [i64; 2] {
 }
 
 /// Stages of the ring of a form: as many as there is memory for in two blocks of a multiprocessor,
-/// at most three; or, if that is none, in one block, and fewer. Of integers there are fewer too.
-fn stages(sizes: Sizes, form: Form, integers: bool, target: &Target) -> i64 {
+/// at most three; or, if that is none, in one block, and fewer. Of codes there are fewer too.
+fn stages(sizes: Sizes, form: Form, codes: bool, target: &Target) -> i64 {
     let [half, whole] = shared(target);
-    let others = others_bytes(sizes, form, integers);
-    let fit = |bytes: i64| (bytes - others) / stage_bytes(sizes, integers);
+    let others = others_bytes(sizes, form, codes);
+    let fit = |bytes: i64| (bytes - others) / stage_bytes(sizes, codes);
     let most = match form {
-        // Where heads are that large, or integers, registers are few.
+        // Where heads are that large, or codes, registers are few.
         Form::Large | Form::Wide => 1,
         Form::Small => 2,
     };
     let stages = if fit(half) > 0 { fit(half) } else { fit(whole).min(most) };
-    stages.clamp(1, if integers { most } else { 3 })
+    stages.clamp(1, if codes { most } else { 3 })
 }
 
 /// Groups of warps that share the rows of a large tile, each with its part of the values' elements.
@@ -161,15 +162,15 @@ fn tokens(cx: &Cx<'_>) -> Dim {
 
 /// Which arguments have strides of sixteen bytes: all but tables, offsets and positions.
 fn aligned_args(spec: &KernelSpec) -> impl Fn(u32) -> bool {
-    let (result, integers) = (result_of(spec), integers(spec));
-    move |arg| arg < 3 || arg == result || (integers && (arg == 6 || arg == 7))
+    let (result, codes) = (result_of(spec), codes(spec));
+    move |arg| arg < 3 || arg == result || (codes && (arg == 6 || arg == 7))
 }
 
 fn kernel(spec: &KernelSpec, sizes: Sizes, target: &Target, variant: Variant) -> CudaKernel {
     let threads = u32::try_from(32 * WARPS * parts(sizes)).expect("few warps");
     let mut cx = Cx::cuda(spec, threads);
     let small = padded(sizes.key) <= 64 && padded(sizes.value) <= 64;
-    if target.cpu == "sm_90a" && small && !integers(spec) {
+    if target.cpu == "sm_90a" && small && !codes(spec) {
         cx.e = cx.e.with_blocks(3);
     }
     let numbering = numbering(spec);
@@ -198,10 +199,10 @@ fn emit(tiles: &Tiles<'_>, target: &Target, variant: Variant) -> i64 {
         x = e.add_const(e.sub(e.special("nctaid.x"), x), -1);
     }
     let tile = tiles.find(x, e.block('y'));
-    let integers = integers(cx.spec);
+    let codes = codes(cx.spec);
     let ring = |form: Form| {
-        let stages = stages(tiles.sizes, form, integers, target);
-        (stages, stages * stage_bytes(tiles.sizes, integers))
+        let stages = stages(tiles.sizes, form, codes, target);
+        (stages, stages * stage_bytes(tiles.sizes, codes))
     };
     let attend = |form: Form, rank: Option<Val>| {
         let seen = tiles.seen(tile);
@@ -210,7 +211,7 @@ fn emit(tiles: &Tiles<'_>, target: &Target, variant: Variant) -> i64 {
         let walk = Walk { lo, hi: e.div_ceil_const(to, CHUNK), only: rank };
         let (stages, bytes) = ring(form);
         let area = e.add_const(e.shared(), bytes);
-        let work = e.add_const(area, area_bytes(tiles.sizes, form, integers));
+        let work = e.add_const(area, area_bytes(tiles.sizes, form, codes));
         let chunks = Chunks::new(cx, tiles, stages, work);
         let pass = Pass::new(cx, tiles, &chunks, (tile, seen), (form, area));
         let (maxima, sums) = pass.run(walk);
@@ -228,7 +229,7 @@ fn emit(tiles: &Tiles<'_>, target: &Target, variant: Variant) -> i64 {
         e.either(few, || attend(Form::Small, None), || attend(Form::Large, None));
     });
     let forms = if variant.cluster > 1 { &[Form::Small][..] } else { &[Form::Small, Form::Large] };
-    let bytes = forms.iter().map(|form| ring(*form).1 + others_bytes(tiles.sizes, *form, integers));
+    let bytes = forms.iter().map(|form| ring(*form).1 + others_bytes(tiles.sizes, *form, codes));
     bytes.max().unwrap_or(0)
 }
 

@@ -73,11 +73,14 @@ pub(super) fn kernel(spec: &KernelSpec) -> CudaKernel {
             },
         );
     });
+    let first = u32::try_from(spec.operands.len()).expect("few operands");
     let is_wide = |arg: u32| match arg {
-        2 | 10 => q_parts.is_wide(),
+        2 => q_parts.is_wide(),
         3 | 6 | 7 => q_parts.is_wide() || k_parts.is_wide(),
-        4 | 9 => lanes > 1,
-        8 => k_parts.is_wide() && keys.strides[3].is(1),
+        4 => lanes > 1,
+        _ if arg == first => k_parts.is_wide() && keys.strides[3].is(1),
+        _ if arg == first + 1 => lanes > 1,
+        _ if arg == first + 2 => q_parts.is_wide(),
         _ => false,
     };
     cx.finish_cuda(grid, 0, &[], is_wide)

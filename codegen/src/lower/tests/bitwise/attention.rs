@@ -4,7 +4,7 @@
 use ir::{Attrs, DType, Tensor};
 
 use super::{
-    super::prompt::{Heads, Prompt, env, symbolic},
+    super::prompt::{Heads, MEMORIES, Prompt, env, format, symbolic},
     Case, Draw, Runner, Subject, Units,
     families::none,
     rounds,
@@ -82,7 +82,8 @@ pub(super) fn segment(op: &'static str, draw: &mut Draw) -> Subject {
 pub(super) fn memory(op: &'static str, draw: &mut Draw) -> Subject {
     let Heads { heads, kv_heads, key, value, block } = heads(draw);
     let (blocks, width) = (draw.within(1..=9), draw.within(1..=4));
-    let dtype = draw.pick(&[DType::F32, DType::Bf16, DType::F16, DType::I8]);
+    let dtype = draw.pick(&MEMORIES);
+    let scaled = format(dtype).is_some();
     let mut memory = |shape: &[usize]| match dtype {
         DType::I8 => draw.ints(dtype, shape, -127..128),
         _ => draw.noise(dtype, shape),
@@ -97,7 +98,7 @@ pub(super) fn memory(op: &'static str, draw: &mut Draw) -> Subject {
     if op == "kv_write" {
         let slots = slots(draw, t, blocks * block);
         let mut args = vec![&k, &v, &k_new, &v_new, &slots];
-        if dtype == DType::I8 {
+        if scaled {
             args.extend(scales.iter().chain(&new_scales));
         }
         return Subject::whole(Case::new(op, none(), &args), "a move into one memory");
@@ -117,7 +118,7 @@ pub(super) fn memory(op: &'static str, draw: &mut Draw) -> Subject {
     let q = draw.noise(DType::F32, &[positions.len(), heads, key]);
     let offsets = Prompt::offsets(lengths.iter().copied());
     let mut args = vec![&q, &k, &v, &tables, &offsets, &positions];
-    if dtype == DType::I8 {
+    if scaled {
         args.extend(&scales);
     }
     let window = if draw.coin() { draw.size(1..=90) } else { 0 };
@@ -138,7 +139,7 @@ pub(super) fn memory(op: &'static str, draw: &mut Draw) -> Subject {
 pub(super) fn rotated(op: &'static str, draw: &mut Draw) -> Subject {
     let Heads { heads, kv_heads, key, value, block } = heads(draw);
     let (blocks, half) = (draw.within(1..=9), draw.within(1..=key / 2));
-    let dtype = draw.pick(&[DType::F32, DType::Bf16, DType::F16]);
+    let dtype = draw.pick(&MEMORIES);
     let of_values = draw.float();
     let t = 30;
     let args = [
@@ -152,7 +153,9 @@ pub(super) fn rotated(op: &'static str, draw: &mut Draw) -> Subject {
         draw.noise(DType::F32, &[t, half]),
     ];
     let attrs = none().with("style", draw.pick(&["half", "interleaved"]));
-    let args = args.each_ref();
+    let scales = [0, 1].map(|_| draw.noise(DType::F32, &[blocks, kv_heads, block]));
+    let scales = scales.iter().filter(|_| format(dtype).is_some());
+    let args: Vec<&Tensor> = args.iter().chain(scales).collect();
     Subject::whole(Case::new(op, attrs, &args), "a move into one memory")
 }
 
@@ -168,7 +171,7 @@ fn slots(draw: &mut Draw, tokens: usize, all: usize) -> Tensor {
 #[test]
 fn fuzz_prompts_have_the_same_bits_however_they_are_cut() {
     rounds(4, |draw| {
-        for dtype in [DType::F32, DType::Bf16, DType::F16, DType::I8] {
+        for dtype in MEMORIES {
             let heads = heads(draw);
             let lengths: Vec<usize> = loop {
                 let lengths: Vec<usize> = (0..3).map(|_| draw.within(1..=150)).collect();

@@ -348,7 +348,7 @@ fn quantize(op: &'static str, draw: &mut Draw) -> Subject {
     let x = draw.noise(DType::F32, &[t, 2, width]);
     let attrs = match op {
         "quantize_rows" => none().with("weight_bits", draw.pick(&[4i64, 8])),
-        _ => none(),
+        _ => none().with("format", draw.pick(&["integers", "e4m3"])),
     };
     Subject::rows(Case::new(op, attrs, &[&x]), &[ROWS], &[ROWS, ROWS])
 }

@@ -6,7 +6,7 @@ use super::{Draw, Runner, Subject, families::product, rounds, routing, subject::
 use crate::{
     Codegen, Isa,
     lower::{grouped, linear},
-    schedule::{AXES, Entry, Family, Schedule, Tuning, class},
+    schedule::{AXES, Entry, Family, Schedule, Tuning},
 };
 
 /// A schedule that the family can have, with some sizes left to the default.
@@ -54,8 +54,7 @@ fn check(subject: &Subject, (family, n, k): (Family, u64, u64), draw: &mut Draw)
     let (spec, target) = (subject.spec(draw), Target::x86_64_v3());
     let schedules: Vec<Schedule> = (0..4).map(|_| schedule(family, draw)).collect();
     let tuned = |schedule: Schedule| {
-        let (n, k) = (class(n), class(k));
-        let entry = Entry { target: target.cpu.clone(), family, n, k, schedule };
+        let entry = Entry { schedule, ..Entry::of(&target, family, n, k) };
         let codegen = Codegen::new(target.clone()).with_tuning(Tuning { entries: vec![entry] });
         Runner::by(&codegen, vec![spec.clone()])
     };

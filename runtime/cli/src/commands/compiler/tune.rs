@@ -21,12 +21,21 @@ fn family(family: args::Family) -> Family {
         args::Family::F16 => Family::F16,
         args::Family::Q8 => Family::Q8,
         args::Family::Q4 => Family::Q4,
+        args::Family::Fp8 => Family::Fp8,
     }
+}
+
+/// In a line.
+fn schedule(tuned: &Tuned) -> String {
+    if tuned.entry.tiles.is_empty() {
+        return json!(tuned.entry.schedule).to_string();
+    }
+    json!(tuned.entry.tiles).to_string()
 }
 
 pub(crate) fn tune(args: &Tune, cx: &Context) -> Result<()> {
     let shown = args.model.as_deref().unwrap_or(Path::new("common sizes"));
-    let compile = options::bare(shown, &args.options, cx)?;
+    let mut compile = options::bare(shown, &args.options, cx)?;
     let known = if args.output.exists() { tuning(&args.output)? } else { Tuning::default() };
     let options = TuneOptions {
         model: args.model.clone(),
@@ -34,6 +43,7 @@ pub(crate) fn tune(args: &Tune, cx: &Context) -> Result<()> {
         time_limit: Duration::from_secs(args.time_limit),
     };
     let failed = |e| super::failure(shown, &e, Vec::new());
+    let device = driver::tuning_device(&mut compile).map_err(failed)?;
     let products = driver::products(&options, &compile).map_err(failed)?;
     if products.is_empty() {
         return Err(Failure::input(format!(
@@ -41,17 +51,19 @@ pub(crate) fn tune(args: &Tune, cx: &Context) -> Result<()> {
             shown.display()
         )));
     }
-    let mut table = Table::new(&["weight", ">columns", ">k", ">tried", ">1 row", ">256 rows", ""]);
+    let titles = ["weight", ">columns", ">k", ">tried", ">few rows", ">many rows", ""];
+    let mut table = Table::new(&titles);
     let mut all: Vec<Tuned> = Vec::new();
-    let found = driver::tune(&products, &options, &compile, |product, tuned| {
-        let family = json!(product.family).as_str().unwrap_or_default().to_owned();
-        let time = |ratio: f64| format!("{:+.1} %", (ratio - 1.0) * 100.0);
-        let [few, many] = tuned.ratio.map(time);
-        let schedule = json!(tuned.entry.schedule).to_string();
-        let sizes = [product.n, product.k].map(|v| v.to_string());
-        let [n, k] = sizes;
-        eprintln!("{family} {n} x {k}: {few}, {many} {schedule}");
-        table.row([family, n, k, tuned.candidates.to_string(), few, many, schedule]);
+    let found = driver::tune(&products, &options, &compile, &device, |product, tuned| {
+        let gate = if product.gated { "gated " } else { "" };
+        let weight = format!("{gate}{}", product.family.name());
+        let time =
+            |i: usize| format!("{:+.1} % of {}", (tuned.ratio[i] - 1.0) * 100.0, tuned.rows[i]);
+        let [few, many] = [time(0), time(1)];
+        let schedule = schedule(tuned);
+        eprintln!("{product}: {few}, {many} {schedule}");
+        let [n, k] = [product.n, product.k].map(|v| v.to_string());
+        table.row([weight, n, k, tuned.candidates.to_string(), few, many, schedule]);
         all.push(tuned.clone());
     });
     let found = found.map_err(failed)?;

@@ -67,7 +67,7 @@ impl Chunks<'_> {
                 let (size, rows) = (self.sizes.key, padded(self.sizes.key));
                 let begin = cx.scale(tile.head, &k.strides[1]);
                 if self.quantized.is_some() {
-                    self.integer_keys(tile, first, keys, entries, to);
+                    self.code_keys(tile, first, keys, entries, to);
                     return;
                 }
                 let split = |index: Val| (e.shr(index, 1), e.and(index, e.i32(1)));
@@ -146,7 +146,7 @@ impl Chunks<'_> {
     }
 
     /// Copies the units of a row for each key: `address(row, column)` says from where, and whether
-    /// to. Integers are not permuted: they are read as they are written.
+    /// to. Codes are not permuted: they are read as they are written.
     fn units(&self, size: i64, to: Val, address: impl Fn(Val, Val, Place) -> (Val, Val)) {
         let e = &self.cx.e;
         let each: i64 = if self.quantized.is_some() { 16 } else { 8 };

@@ -142,7 +142,7 @@ impl<'a> Pass<'a> {
     pub(super) fn run(&self, walk: Walk) -> (Vec<Val>, Vec<Val>) {
         let e = &self.cx.e;
         let (chunks, stages) = (self.chunks, self.chunks.stages);
-        let bytes = stage_bytes(self.tiles.sizes, self.chunks.integers());
+        let bytes = stage_bytes(self.tiles.sizes, self.chunks.codes());
         let ahead = usize::try_from(stages).expect("few stages");
         let mut queue = vec![walk.first(e)];
         for _ in 0..stages {
@@ -203,7 +203,7 @@ impl<'a> Pass<'a> {
             e.barrier(Barrier::Block);
             values(queue[ahead - 1], entries, before);
             let entries = find(queue[ahead]);
-            if chunks.integers() {
+            if chunks.codes() {
                 chunks.widen_keys(stage);
                 e.barrier(Barrier::Block);
             }
@@ -212,7 +212,7 @@ impl<'a> Pass<'a> {
             e.ptx(&wait, &[]);
             e.barrier(Barrier::Block);
             keys(queue[ahead], &entries, stage);
-            if chunks.integers() {
+            if chunks.codes() {
                 chunks.widen_values(stage);
                 e.barrier(Barrier::Block);
             }
@@ -332,7 +332,7 @@ impl<'a> Pass<'a> {
                 Form::Large | Form::Wide => (weights.of_values[index], weights.plain[index]),
                 Form::Small => {
                     let left = shared(self.weights_at());
-                    let apart = self.chunks.integers();
+                    let apart = self.chunks.codes();
                     (left, if apart { shared(self.plain_at()) } else { left })
                 }
             };

@@ -22,7 +22,7 @@ use super::{
         tile::Tiles,
         walk::Walk,
     },
-    aligned_args, integers,
+    aligned_args, codes,
     pass::{Form, Pass},
     shared,
 };
@@ -59,7 +59,7 @@ const fn warp_bytes(sizes: Sizes) -> i64 {
 /// Whether there is a kernel, for what tensor cores can compute.
 pub(super) fn fits(spec: &KernelSpec, sizes: Sizes, target: &Target) -> bool {
     let size = |n: i64| n == 64 || n == 128;
-    target.cpu == "sm_90a" && !integers(spec) && size(sizes.key) && size(sizes.value)
+    target.cpu == "sm_90a" && !codes(spec) && size(sizes.key) && size(sizes.value)
 }
 
 /// Launches with so few tokens are for tiles of 64 rows: those of 128 would leave half of the

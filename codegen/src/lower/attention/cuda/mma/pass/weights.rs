@@ -11,7 +11,7 @@ use super::{
 use crate::emit::{Barrier, Cmp, Elem, Ty, Val};
 
 /// Weights of the warp's keys as left operands: as values are multiplied with them, which includes
-/// the scales of integers, and as they are summed.
+/// the scales of codes, and as they are summed.
 pub(super) struct Weights {
     pub(super) of_values: Vec<[Val; 4]>,
     pub(super) plain: Vec<[Val; 4]>,
@@ -25,7 +25,7 @@ impl Pass<'_> {
 
     /// Where they are before they are multiplied with scales, if they are.
     pub(super) fn plain_at(&self) -> Val {
-        let behind = SMALL * 2 * CHUNK * i64::from(self.chunks.integers());
+        let behind = SMALL * 2 * CHUNK * i64::from(self.chunks.codes());
         self.cx.e.add_const(self.weights_at(), behind)
     }
 
@@ -50,7 +50,7 @@ impl Pass<'_> {
         let state = maxima.into_iter().chain(sums).collect();
         let plain = self.rounded(&scores);
         let mut weights = Weights { of_values: plain.clone(), plain };
-        if self.chunks.integers() {
+        if self.chunks.codes() {
             self.rescale(Scales::OfValues, stage, &mut scores);
             weights.of_values = self.rounded(&scores);
         }
@@ -58,7 +58,7 @@ impl Pass<'_> {
             let groups = self.groups();
             self.owns(|| {
                 self.put_weights(self.weights_at(), groups[0], &weights.of_values[0]);
-                if self.chunks.integers() {
+                if self.chunks.codes() {
                     self.put_weights(self.plain_at(), groups[0], &weights.plain[0]);
                 }
             });
@@ -80,7 +80,7 @@ impl Pass<'_> {
         let first = e.add(e.mul_const(chunk, CHUNK), pair);
         let groups = self.groups();
         let first: Vec<Val> = groups.iter().map(|g| e.add(first, e.shl(*g, 4))).collect();
-        if self.chunks.integers() {
+        if self.chunks.codes() {
             self.rescale(Scales::OfKeys, stage, &mut scores);
         }
         let lowest = e.f32(f32::NEG_INFINITY);
@@ -156,7 +156,7 @@ impl Pass<'_> {
         groups.map(|g| [0, 2, 4, 6].map(|i| self.round([g[i], g[i + 1]]))).collect()
     }
 
-    /// Multiplies scores or weights of the warp's keys with the scales of integers.
+    /// Multiplies scores or weights of the warp's keys with the scales of codes.
     fn rescale(&self, which: Scales, stage: Val, scores: &mut [Val]) {
         let e = &self.cx.e;
         let pair = e.shl(e.and(self.lane, e.i32(3)), 1);
@@ -166,9 +166,14 @@ impl Pass<'_> {
                 let scales = self.chunks.scales(which, stage, e.add_const(first, 8 * half));
                 for (i, score) in scores.iter_mut().enumerate() {
                     let scaled = e.mul(*score, scales[i % 2]);
-                    // A scale that no key has may be no number, and then the weight is zero.
-                    let none = e.cmp(Cmp::Eq, *score, e.f32(0.0));
-                    *score = e.select(none, *score, scaled);
+                    *score = match which {
+                        // Scores of keys that a row does not see are replaced.
+                        Scales::OfKeys => scaled,
+                        // A scale that no key has may be no number, and then the weight is zero.
+                        Scales::OfValues => {
+                            e.select(e.cmp(Cmp::Eq, *score, e.f32(0.0)), *score, scaled)
+                        }
+                    };
                 }
             }
         }

@@ -1,5 +1,9 @@
-//! Chunks of integers of eight bits: they are copied as they are, with their scales, and become
-//! bf16, which holds them exactly, before they are multiplied. Scales stay out of the products.
+//! Chunks of eight bits, integers or e4m3: they are copied as they are, with their scales, and
+//! become bf16, which holds them exactly, before they are multiplied. Scales stay out of the
+//! products. Weights times scales may be as small as f16 is not, so that f16, to which `sm_90a`
+//! converts e4m3 by itself, is no type for them.
+
+use ir::DType;
 
 use super::{
     super::{CHUNK, WORD, tile::Tile},
@@ -9,6 +13,9 @@ use crate::emit::{Cmp, Elem, Ty, Val};
 
 /// Tables of `a & b | c`.
 const AND_OR: u8 = 0xea;
+/// Two of 2^120 and of -0 in bf16.
+const RAISE: u32 = 0x7b80_7b80;
+const NOTHING: u32 = 0x8000_8000;
 
 /// Scales of a chunk.
 #[derive(Clone, Copy)]
@@ -18,17 +25,17 @@ pub(in super::super) enum Scales {
 }
 
 impl Chunks<'_> {
-    /// Whether keys and values are integers.
-    pub(in super::super) const fn integers(&self) -> bool {
+    /// Whether keys and values are codes.
+    pub(in super::super) const fn codes(&self) -> bool {
         self.quantized.is_some()
     }
 
-    /// As [`Self::fetch_keys`], of integers, and the scales of both keys and values.
-    pub(super) fn integer_keys(&self, tile: Tile, first: Val, keys: Val, entries: &[Val], to: Val) {
+    /// As [`Self::fetch_keys`], of codes, and the scales of both keys and values.
+    pub(super) fn code_keys(&self, tile: Tile, first: Val, keys: Val, entries: &[Val], to: Val) {
         let (cx, e) = (self.cx, &self.cx.e);
         let (Memory::Paged { k, block, .. }, Some(quantized)) = (&self.memory, &self.quantized)
         else {
-            unreachable!("integers are in blocks");
+            unreachable!("codes are in blocks");
         };
         let (size, rows) = (self.sizes.key, padded(self.sizes.key));
         let begin = cx.scale(tile.head, &k.strides[1]);
@@ -132,9 +139,11 @@ impl Chunks<'_> {
         self.cx.e.ptx("st.shared.v4.b32 [$0], {$1, $2, $3, $4};", &operands);
     }
 
-    /// Sixteen integers as eight words of bf16.
+    /// Sixteen codes as eight words of bf16.
     ///
-    /// bf16 holds seven bits below 128: the eighth, the sign, is what the subtracted 128 or 256 is.
+    /// Of integers, bf16 holds seven bits below 128: the eighth, the sign, is what the subtracted
+    /// 128 or 256 is. A number of e4m3 has its bits where those of bf16 are when it is shifted, but
+    /// for the sign, which is all of a second byte, and exponents that are smaller by 120.
     fn words(&self, at: Val) -> Vec<Val> {
         let e = &self.cx.e;
         let text = "ld.shared.v4.b32 {$0, $1, $2, $3}, [$4];";
@@ -144,15 +153,22 @@ impl Chunks<'_> {
             let text = format!("lop3.b32 $0, $1, $2, $3, {AND_OR};");
             e.ptx_pure(&text, &[WORD], &[a, word(b), word(c)])[0]
         };
-        let pair = |raw: Val, bytes: &str| {
-            let text = format!("prmt.b32 $0, $1, 0, {bytes};");
+        let fma =
+            |operands: [Val; 3]| e.ptx_pure("fma.rn.bf16x2 $0, $1, $2, $3;", &[WORD], &operands)[0];
+        let floats = self.dtype() == DType::F8E4M3;
+        let pair = |raw: Val, bytes: [&str; 2]| {
+            let text = format!("prmt.b32 $0, $1, 0, {};", bytes[usize::from(floats)]);
             let both = e.ptx_pure(&text, &[WORD], &[raw])[0];
+            if floats {
+                let small = e.and(e.shl(both, 4), word(0x87f0_87f0));
+                return fma([small, word(RAISE), word(NOTHING)]);
+            }
             let raised = logic(both, 0x007f_007f, 0x4300_4300);
             let less = logic(both, 0x0080_0080, 0x4300_4300);
-            let operands = [less, word(0xbf80_bf80), raised];
-            e.ptx_pure("fma.rn.bf16x2 $0, $1, $2, $3;", &[WORD], &operands)[0]
+            fma([less, word(0xbf80_bf80), raised])
         };
-        let halves = |raw: &Val| [pair(*raw, "0x4140"), pair(*raw, "0x4342")];
+        let halves =
+            |raw: &Val| [pair(*raw, ["0x4140", "0x9180"]), pair(*raw, ["0x4342", "0xb3a2"])];
         raw.iter().flat_map(halves).collect()
     }
 }
