@@ -246,6 +246,10 @@ impl Kernels for Codegen {
         !self.gpus.is_empty() && self.supports(spec).is_ok()
     }
 
+    fn run_apart(&self) -> bool {
+        !self.gpus.is_empty()
+    }
+
     fn seconds(
         &self,
         op: OpRef,

@@ -415,6 +415,11 @@ pub trait Kernels: Sync {
         false
     }
 
+    /// Whether they run on a device with memory of its own: what goes in and out is copied.
+    fn run_apart(&self) -> bool {
+        false
+    }
+
     /// Seconds that an application of the operator takes, its symbols at `env`; `None` where no
     /// kernel computes this operator.
     fn seconds(

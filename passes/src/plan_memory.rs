@@ -4,11 +4,13 @@
 //! transposes, slices and broadcasts become views of the buffer that they look at; a kernel that
 //! cannot read such a view gets a copy. Buffers live from their first write to their last read and
 //! are put at fixed offsets of one arena, sized by the symbols' upper bounds, largest first. The
-//! arena's size is the exact peak.
+//! arena's size is the exact peak. For a device with memory of its own, inputs lie one behind the
+//! other, and so do outputs, whatever the sizes of a run: one copy moves them.
 
 mod arena;
 mod casts;
 mod flatten;
+mod groups;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -25,7 +27,8 @@ use ir::{
 };
 
 use self::{
-    arena::{Request, assign},
+    arena::Request,
+    groups::{Sized, Spot, assign_groups},
     views::{reshape_view, view_of},
 };
 pub(crate) use self::{casts::cast_of, flatten::flatten};
@@ -657,6 +660,22 @@ impl<'a> Planner<'a> {
         if node.loc.is_empty() { op.into() } else { format!("{} {op}", node.loc) }
     }
 
+    /// Buffers that are to lie together: those of inputs, and those that are outputs.
+    fn groups(&self, outputs: &[(Arc<str>, Storage)]) -> [Vec<usize>; 2] {
+        if !self.kernels.run_apart() {
+            return [Vec::new(), Vec::new()];
+        }
+        let inputs: Vec<usize> = self.inputs.iter().map(|(_, _, b)| *b).collect();
+        let whole = |(_, x): &(Arc<str>, Storage)| match x.memory {
+            Memory::Buffer(b) if !inputs.contains(&b) => {
+                (x.offset.is(0) && self.buffers[b].bytes == x.layout.ty.bytes()).then_some(b)
+            }
+            _ => None,
+        };
+        let outputs = outputs.iter().filter_map(whole).collect();
+        [inputs, outputs]
+    }
+
     fn finish(mut self, entry: &str) -> Result<Plan, Vec<PassError>> {
         let mut outputs = Vec::new();
         for (name, v) in &self.graph.outputs.clone() {
@@ -702,12 +721,13 @@ impl<'a> Planner<'a> {
         for (_, _, b) in &self.inputs {
             self.buffers[*b].first = 0;
         }
-        let mut requests = Vec::new();
+        let mut sized = Vec::new();
         for b in &self.buffers {
             let bound = b.bytes.bounds(&self.symbols).hi;
             match u64::try_from(bound) {
                 Ok(bytes) if bound <= MAX_SIZE => {
-                    requests.push(Request { bytes, first: b.first, last: b.last });
+                    let request = Request { bytes, first: b.first, last: b.last };
+                    sized.push(Sized { request, bytes: b.bytes.clone() });
                 }
                 _ => {
                     let why = format!(
@@ -722,9 +742,10 @@ impl<'a> Planner<'a> {
         if !self.errors.is_empty() {
             return Err(self.errors);
         }
-        let (offsets, arena_bytes) = assign(&requests);
+        let groups = self.groups(&outputs);
+        let (spots, arena_bytes) = assign_groups(&sized, &groups, &self.symbols);
         if arena_bytes > MAX_SIZE.unsigned_abs() {
-            let largest = self.buffers.iter().zip(&requests).max_by_key(|(_, r)| r.bytes);
+            let largest = self.buffers.iter().zip(&sized).max_by_key(|(_, s)| s.request.bytes);
             let largest = largest.map_or("", |(b, _)| &b.name);
             let why = format!(
                 "takes {arena_bytes} bytes of memory at the bounds of its sizes, more than the \
@@ -734,10 +755,9 @@ impl<'a> Planner<'a> {
             return Err(vec![PassError::new(entry, why)]);
         }
         let place = |s: &Storage| match s.memory {
-            Memory::Buffer(b) => Place {
-                region: Region::Arena,
-                offset: s.offset.clone() + Dim::from(i64::try_from(offsets[b]).expect("bounded")),
-            },
+            Memory::Buffer(b) => {
+                Place { region: Region::Arena, offset: s.offset.clone() + spots[b].offset.clone() }
+            }
             Memory::Weight(w) => Place { region: Region::Weight(w), offset: s.offset.clone() },
             Memory::State(n) => Place { region: Region::State(n), offset: s.offset.clone() },
         };
@@ -752,11 +772,11 @@ impl<'a> Planner<'a> {
             output: place(&planned.output),
             ..planned.collective.clone()
         });
-        let intervals = self.buffers.iter().zip(&requests).zip(&offsets);
-        let intervals = intervals.map(|((b, r), offset)| Interval {
+        let intervals = self.buffers.iter().zip(&sized).zip(&spots);
+        let intervals = intervals.map(|((b, s), Spot { last, .. })| Interval {
             name: b.name.clone(),
-            offset: *offset,
-            bytes: r.bytes,
+            offset: *last,
+            bytes: s.request.bytes,
             first: b.first,
             last: b.last,
         });
@@ -769,10 +789,7 @@ impl<'a> Planner<'a> {
                 .map(|(name, ty, b)| Port {
                     name: name.clone(),
                     ty: ty.clone(),
-                    place: Place {
-                        region: Region::Arena,
-                        offset: Dim::from(i64::try_from(offsets[*b]).expect("bounded")),
-                    },
+                    place: Place { region: Region::Arena, offset: spots[*b].offset.clone() },
                 })
                 .collect(),
             outputs: outputs

@@ -14,7 +14,7 @@ pub(super) struct Request {
 }
 
 /// Alignment of every buffer: a cache line, and the widest vector.
-const ALIGN: u64 = 64;
+pub(super) const ALIGN: u64 = 64;
 
 /// Offsets of the requests, and the size of the arena that holds them.
 pub(super) fn assign(requests: &[Request]) -> (Vec<u64>, u64) {

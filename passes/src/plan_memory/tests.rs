@@ -3,6 +3,7 @@
 
 mod casts;
 mod collectives;
+mod groups;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -16,8 +17,10 @@ use super::{Plan, plan_memory};
 use crate::{PageOptions, Recipe, State, expand_composites, fuse_loops, page_kv, prepare};
 
 /// Takes every operator, at row-major operands only if `strict`.
+#[derive(Clone, Copy, Default)]
 struct AllKernels {
     strict: bool,
+    apart: bool,
 }
 
 impl Kernels for AllKernels {
@@ -27,6 +30,10 @@ impl Kernels for AllKernels {
         }
         let plain = spec.operands.iter().flatten().all(Layout::is_contiguous);
         if self.strict && spec.op != "copy" && !plain { Err("strided".into()) } else { Ok(()) }
+    }
+
+    fn run_apart(&self) -> bool {
+        self.apart
     }
 
     fn seconds(
@@ -292,9 +299,9 @@ fn planned_launches_compute_the_graph() {
     let want = Interpreter::new(&source, &weights, Precision::F32)
         .run("forward", &inputs, &Env::new())
         .unwrap();
-    for strict in [false, true] {
+    for (strict, apart) in [(false, false), (true, false), (false, true)] {
         let mut m = source.clone();
-        let (plan, recipes) = lower(&mut m, &AllKernels { strict }, "forward", &[]);
+        let (plan, recipes) = lower(&mut m, &AllKernels { strict, apart }, "forward", &[]);
         let env: Env = [("T", 7), ("S", 2), ("R", 2)].map(|(s, v)| (s.into(), v)).into();
         // Stale contents must not matter.
         let arena = vec![0xa5; usize::try_from(plan.program.arena_bytes).unwrap()];
@@ -329,7 +336,7 @@ fn paged_steps_give_the_logits_of_the_whole_sequence() {
     assert_eq!(states.len(), 2 * LAYERS);
     m.entries = vec!["step".into()];
     m.functions.retain(|name, _| &**name == "step" || name.ends_with(".paged"));
-    let (plan, recipes) = lower(&mut m, &AllKernels { strict: false }, "step", &states);
+    let (plan, recipes) = lower(&mut m, &AllKernels::default(), "step", &states);
     let blocks = 4;
     let packed = fold(&m, &weights, &plan, &recipes);
     let base: Env = [("S", 1), ("R", 1), ("NB", blocks)].map(|(s, v)| (s.into(), v)).into();
@@ -409,7 +416,7 @@ fn planned(build: impl FnOnce(&mut Builder<'_>, [Value; 5])) -> Result<Plan, Str
     let known =
         |s: &State| m.functions["step"].outputs.iter().any(|(n, _)| Some(n) == s.output.as_ref());
     let states: Vec<State> = states.into_iter().filter(known).collect();
-    plan_memory(&m, "step", &states, &AllKernels { strict: false })
+    plan_memory(&m, "step", &states, &AllKernels::default())
         .map_err(|e| e.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n"))
 }
 
@@ -516,7 +523,7 @@ fn memory_beyond_an_artifact_is_refused_by_name() {
         }
         let main = b.finish();
         m.add(main);
-        let plan = plan_memory(&m, "main", &[], &AllKernels { strict: false });
+        let plan = plan_memory(&m, "main", &[], &AllKernels::default());
         plan.map(|_| ()).map_err(|e| e[0].to_string())
     };
     assert_eq!(plan(1 << 24, 1), Ok(()));
@@ -548,7 +555,7 @@ fn states_that_an_entry_makes_are_computed_in_place() {
         shard_of: None,
     };
     let states: Vec<State> = names.iter().map(state).collect();
-    let plan = plan_memory(&m, "forward", &states, &AllKernels { strict: false }).unwrap();
+    let plan = plan_memory(&m, "forward", &states, &AllKernels::default()).unwrap();
     let program = &plan.program;
     let known: Vec<&str> = program.states.iter().map(|port| &*port.name).collect();
     assert_eq!(known, names.map(|(name, _)| name));

@@ -20,6 +20,7 @@ use std::{
 
 use ir::{Dim, Port, Program, Region, Tensor};
 
+pub(crate) use self::gpu::pinned_bytes;
 use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes};
 use crate::{
     ExecError, Groups, Model, States, Trace,
@@ -72,6 +73,8 @@ struct Run<'a> {
     /// What goes where in the arena.
     inputs: &'a mut dyn Iterator<Item = (Range<usize>, &'a [u8])>,
     states: &'a mut States,
+    /// What is to be done while a device computes.
+    beside: &'a mut dyn FnMut(),
 }
 
 /// How long a launch took.
@@ -181,6 +184,14 @@ impl Executable {
         }
     }
 
+    /// Pinned bytes of this machine's memory that inputs and outputs of a GPU go through.
+    pub fn pinned_bytes(&self) -> u64 {
+        match &self.engine {
+            Engine::Cpu(_) => 0,
+            Engine::Gpu(gpu) => gpu.pinned_bytes(),
+        }
+    }
+
     /// Runs the program once.
     ///
     /// `symbols` has a value for every symbol that is not bound, `inputs` the elements of every
@@ -195,6 +206,21 @@ impl Executable {
         symbols: &[(&str, i64)],
         inputs: &[(&str, &[u8])],
     ) -> Result<(), ExecError> {
+        self.run_beside(states, symbols, inputs, &mut || ())
+    }
+
+    /// As [`run`](Self::run); on a GPU `beside` is called while that computes, unless something
+    /// fails before. On the CPU it is called first.
+    ///
+    /// # Errors
+    /// As [`run`](Self::run).
+    pub fn run_beside(
+        &mut self,
+        states: &mut States,
+        symbols: &[(&str, i64)],
+        inputs: &[(&str, &[u8])],
+        beside: &mut dyn FnMut(),
+    ) -> Result<(), ExecError> {
         let mut buffers = std::mem::take(&mut self.buffers);
         let Buffers { values, symbols: all, .. } = &mut buffers;
         let symbolic = Symbolic::new(self.program());
@@ -206,7 +232,7 @@ impl Executable {
             }
             symbolic.complete(values, all)
         });
-        let result = complete.and_then(|()| self.run_with(&mut buffers, states, inputs));
+        let result = complete.and_then(|()| self.run_with(&mut buffers, states, inputs, beside));
         self.buffers = buffers;
         result
     }
@@ -242,7 +268,7 @@ impl Executable {
             .collect();
         let bytes: Vec<(&str, &[u8])> = bytes.iter().map(|(name, b)| (*name, &**b)).collect();
         let mut buffers = Buffers { symbols, ..Buffers::default() };
-        self.run_with(&mut buffers, &mut States::none(), &bytes)?;
+        self.run_with(&mut buffers, &mut States::none(), &bytes, &mut || ())?;
         let ports = self.program().outputs.clone();
         let tensor = |(i, port): (usize, Port)| {
             let slot = &self.outputs[i];
@@ -289,7 +315,8 @@ impl Executable {
         Ok(())
     }
 
-    /// Copies rows along the first axis of an output of the last run, wherever that is.
+    /// Copies rows along the first axis of an output of the last run, wherever that is, with one
+    /// wait for as many as a buffer for copies holds.
     ///
     /// # Errors
     /// As [`output`](Self::output); [`ExecError::Port`] for rows that it does not have, and
@@ -297,8 +324,8 @@ impl Executable {
     pub fn output_rows<T: bytemuck::Pod>(
         &self,
         name: &str,
-        rows: Range<usize>,
-    ) -> Result<Vec<T>, ExecError> {
+        rows: &[usize],
+    ) -> Result<Vec<Box<[T]>>, ExecError> {
         let index = self.number(name)?;
         let (port, slot) = (&self.program().outputs[index], &self.outputs[index]);
         let fail = |reason: String| Symbolic::new(self.program()).port("output", name, reason);
@@ -307,20 +334,21 @@ impl Executable {
         }
         let extent = |size: &usize| usize::try_from(*self.sizes.values.get(*size)?).ok();
         let count = slot.shape.first().and_then(extent).unwrap_or(0);
-        if rows.start > rows.end || rows.end > count {
-            return Err(fail(format!("has {count} rows, and {rows:?} of them are asked for")));
+        if let Some(row) = rows.iter().find(|row| **row >= count) {
+            return Err(fail(format!("has {count} rows, and row {row} is asked for")));
         }
         let each: Option<usize> = slot.shape[1..].iter().map(extent).product();
         let each = each.ok_or_else(|| fail("cannot be read: nothing has run".into()))?;
-        let elements = rows.start * each..rows.end * each;
         if let (Engine::Gpu(gpu), Region::Arena) = (&self.engine, slot.region) {
             let start = self.sizes.range(slot).map_or(0, |range| range.start);
-            let mut found = vec![T::zeroed(); elements.len()];
-            let bytes = bytemuck::cast_slice_mut(&mut found);
-            gpu.copy_back(start + elements.start * size_of::<T>(), bytes)?;
+            let places = rows.iter().map(|row| start + row * each * size_of::<T>());
+            let mut found = vec![vec![T::zeroed(); each].into_boxed_slice(); rows.len()];
+            let parts = found.iter_mut().map(|row| bytemuck::cast_slice_mut(row));
+            gpu.copy_back(places.zip(parts))?;
             return Ok(found);
         }
-        Ok(self.output::<T>(name)?[elements].to_vec())
+        let all = self.output::<T>(name)?;
+        Ok(rows.iter().map(|row| all[row * each..][..each].into()).collect())
     }
 
     /// Whether to measure each launch from now on, which costs some ten nanoseconds a launch.
@@ -355,6 +383,7 @@ impl Executable {
         buffers: &mut Buffers,
         states: &mut States,
         inputs: &[(&str, &[u8])],
+        beside: &mut dyn FnMut(),
     ) -> Result<(), ExecError> {
         let _span = tracing::debug_span!("run", entry = %self.program().name).entered();
         let start = Instant::now();
@@ -377,10 +406,14 @@ impl Executable {
             outputs: &self.outputs,
             inputs: &mut places.map(|(range, number)| (range.clone(), inputs[*number].1)),
             states,
+            beside,
         };
         self.times.waits.clear();
         match &mut self.engine {
-            Engine::Cpu(cpu) => cpu.run(&mut run, &mut self.times)?,
+            Engine::Cpu(cpu) => {
+                (run.beside)();
+                cpu.run(&mut run, &mut self.times)?;
+            }
             Engine::Gpu(gpu) => gpu.run(&mut run, &mut self.times)?,
         }
         if let Some(trace) = &self.trace {

@@ -8,7 +8,10 @@ use ir::{
 };
 use serde::Serialize;
 
-use crate::{Device, ExecError, Executable, States, bind::Symbolic, resident::resident_bytes};
+use crate::{
+    Device, ExecError, Executable, States, bind::Symbolic, executable::pinned_bytes,
+    resident::resident_bytes,
+};
 
 /// What the process needs besides weights, arenas and states: the binary, stacks, and tables of the
 /// artifact. The tokenizer comes on top, see [`host_overhead_bytes`].
@@ -41,11 +44,13 @@ pub struct Memory {
     pub state_bytes: u64,
     /// [`host_overhead_bytes`], which is stated, not measured.
     pub host_bytes: u64,
+    /// Pinned memory of this machine that inputs and outputs of a GPU go through.
+    pub pinned_bytes: u64,
 }
 
 impl Memory {
     /// The sum: the peak of this machine's memory or, of an artifact for GPUs, of theirs, since
-    /// all of it lives at once.
+    /// all of it lives at once. What is pinned for GPUs is no part of it.
     pub fn total(&self) -> u64 {
         let Memory { weight_bytes, code_bytes, arena_bytes, .. } = self;
         let Memory { scratch_bytes, state_bytes, host_bytes, .. } = self;
@@ -78,7 +83,9 @@ impl Memory {
         if manifest.target.cuda.is_some() {
             let programs = entries.iter().filter_map(|entry| manifest.program(entry));
             // Programs have it in turn.
-            memory.arena_bytes += programs.map(ir::Program::staging_bytes).max().unwrap_or(0);
+            memory.arena_bytes +=
+                programs.clone().map(ir::Program::staging_bytes).max().unwrap_or(0);
+            memory.pinned_bytes = programs.map(pinned_bytes).sum();
         }
         for program in entries.iter().filter_map(|entry| manifest.program(entry)) {
             memory.arena_bytes += program.arena_bytes;
@@ -115,6 +122,7 @@ impl Memory {
             let (arena, scratch) = executable.resident_bytes();
             memory.arena_bytes += arena;
             memory.scratch_bytes += scratch;
+            memory.pinned_bytes += executable.pinned_bytes();
         }
         if let Some(used) = gpu.and_then(|gpu| gpu.used_bytes().ok()) {
             // What the driver says of the whole: the rest is overhead.

@@ -52,9 +52,17 @@ pub trait StepModel {
 
     /// Writes keys and values of the batch's tokens and returns the logits that it asks for.
     ///
+    /// Where a device computes them [alone](Self::goes_on_alone), `beside` is called while it does;
+    /// if anything fails before, it may not be called.
+    ///
     /// # Errors
     /// Whatever running the model reports.
-    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError>;
+    fn step(&mut self, batch: &Batch, beside: &mut dyn FnMut()) -> Result<Logits<'_>, ServeError>;
+
+    /// Whether a device computes while this thread does something else.
+    fn goes_on_alone(&self) -> bool {
+        false
+    }
 
     /// Copies the keys and values of a block.
     ///

@@ -200,7 +200,11 @@ impl StepModel for Decoder {
         &self.limits
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
+    fn goes_on_alone(&self) -> bool {
+        self.exe.model().device().facts().is_some()
+    }
+
+    fn step(&mut self, batch: &Batch, beside: &mut dyn FnMut()) -> Result<Logits<'_>, ServeError> {
         let Batch { tokens, positions, cu_seqlens, logit_rows, slots, block_tables } = batch;
         let Decoder { exe, states, axes, rows, fetched, .. } = self;
         rows.clone_from(logit_rows);
@@ -223,7 +227,7 @@ impl StepModel for Decoder {
             .map(|((name, values), _)| (*name, bytemuck::cast_slice(values)));
         let (mut some_symbols, mut some_inputs) = ([("", 0); 3], [("", &[][..]); 6]);
         let symbols = fill(&mut some_symbols, symbols);
-        exe.run(states, symbols, fill(&mut some_inputs, inputs))?;
+        exe.run_beside(states, symbols, fill(&mut some_inputs, inputs), beside)?;
         if !logit_rows.is_empty() {
             self.verdict.wait()?;
         }
@@ -255,8 +259,8 @@ impl StepModel for Decoder {
 }
 
 impl RowSource for Decoder {
-    fn fetch(&self, row: usize) -> Result<Box<[f32]>, ServeError> {
-        Ok(self.exe.output_rows("logits", row..row + 1)?.into())
+    fn fetch(&self, rows: &[usize]) -> Result<Vec<Box<[f32]>>, ServeError> {
+        Ok(self.exe.output_rows("logits", rows)?)
     }
 }
 

@@ -16,6 +16,8 @@ pub(crate) struct Detokenizer {
     min_tokens: usize,
     /// What finds the call that ends the text, and the number that stands for it.
     first_call: Option<(FirstCall, usize)>,
+    /// Whether there are stop strings.
+    has_stops: bool,
 }
 
 impl Detokenizer {
@@ -36,7 +38,13 @@ impl Detokenizer {
             included: if *include_stop { stop.clone() } else { Vec::new() },
             min_tokens: *min_tokens,
             first_call: None,
+            has_stops: !stop.is_empty(),
         })
+    }
+
+    /// Whether the text may end before its sequence does.
+    pub(crate) fn may_stop(&self) -> bool {
+        self.has_stops || self.first_call.is_some()
     }
 
     /// Ends the text with its first call, as with a stop string behind the last one.

@@ -30,11 +30,11 @@ pub type Fetched = OnceLock<Box<[f32]>>;
 
 /// Where rows of logits are that are not here.
 pub trait RowSource: Debug {
-    /// Copies a row of the last step.
+    /// Copies rows of the last step.
     ///
     /// # Errors
     /// Whatever the device reports.
-    fn fetch(&self, row: usize) -> Result<Box<[f32]>, ServeError>;
+    fn fetch(&self, rows: &[usize]) -> Result<Vec<Box<[f32]>>, ServeError>;
 }
 
 /// The most likely tokens of all rows.
@@ -93,6 +93,25 @@ impl<'a> Logits<'a> {
         self.logsumexp.len()
     }
 
+    /// Has rows copied together that are not here and will be asked for.
+    ///
+    /// # Errors
+    /// Whatever the device reports that holds them.
+    pub fn fetch(&self, rows: &[usize]) -> Result<(), ServeError> {
+        let Rows::There(source, fetched) = self.rows else { return Ok(()) };
+        let mut rows: Vec<usize> =
+            rows.iter().copied().filter(|row| fetched[*row].get().is_none()).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        if rows.is_empty() {
+            return Ok(());
+        }
+        for (row, copied) in rows.iter().zip(source.fetch(&rows)?) {
+            fetched[*row].get_or_init(|| copied);
+        }
+        Ok(())
+    }
+
     /// One row, which may have to be copied.
     ///
     /// # Errors
@@ -104,7 +123,7 @@ impl<'a> Logits<'a> {
                 if let Some(row) = fetched[row].get() {
                     return Ok(row);
                 }
-                let copied = source.fetch(row)?;
+                let copied = source.fetch(&[row])?.pop().unwrap_or_default();
                 Ok(fetched[row].get_or_init(|| copied))
             }
         }
@@ -148,6 +167,15 @@ impl<'a> Logits<'a> {
             Some(place) => Ok(place + 1),
             None => Ok(sampler::rank(self.row(row)?, token)),
         }
+    }
+
+    /// Whether the whole row is needed for a token's logit, and for its rank and the `top` most
+    /// likely ones where these are wanted.
+    pub fn needs_row(&self, row: usize, token: u32, top: usize) -> bool {
+        self.head(row).is_some_and(|head| {
+            let tells_top = top <= head.logits.len() && head.logsumexp.is_finite();
+            head.place(token).is_none() || (top > 0 && !tells_top)
+        })
     }
 
     /// The `k` most likely tokens, as [`top_logprobs`](crate::top_logprobs).

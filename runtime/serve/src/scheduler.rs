@@ -124,6 +124,11 @@ impl<T> Scheduler<T> {
         self.running.iter_mut().find(|s| s.id == id)
     }
 
+    /// A sequence, running or waiting.
+    pub fn find_mut(&mut self, id: SequenceId) -> Option<&mut Sequence<T>> {
+        self.running.iter_mut().chain(&mut self.waiting).find(|s| s.id == id)
+    }
+
     /// Adds a sequence that has a token to compute and fits into memory when alone.
     pub fn add(&mut self, sequence: Sequence<T>) {
         debug_assert!(self.blocks.fits(sequence.max_len));

@@ -21,6 +21,8 @@ pub(crate) struct Mock {
     fetched: Vec<Fetched>,
     /// The logit of token 7, where it is not the usual one.
     pub(crate) seven: Option<f32>,
+    /// Whether what is beside a step is done while it is computed.
+    pub(crate) goes_on_alone: bool,
     /// Sizes of the steps so far: tokens, sequences, rows.
     pub(crate) steps: Vec<(usize, usize, usize)>,
 }
@@ -31,12 +33,15 @@ struct Far {
     logits: Vec<f32>,
     vocab_size: usize,
     fetches: Arc<AtomicUsize>,
+    calls: Arc<AtomicUsize>,
 }
 
 impl RowSource for Far {
-    fn fetch(&self, row: usize) -> Result<Box<[f32]>, ServeError> {
-        self.fetches.fetch_add(1, Ordering::Relaxed);
-        Ok(self.logits[row * self.vocab_size..][..self.vocab_size].into())
+    fn fetch(&self, rows: &[usize]) -> Result<Vec<Box<[f32]>>, ServeError> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        self.fetches.fetch_add(rows.len(), Ordering::Relaxed);
+        let row = |row: &usize| self.logits[row * self.vocab_size..][..self.vocab_size].into();
+        Ok(rows.iter().map(row).collect())
     }
 }
 
@@ -67,6 +72,7 @@ impl Mock {
             head_tokens: vec![],
             fetched: vec![],
             seven: None,
+            goes_on_alone: false,
             steps: vec![],
         }
     }
@@ -74,6 +80,11 @@ impl Mock {
     /// How many rows have been copied.
     pub(crate) fn fetches(&self) -> Arc<AtomicUsize> {
         self.far.fetches.clone()
+    }
+
+    /// How often rows were asked for.
+    pub(crate) fn calls(&self) -> Arc<AtomicUsize> {
+        self.far.calls.clone()
     }
 
     /// Logits after a context: a hash of all its tokens and each candidate.
@@ -90,13 +101,18 @@ impl StepModel for Mock {
         &self.limits
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
+    fn goes_on_alone(&self) -> bool {
+        self.goes_on_alone
+    }
+
+    fn step(&mut self, batch: &Batch, beside: &mut dyn FnMut()) -> Result<Logits<'_>, ServeError> {
         let Limits { max_batch_tokens, max_sequences, max_rows, .. } = self.limits;
         let (tokens, rows) = (batch.tokens.len(), batch.logit_rows.len());
         assert!((1..=max_batch_tokens).contains(&tokens) && rows <= max_rows);
         assert!((1..=max_sequences).contains(&batch.sequences()));
         assert_eq!(batch.block_tables.len(), batch.sequences() * self.limits.table_len);
         self.steps.push((tokens, batch.sequences(), rows));
+        beside();
         let at = |i: i32| usize::try_from(i).unwrap();
         for (token, slot) in batch.tokens.iter().zip(&batch.slots) {
             self.memory[at(*slot)] = *token;

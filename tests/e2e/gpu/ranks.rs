@@ -3,7 +3,6 @@
 //! failed.
 
 mod fabric;
-mod queued;
 
 use std::{
     num::NonZeroUsize,
@@ -22,27 +21,26 @@ use ir::{
     artifact::{Artifact, Contents, Digest, write},
 };
 
-use self::{
-    fabric::{Emulated, Fabric},
-    queued::{Ahead, Queued},
-};
-use super::driver::device;
+use cuda::standin::Ahead;
+
+use self::fabric::{Emulated, Fabric};
+use super::driver::{Driver, device, driver};
 use crate::{support::scratch, train};
 
 /// The most elements of a test's vector.
 const MOST: i64 = 40_000;
 
-/// A device for each rank, and the drivers behind them.
-fn devices(ranks: usize, ahead: Ahead) -> (Vec<exec::Device>, Vec<Arc<Queued>>) {
+/// A device for each rank, the drivers behind them, and what is between.
+fn devices(ranks: usize, ahead: Ahead) -> (Vec<exec::Device>, Vec<Arc<Driver>>, Arc<Fabric>) {
     let fabric = Arc::new(Fabric::default());
     let one = |_| {
-        let (_, inner) = device(CudaArch::Sm80);
-        let driver = Arc::new(Queued::new(inner, fabric.clone(), ahead));
+        let driver = Arc::new(driver(CudaArch::Sm80, ahead));
         let nccl = Arc::new(Emulated::new(fabric.clone(), driver.clone()));
         let device = cuda::Device::with(driver.clone()).meeting_by(nccl);
         (exec::Device::cuda(device, NonZeroUsize::new(1)).unwrap(), driver)
     };
-    (0..ranks).map(one).unzip()
+    let (devices, drivers) = (0..ranks).map(one).unzip();
+    (devices, drivers, fabric)
 }
 
 fn quiet() -> Options {
@@ -165,7 +163,7 @@ fn outputs(
     (route, ahead): (Route, Ahead),
     counts: &[usize],
 ) -> Vec<Vec<u8>> {
-    let (devices, drivers) = devices(ranks, ahead);
+    let (devices, drivers, fabric) = devices(ranks, ahead);
     let results = run_threads(ranks, &quiet(), |world| {
         let (mut main, by_host) = load(artifact, world, &devices[world.rank()], route)?;
         assert_eq!(by_host, None);
@@ -180,8 +178,8 @@ fn outputs(
     });
     let results: Vec<_> = results.into_iter().map(Result::unwrap).collect();
     assert!(results.iter().all(|other| *other == results[0]), "ranks have different results");
-    drivers.iter().for_each(|driver| assert_eq!(driver.faults(), [""; 0]));
-    let has_met = drivers.iter().all(|driver| driver.counts().1 > 0);
+    assert_eq!(fabric.faults(), [""; 0]);
+    let has_met = drivers.iter().all(|driver| driver.counts().meetings > 0);
     assert_eq!(has_met, route != Route::Host, "{route:?}");
     results.into_iter().next().unwrap()
 }
@@ -231,7 +229,7 @@ fn failures(
 ) -> (Vec<String>, Duration) {
     static ARTIFACT: OnceLock<Arc<Artifact>> = OnceLock::new();
     let artifact = ARTIFACT.get_or_init(|| artifact(DType::F32, 2));
-    let (devices, _) = devices(2, Ahead::First);
+    let (devices, ..) = devices(2, Ahead::First);
     let failed = Mutex::new(vec![String::new(); 2]);
     let begun = Instant::now();
     run_threads(2, &quiet(), |world| {
@@ -312,19 +310,19 @@ fn ranks_on_gpus_train_as_on_cpus() {
             options.target = Target::sm_80();
             options.gpus = vec![Target::sm_80()];
         };
-        let (plain, _) = devices(2, ahead);
+        let (plain, ..) = devices(2, ahead);
         let by_host = train::steps_of_ranks(case, mesh, on_gpu, (plain, Route::Host));
-        let (devices, drivers) = devices(2, ahead);
+        let (devices, drivers, fabric) = devices(2, ahead);
         let got = train::steps_of_ranks(case, mesh, on_gpu, (devices, Route::Auto));
         assert_eq!(got, by_host, "{mesh:?}: the route changes bits");
         for (got, want) in got.iter().flatten().zip(want.iter().flatten()) {
             let off = (got - want).abs() / want.abs();
             assert!(off <= 1e-4, "{mesh:?}: {got}, not {want}");
         }
+        assert_eq!(fabric.faults(), [""; 0]);
         for driver in drivers {
-            assert_eq!(driver.faults(), [""; 0]);
-            let (replays, meetings) = driver.counts();
-            assert!(replays > 0 && meetings > 0, "{mesh:?}: {replays}, {meetings}");
+            let counts = driver.counts();
+            assert!(counts.replays > 0 && counts.meetings > 0, "{mesh:?}: {counts:?}");
         }
     }
 }

@@ -43,7 +43,7 @@ fn planned() -> Plan {
     }
     let main = b.finish();
     m.add(main);
-    plan_memory(&m, "main", &states, &AllKernels { strict: false }).unwrap()
+    plan_memory(&m, "main", &states, &AllKernels::default()).unwrap()
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    CudaError, Memory, Staging,
+    CudaError, Memory, Pinned, Staging,
     driver::{self, Driver},
     nccl::{self, Nccl, UniqueId},
 };
@@ -114,6 +114,14 @@ impl Device {
     /// What the driver says.
     pub fn staging(&self, bytes: usize) -> Result<Staging, CudaError> {
         Staging::new(self, bytes)
+    }
+
+    /// Pinned memory of so many bytes, which work copies from and to.
+    ///
+    /// # Errors
+    /// What the driver says.
+    pub fn pin(&self, bytes: usize) -> Result<Pinned, CudaError> {
+        Pinned::new(self, bytes)
     }
 
     pub(crate) fn driver(&self) -> &Arc<dyn Driver> {

@@ -101,6 +101,9 @@ pub enum CudaError {
         /// Bytes of the memory.
         size: u64,
     },
+    /// Pinned memory is asked for while the device may be copying it.
+    #[error("pinned memory that the device may be copying: its stream was not waited for")]
+    Busy,
     /// A launch that the driver refused.
     #[error("launch of `{kernel}`: {source}")]
     Launch {

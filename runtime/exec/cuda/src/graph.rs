@@ -5,6 +5,7 @@ use std::sync::Arc;
 use crate::{
     Address, WeakAddress,
     driver::{Driver, GraphHandle},
+    pinned::Room,
     stream::Keep,
 };
 
@@ -34,7 +35,7 @@ impl Graph {
         let given: Vec<WeakAddress> = given.iter().map(Address::downgrade).collect();
         kept.retain(|keep| match keep {
             Keep::Memory(memory) => !given.iter().any(|place| place.is_in(memory)),
-            Keep::Kernel(_) | Keep::Graph(_) => true,
+            Keep::Kernel(_) | Keep::Graph(_) | Keep::Pinned(_) => true,
         });
         Graph { captured: Arc::new(Captured { driver, handle, kept, given }) }
     }
@@ -46,6 +47,14 @@ impl Graph {
 
     pub(crate) fn handle(&self) -> GraphHandle {
         self.captured.handle
+    }
+
+    /// Pinned memory that it copies.
+    pub(crate) fn pinned(&self) -> impl Iterator<Item = &Arc<Room>> {
+        self.captured.kept.iter().filter_map(|keep| match keep {
+            Keep::Pinned(room) => Some(room),
+            _ => None,
+        })
     }
 
     pub(crate) fn symbols(&self) -> Vec<String> {

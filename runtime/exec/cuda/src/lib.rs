@@ -25,6 +25,8 @@
 //!   be dropped at any time and are released after their last use.
 //! - [`Staging`] uploads through pinned memory, one half of which is filled while the other is
 //!   copied.
+//! - [`Pinned`] memory is an end of copies that are work of a stream, also in graphs: the host may
+//!   touch it when that was waited for.
 //! - A [`Communicator`] moves bytes between the devices of several ranks, by NCCL, which is opened
 //!   when the first is made.
 //!
@@ -39,7 +41,10 @@ mod kernel;
 mod launch;
 mod memory;
 pub mod nccl;
+mod pinned;
 mod staging;
+#[cfg(any(test, feature = "standin"))]
+pub mod standin;
 mod stream;
 #[cfg(test)]
 mod tests;
@@ -51,5 +56,6 @@ pub use graph::Graph;
 pub use kernel::Kernel;
 pub use launch::{Launch, Param, Swizzle, TensorMap};
 pub use memory::{Address, Memory, WeakAddress};
+pub use pinned::Pinned;
 pub use staging::Staging;
 pub use stream::{Event, Stream};

@@ -93,22 +93,39 @@ impl Staging {
         half.copied.record(stream)
     }
 
-    /// Copies several pieces from the device, after the stream's work so far; one wait for all that
-    /// a half holds.
+    /// Copies several pieces from the device, after the stream's work so far; one wait for as many
+    /// as a half holds.
     ///
     /// # Errors
     /// As [`download`](Self::download).
     pub fn download_all(
         &mut self,
         stream: &Stream,
+        mut pieces: &mut [(Address, &mut [u8])],
+    ) -> Result<(), CudaError> {
+        while !pieces.is_empty() {
+            let mut all = 0;
+            let fits = |(_, data): &&(Address, &mut [u8])| {
+                all += data.len();
+                all <= self.bytes
+            };
+            let count = pieces.iter().take_while(fits).count();
+            let (now, later) = pieces.split_at_mut(count.max(1));
+            match now {
+                [(from, data)] => self.download(stream, from, data)?,
+                several => self.download_several(stream, several)?,
+            }
+            pieces = later;
+        }
+        Ok(())
+    }
+
+    /// Copies pieces that a half holds.
+    fn download_several(
+        &mut self,
+        stream: &Stream,
         pieces: &mut [(Address, &mut [u8])],
     ) -> Result<(), CudaError> {
-        let all: usize = pieces.iter().map(|(_, data)| data.len()).sum();
-        if all > self.bytes {
-            return pieces
-                .iter_mut()
-                .try_for_each(|(from, data)| self.download(stream, from, data));
-        }
         let half = self.turn()?;
         let mut at = 0;
         for (from, data) in pieces.iter().filter(|(_, data)| !data.is_empty()) {

@@ -6,8 +6,9 @@ use std::{
 };
 
 use crate::{
-    Address, CudaError, Device, Graph, Kernel, Launch, Memory,
+    Address, CudaError, Device, Graph, Kernel, Launch, Memory, Pinned,
     driver::{Driver, EventHandle, StreamHandle},
+    pinned::{Progress, Room},
 };
 
 /// Work in order. What it uses is kept until a wait has seen its end.
@@ -16,6 +17,7 @@ pub struct Stream {
     driver: Arc<dyn Driver>,
     handle: StreamHandle,
     pending: Mutex<Vec<Keep>>,
+    progress: Arc<Progress>,
 }
 
 /// What work uses.
@@ -24,6 +26,7 @@ pub(crate) enum Keep {
     Memory(Memory),
     Kernel(Kernel),
     Graph(Graph),
+    Pinned(Arc<Room>),
 }
 
 impl Stream {
@@ -34,7 +37,7 @@ impl Stream {
     pub fn new(device: &Device) -> Result<Stream, CudaError> {
         let driver = device.driver().clone();
         let handle = driver.create_stream()?;
-        Ok(Stream { driver, handle, pending: Mutex::new(Vec::new()) })
+        Ok(Stream { driver, handle, pending: Mutex::default(), progress: Arc::default() })
     }
 
     /// Launches a kernel on operands and results at these addresses.
@@ -77,6 +80,40 @@ impl Stream {
         Ok(self.driver.fill(target, byte, bytes, self.handle)?)
     }
 
+    /// Copies bytes of pinned memory to the device, as they are when the stream comes to it.
+    ///
+    /// # Errors
+    /// [`CudaError::Range`]; what the driver says.
+    pub fn upload(
+        &self,
+        to: &Address,
+        (from, offset): (&Pinned, usize),
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let (target, room) = (to.range(bytes as u64)?, from.room());
+        room.range(offset, bytes)?;
+        self.keep_memory(to);
+        self.keep_pinned(room);
+        Ok(self.driver.upload(target, room.handle(), offset, bytes, self.handle)?)
+    }
+
+    /// Copies bytes of the device to pinned memory, where they are once this was waited for.
+    ///
+    /// # Errors
+    /// [`CudaError::Range`]; what the driver says.
+    pub fn download(
+        &self,
+        (to, offset): (&Pinned, usize),
+        from: &Address,
+        bytes: usize,
+    ) -> Result<(), CudaError> {
+        let (source, room) = (from.range(bytes as u64)?, to.room());
+        room.range(offset, bytes)?;
+        self.keep_memory(from);
+        self.keep_pinned(room);
+        Ok(self.driver.download(room.handle(), offset, source, bytes, self.handle)?)
+    }
+
     /// Starts a graph's launches.
     ///
     /// # Errors
@@ -97,6 +134,7 @@ impl Stream {
             });
         }
         self.keep(Keep::Graph(graph.clone()));
+        graph.pinned().for_each(|room| room.is_copied_by(&self.progress));
         given.iter().for_each(|place| self.keep_memory(place));
         Ok(self.driver.launch_graph(graph.handle(), self.handle)?)
     }
@@ -114,8 +152,10 @@ impl Stream {
     /// # Errors
     /// [`CudaError::Lost`], with the kernels that were running, if the device failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
+        let given = self.progress.given();
         let done = self.driver.synchronize(self.handle);
         let pending = std::mem::take(&mut *self.pending());
+        self.progress.is_done(given);
         done.map_err(|source| {
             if !source.is_fatal() {
                 return source.into();
@@ -164,6 +204,11 @@ impl Stream {
         self.keep(Keep::Memory(address.memory().clone()));
     }
 
+    fn keep_pinned(&self, room: &Arc<Room>) {
+        room.is_copied_by(&self.progress);
+        self.keep(Keep::Pinned(room.clone()));
+    }
+
     fn keep(&self, what: Keep) {
         self.pending().push(what);
     }
@@ -177,7 +222,7 @@ impl Keep {
     /// Names of kernels.
     pub(crate) fn symbols(&self) -> Vec<String> {
         match self {
-            Keep::Memory(_) => Vec::new(),
+            Keep::Memory(_) | Keep::Pinned(_) => Vec::new(),
             Keep::Kernel(kernel) => vec![kernel.symbol().to_owned()],
             Keep::Graph(graph) => graph.symbols(),
         }
@@ -187,8 +232,7 @@ impl Keep {
 impl Drop for Stream {
     fn drop(&mut self) {
         // What is pending may be freed only after the work.
-        let _ = self.driver.synchronize(self.handle);
-        self.pending().clear();
+        let _ = self.synchronize();
         let _ = self.driver.destroy_stream(self.handle);
     }
 }

@@ -2,7 +2,8 @@
 //!
 //! All work of a run goes to one stream: inputs are copied to the arena, kernels are launched in
 //! order, and outputs are copied back, for which the run waits. A run whose symbols have the values
-//! of one before, in the same states, is recorded as a graph, and from then on started as one.
+//! of one before, in the same states, is recorded as a graph, copies and all, and from then on
+//! started as one.
 //!
 //! Collectives go to a stream of their own where devices of ranks are linked, beside the launches
 //! that leave alone what they read and write. They are between graphs, not in them: NCCL wants all
@@ -12,6 +13,7 @@
 mod fold;
 mod host;
 mod meet;
+mod transfer;
 mod variant;
 
 use std::{ops::Range, sync::Arc, time::Duration};
@@ -22,6 +24,7 @@ use ir::{CollectiveOp, CudaArch, Place, Program, Region};
 use self::{
     fold::Adder,
     meet::Exchange,
+    transfer::Transfer,
     variant::{Variant, launch},
 };
 use super::{Run, Times, sizes::Sizes};
@@ -30,6 +33,8 @@ use crate::{
     gpu::{Gpu, Loaded},
     links::Links,
 };
+
+pub(crate) use self::transfer::pinned_bytes;
 
 /// Graphs that are kept, of the sizes that were used last.
 const GRAPHS: usize = 64;
@@ -46,7 +51,10 @@ pub(super) struct OnGpu {
     /// Launches between which no collective begins or must have ended.
     segments: Vec<Range<usize>>,
     arena: cuda::Memory,
-    /// Bytes of each output of the last run that lies in the arena.
+    up: Transfer,
+    down: Transfer,
+    /// Where each output of the last run lies that is copied back, and its bytes.
+    fetched: Vec<Option<Range<usize>>>,
     outputs: Vec<Option<Vec<u8>>>,
     /// Outputs that are not copied back.
     left: Vec<usize>,
@@ -150,6 +158,8 @@ impl OnGpu {
         cuts.extend([0, launches.len()]);
         cuts.sort_unstable();
         cuts.dedup();
+        let up = Transfer::new(gpu.device(), program, &program.inputs)?;
+        let down = Transfer::new(gpu.device(), program, &program.outputs)?;
         Ok(OnGpu {
             gpu,
             kernels,
@@ -158,6 +168,9 @@ impl OnGpu {
             adders: adders.collect::<Result<_, _>>()?,
             segments: cuts.windows(2).map(|pair| pair[0]..pair[1]).collect(),
             arena,
+            up,
+            down,
+            fetched: Vec::new(),
             outputs: Vec::new(),
             left: Vec::new(),
             recorded: Vec::new(),
@@ -170,14 +183,26 @@ impl OnGpu {
         self.arena.bytes()
     }
 
+    /// Pinned bytes of the host.
+    pub(super) fn pinned_bytes(&self) -> u64 {
+        self.up.bytes() + self.down.bytes()
+    }
+
     /// Leaves outputs of these numbers in the arena.
     pub(super) fn leave(&mut self, outputs: &[usize]) {
         self.left = outputs.to_vec();
+        // What graphs copy is another part.
+        self.recorded.clear();
     }
 
-    /// Copies bytes of the arena, as the last run has left it.
-    pub(super) fn copy_back(&self, start: usize, bytes: &mut [u8]) -> Result<(), ExecError> {
-        Ok(self.gpu.download(&self.arena.at(start as u64), bytes)?)
+    /// Copies parts of the arena, as the last run has left it, each from a place on.
+    pub(super) fn copy_back<'a>(
+        &self,
+        parts: impl Iterator<Item = (usize, &'a mut [u8])>,
+    ) -> Result<(), ExecError> {
+        let mut pieces: Vec<(Address, &mut [u8])> =
+            parts.map(|(start, bytes)| (self.arena.at(start as u64), bytes)).collect();
+        Ok(self.gpu.staging().download_all(self.gpu.stream(), &mut pieces)?)
     }
 
     /// An output of the last run that lies in the arena, if it is here.
@@ -186,6 +211,15 @@ impl OnGpu {
     }
 
     pub(super) fn run(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
+        let done = self.compute(run, times);
+        if done.is_err() {
+            // Pinned memory is to be at rest for the next run.
+            let _ = self.gpu.stream().synchronize();
+        }
+        done
+    }
+
+    fn compute(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
         let states = run.program.states.iter().map(|port| {
             run.states.address(&port.name).ok_or_else(|| ExecError::Port {
                 entry: run.program.name.clone(),
@@ -195,23 +229,25 @@ impl OnGpu {
             })
         });
         let states = states.collect::<Result<Vec<Address>, _>>()?;
-        let inputs: Vec<(Address, &[u8])> = (&mut *run.inputs)
-            .map(|(range, bytes)| (self.arena.at(range.start as u64), bytes))
-            .collect();
-        self.gpu.staging().upload_all(self.gpu.stream(), inputs.iter().cloned())?;
+        self.lay_out(run)?;
         let meets = run.program.collectives.iter().any(|collective| collective.ranks > 1);
         if !meets {
             self.stream(run, &states, None, times)?;
-            return self.fetch(run);
+            (run.beside)();
+            return self.fetch();
         }
         let Some(links) = run.groups.links().filter(|links| self.has_way(run.program, links))
         else {
             self.walk(run, &states, times)?;
-            return self.fetch(run);
+            (run.beside)();
+            return self.fetch();
         };
         let sizes = meet::elements(self.meetings.iter().map(|m| m.elements), run.sizes);
         let told = meet::tell(run, &sizes, links);
-        let done = self.stream(run, &states, Some(links), times).and_then(|()| self.fetch(run));
+        let done = self.stream(run, &states, Some(links), times).and_then(|()| {
+            (run.beside)();
+            self.fetch()
+        });
         let done = done.and_then(|()| Ok(self.gpu.stream().synchronize()?));
         // What was aborted seems to have ended.
         if let Some(failure) = links.failure() {
@@ -221,6 +257,38 @@ impl OnGpu {
         done?;
         links.stream().synchronize()?;
         told.into_iter().try_for_each(meet::Told::wait)
+    }
+
+    /// Writes a run's inputs to pinned memory, and begins to copy those that have no room there;
+    /// finds places for its outputs.
+    fn lay_out(&mut self, run: &mut Run<'_>) -> Result<(), ExecError> {
+        let inputs: Vec<(Range<usize>, &[u8])> = (&mut *run.inputs).collect();
+        let ranges: Vec<_> = inputs.iter().map(|(range, _)| Some(range.clone())).collect();
+        self.up.lay_out(&ranges);
+        let mut large: Vec<(Address, &[u8])> = Vec::new();
+        for (port, (range, bytes)) in inputs.into_iter().enumerate() {
+            match self.up.place(port) {
+                Some(place) => self.up.write(place, bytes)?,
+                None => large.push((self.arena.at(range.start as u64), bytes)),
+            }
+        }
+        if !large.is_empty() {
+            self.gpu.staging().upload_all(self.gpu.stream(), large.iter().cloned())?;
+        }
+        self.fetched.clear();
+        for (i, slot) in run.outputs.iter().enumerate() {
+            let is_here = slot.region == Region::Arena && !self.left.contains(&i);
+            let range = run.sizes.range(slot).filter(|_| is_here);
+            self.fetched.push(range.filter(|r| r.end as u64 <= self.arena.bytes()));
+        }
+        self.down.lay_out(&self.fetched);
+        Ok(())
+    }
+
+    /// Whether the copies of a run are part of its one graph. Collectives may come before the first
+    /// segment and after the last.
+    fn copies_in_graph(&self) -> bool {
+        self.meetings.is_empty() && self.segments.len() == 1
     }
 
     /// Whether links lead to all whom a program meets, and its sums have kernels.
@@ -254,12 +322,16 @@ impl OnGpu {
         let graphs = recorded.as_mut().and_then(|(recorded, _)| recorded.graphs.take());
         let mut kept = Vec::new();
         let (mut next, mut under_way) = (0, Vec::new());
+        let copies_apart = measures || !self.copies_in_graph();
+        if copies_apart {
+            self.up.upload(self.gpu.stream(), &self.arena)?;
+        }
         for (number, segment) in self.segments.iter().enumerate() {
             self.meet(run, states, links, segment.start, &mut next, &mut under_way)?;
             if measures {
                 for launch in segment.clone() {
                     self.events[2 * launch].record(self.gpu.stream())?;
-                    self.launch(&self.launches[launch], run.sizes, states)?;
+                    self.launch(&self.launches[launch], run.sizes, states, true)?;
                     self.events[2 * launch + 1].record(self.gpu.stream())?;
                 }
                 continue;
@@ -276,6 +348,9 @@ impl OnGpu {
             kept.push(graph);
         }
         self.meet(run, states, links, self.launches.len(), &mut next, &mut under_way)?;
+        if copies_apart {
+            self.down.download(self.gpu.stream(), &self.arena)?;
+        }
         if let Some((mut recorded, _)) = recorded {
             recorded.graphs = records.then_some(kept);
             self.recorded.push(recorded);
@@ -334,8 +409,20 @@ impl OnGpu {
         states: &[Address],
         segment: &Range<usize>,
     ) -> Result<(), ExecError> {
-        let launches = &self.launches[segment.clone()];
-        launches.iter().try_for_each(|planned| self.launch(planned, run.sizes, states))
+        let stream = self.gpu.stream();
+        let copies = self.copies_in_graph();
+        if copies {
+            self.up.upload(stream, &self.arena)?;
+        }
+        for (number, planned) in self.launches[segment.clone()].iter().enumerate() {
+            // Only a kernel can have launched what depends on it.
+            let follows_kernel = number > 0 || !copies;
+            self.launch(planned, run.sizes, states, follows_kernel)?;
+        }
+        if copies {
+            self.down.download(stream, &self.arena)?;
+        }
+        Ok(())
     }
 
     /// Begins the collectives that may begin before a launch, and lets that wait for those that
@@ -403,6 +490,7 @@ impl OnGpu {
         planned: &Planned,
         sizes: &Sizes,
         states: &[Address],
+        follows_kernel: bool,
     ) -> Result<(), ExecError> {
         // Nothing is read at the address of what is absent.
         let address = |arg: &Option<(Base, usize)>| match arg {
@@ -411,27 +499,34 @@ impl OnGpu {
         };
         let args: Vec<Address> = planned.args.iter().map(address).collect();
         let constant = &planned.constant;
-        launch(self.gpu.stream(), &self.kernels[planned.kernel], sizes, (&args, constant))
+        let kernel = &self.kernels[planned.kernel];
+        launch(self.gpu.stream(), kernel, sizes, (&args, constant), follows_kernel)
     }
 
-    /// Copies the outputs that lie in the arena back, and waits.
-    fn fetch(&mut self, run: &Run<'_>) -> Result<(), ExecError> {
-        self.outputs.resize_with(run.outputs.len(), || None);
-        let mut pieces: Vec<(Address, &mut [u8])> = Vec::new();
-        for ((i, slot), buffer) in run.outputs.iter().enumerate().zip(&mut self.outputs) {
-            let is_here = slot.region == Region::Arena && !self.left.contains(&i);
-            let range = run.sizes.range(slot).filter(|_| is_here);
-            let Some(range) = range.filter(|r| r.end as u64 <= self.arena.bytes()) else {
+    /// Waits for a run, and takes the outputs that lie in the arena.
+    fn fetch(&mut self) -> Result<(), ExecError> {
+        self.outputs.resize_with(self.fetched.len(), || None);
+        let mut large: Vec<(Address, &mut [u8])> = Vec::new();
+        let mut small: Vec<(usize, &mut [u8])> = Vec::new();
+        for (i, (range, buffer)) in self.fetched.iter().zip(&mut self.outputs).enumerate() {
+            let Some(range) = range else {
                 *buffer = None;
                 continue;
             };
             let buffer = buffer.get_or_insert_default();
             buffer.resize(range.len(), 0);
-            pieces.push((self.arena.at(range.start as u64), buffer));
+            match self.down.place(i) {
+                Some(place) => small.push((place, buffer)),
+                None => large.push((self.arena.at(range.start as u64), buffer)),
+            }
         }
-        if pieces.is_empty() {
-            return Ok(self.gpu.stream().synchronize()?);
+        match large.is_empty() {
+            true => self.gpu.stream().synchronize()?,
+            false => self.gpu.staging().download_all(self.gpu.stream(), &mut large)?,
         }
-        Ok(self.gpu.staging().download_all(self.gpu.stream(), &mut pieces)?)
+        for (place, buffer) in small {
+            self.down.read(place, buffer)?;
+        }
+        Ok(())
     }
 }

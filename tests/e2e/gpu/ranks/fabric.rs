@@ -13,10 +13,11 @@ use std::{
 use ::cuda::{
     driver::{Answer, StreamHandle},
     nccl::{CommHandle, ID_BYTES, Nccl, NcclAnswer, NcclError, Sum, UniqueId},
+    standin::{self, Machine, fault},
 };
 use ir::DType;
 
-use super::queued::Queued;
+use crate::gpu::driver::Driver;
 
 /// Between all devices.
 #[derive(Debug, Default)]
@@ -66,6 +67,7 @@ pub(super) struct Meeting {
     seq: u64,
     parts: Vec<Part>,
     has_sent: AtomicBool,
+    fabric: Arc<Fabric>,
 }
 
 impl Fabric {
@@ -73,44 +75,41 @@ impl Fabric {
         self.state.lock().unwrap()
     }
 
-    /// Waits until something moves, or a moment.
-    pub(super) fn wait(&self) {
-        let _ = self.moved.wait_timeout(self.state(), Duration::from_millis(5)).unwrap();
-    }
-
     /// Where ranks did not mean the same.
     pub(super) fn faults(&self) -> Vec<String> {
         self.state().faults.iter().cloned().collect()
     }
+}
 
+impl standin::Meeting for Meeting {
     /// Meets, if all have come.
-    pub(super) fn attempt(&self, meeting: &Meeting, device: &Queued) -> Answer<bool> {
-        if !meeting.has_sent.swap(true, Relaxed) {
-            for (peer, kind, from, bytes) in meeting.sends() {
-                let data = device.read(from, bytes)?;
-                let mail = Mail { of: (meeting.seq, kind), data };
-                let key = (meeting.id, meeting.rank, peer);
-                self.state().mail.entry(key).or_default().push_back(mail);
+    fn attempt(&self, machine: &mut dyn Machine) -> Answer<bool> {
+        if !self.has_sent.swap(true, Relaxed) {
+            for (peer, kind, from, bytes) in self.sends() {
+                let data = read(machine, from, bytes)?;
+                let mail = Mail { of: (self.seq, kind), data };
+                let key = (self.id, self.rank, peer);
+                self.fabric.state().mail.entry(key).or_default().push_back(mail);
             }
-            self.moved.notify_all();
+            self.fabric.moved.notify_all();
         }
-        let mut state = self.state();
-        if state.comms[&meeting.id].aborted.contains(&meeting.rank) {
+        let mut state = self.fabric.state();
+        if state.comms[&self.id].aborted.contains(&self.rank) {
             return Ok(true);
         }
-        let receives = meeting.receives();
+        let receives = self.receives();
         // Several of one rank come one after the other.
         let mut seen: HashMap<usize, usize> = HashMap::new();
         for (peer, kind, bytes) in &receives {
             let at = seen.entry(*peer).or_default();
-            let mail = state.mail.get(&(meeting.id, *peer, meeting.rank));
+            let mail = state.mail.get(&(self.id, *peer, self.rank));
             let Some(mail) = mail.and_then(|mail| mail.get(*at)) else { return Ok(false) };
             *at += 1;
-            let wanted = (meeting.seq, *kind, *bytes);
+            let wanted = (self.seq, *kind, *bytes);
             let found = (mail.of.0, mail.of.1, mail.data.len());
             if wanted != found {
                 // Devices that do not mean the same wait for ever.
-                let rank = meeting.rank;
+                let rank = self.rank;
                 let fault = format!("rank {rank} wants {wanted:?}, rank {peer} sends {found:?}");
                 state.faults.insert(fault);
                 return Ok(false);
@@ -118,14 +117,24 @@ impl Fabric {
         }
         let mut mail = Vec::new();
         for (peer, ..) in &receives {
-            let of_peer = state.mail.get_mut(&(meeting.id, *peer, meeting.rank)).unwrap();
+            let of_peer = state.mail.get_mut(&(self.id, *peer, self.rank)).unwrap();
             mail.push(of_peer.pop_front().unwrap().data);
         }
         drop(state);
-        meeting.take(mail, device)?;
-        self.moved.notify_all();
+        self.take(mail, machine)?;
+        self.fabric.moved.notify_all();
         Ok(true)
     }
+
+    fn wait(&self) {
+        let state = self.fabric.state();
+        let _ = self.fabric.moved.wait_timeout(state, Duration::from_millis(5)).unwrap();
+    }
+}
+
+fn read(machine: &mut dyn Machine, from: u64, bytes: usize) -> Answer<Vec<u8>> {
+    let written: Option<Vec<u8>> = machine.read(from, bytes)?.into_iter().collect();
+    written.ok_or_else(|| fault("a meeting", "of what nothing has written"))
 }
 
 impl Meeting {
@@ -178,23 +187,23 @@ impl Meeting {
     }
 
     /// Puts what came in its place.
-    fn take(&self, mail: Vec<Vec<u8>>, device: &Queued) -> Answer {
+    fn take(&self, mail: Vec<Vec<u8>>, machine: &mut dyn Machine) -> Answer {
         let mut mail = mail.into_iter();
         for part in &self.parts {
             match part {
                 Part::Send { .. } => {}
-                Part::Recv { to, .. } => device.write(*to, &mail.next().unwrap())?,
+                Part::Recv { to, .. } => machine.write(*to, &mail.next().unwrap()),
                 Part::Gather { from, to, bytes } => {
                     let place = |rank: usize| to + (rank * bytes) as u64;
-                    let own = device.read(*from, *bytes)?;
-                    device.write(place(self.rank), &own)?;
+                    let own = read(machine, *from, *bytes)?;
+                    machine.write(place(self.rank), &own);
                     for peer in self.others() {
-                        device.write(place(peer), &mail.next().unwrap())?;
+                        machine.write(place(peer), &mail.next().unwrap());
                     }
                 }
                 Part::Add { from, to, sum, scatters } => {
                     let bytes = self.added(*sum, *scatters);
-                    let own = device.read(*from, bytes)?;
+                    let own = read(machine, *from, bytes)?;
                     let all = (0..self.ranks).map(|rank| match rank == self.rank {
                         true => own.clone(),
                         false => mail.next().unwrap(),
@@ -202,7 +211,7 @@ impl Meeting {
                     let added = add(&all.collect::<Vec<_>>());
                     let own = if *scatters { bytes / self.ranks } else { bytes };
                     let start = if *scatters { own * self.rank } else { 0 };
-                    device.write(*to, &added[start..start + own])?;
+                    machine.write(*to, &added[start..start + own]);
                 }
             }
         }
@@ -226,7 +235,7 @@ fn add(all: &[Vec<u8>]) -> Vec<u8> {
 #[derive(Debug)]
 pub(super) struct Emulated {
     fabric: Arc<Fabric>,
-    device: Arc<Queued>,
+    device: Arc<Driver>,
     state: Mutex<Own>,
 }
 
@@ -238,7 +247,7 @@ struct Own {
 }
 
 impl Emulated {
-    pub(super) fn new(fabric: Arc<Fabric>, device: Arc<Queued>) -> Emulated {
+    pub(super) fn new(fabric: Arc<Fabric>, device: Arc<Driver>) -> Emulated {
         Emulated { fabric, device, state: Mutex::default() }
     }
 
@@ -298,7 +307,9 @@ impl Nccl for Emulated {
         let parts = calls.into_iter().map(|(.., part)| part).collect();
         let has_sent = AtomicBool::new(false);
         let (id, ranks, rank, seq) = (*id, *ranks, *rank, *meetings);
-        self.device.meet(Meeting { id, ranks, rank, seq, parts, has_sent }, stream);
+        let fabric = self.fabric.clone();
+        let meeting = Meeting { id, ranks, rank, seq, parts, has_sent, fabric };
+        self.device.meet(Arc::new(meeting), stream);
         Ok(())
     }
 

@@ -179,15 +179,15 @@ impl Trial {
     /// The results of so many rows.
     pub(super) fn results(&mut self, rows: u64) -> Result<Vec<u8>, CompileError> {
         self.run(rows).map_err(|reason| failure(&self.product, reason))?;
-        let all = 0..usize::try_from(rows).unwrap_or(usize::MAX);
+        let all: Vec<usize> = (0..usize::try_from(rows).unwrap_or(usize::MAX)).collect();
         let bytes = match self.dtype {
             DType::F32 => {
-                let found = self.executable.output_rows::<u32>("y0", all);
-                found.map(|values| values.into_iter().flat_map(u32::to_le_bytes).collect())
+                let found = self.executable.output_rows::<u32>("y0", &all);
+                found.map(|rows| rows.concat().into_iter().flat_map(u32::to_le_bytes).collect())
             }
             _ => {
-                let found = self.executable.output_rows::<u16>("y0", all);
-                found.map(|values| values.into_iter().flat_map(u16::to_le_bytes).collect())
+                let found = self.executable.output_rows::<u16>("y0", &all);
+                found.map(|rows| rows.concat().into_iter().flat_map(u16::to_le_bytes).collect())
             }
         };
         bytes.map_err(|e| failure(&self.product, e.to_string()))

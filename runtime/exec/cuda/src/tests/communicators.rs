@@ -6,11 +6,12 @@ use std::{
     time::Duration,
 };
 
-use super::standin::{StandIn, device};
+use super::standin::{Blank, device};
 use crate::{
     Communicator, CudaError, Device, Message, Stream,
     driver::StreamHandle,
     nccl::{CommHandle, ID_BYTES, Nccl, NcclAnswer, NcclError, Sum, UniqueId},
+    standin::StandIn,
 };
 
 /// Records calls, and is ready so many questions after the last.
@@ -129,7 +130,9 @@ impl Nccl for Recorder {
 }
 
 /// Rank 1 of 2.
-fn meet(delay: usize) -> (Device, Arc<StandIn>, Arc<Recorder>, Result<Communicator, CudaError>) {
+fn meet(
+    delay: usize,
+) -> (Device, Arc<StandIn<Blank>>, Arc<Recorder>, Result<Communicator, CudaError>) {
     let (device, driver) = device(&[]);
     let nccl = Arc::new(Recorder { delay, ..Recorder::default() });
     let device = device.meeting_by(nccl.clone());
@@ -204,7 +207,7 @@ fn messages_are_within_memory_that_is_kept_until_the_stream_has_come_to_them() {
     made.exchange(&stream, &[message(8)], &[message(0), message(32)]).unwrap();
     assert_eq!(nccl.calls(), ["(", "send 8 to 0", "recv 32 from 0", ")"]);
     drop(place);
-    assert_eq!(driver.state().alive().len(), 1, "still in use");
+    assert_eq!(driver.alive().len(), 1, "still in use");
     stream.synchronize().unwrap();
-    assert_eq!(driver.state().alive(), []);
+    assert_eq!(driver.alive(), []);
 }

@@ -41,10 +41,11 @@ fn parameters_are_packed_in_order() {
     let kernel = Kernel::load(&device, b"\x7fELF", "k_linear").unwrap();
     let args = [memory.at(7), memory.at(256), memory.at(1024)];
     stream.launch(&kernel, &launch(), &args).unwrap();
-    let state = driver.state();
-    let (shape, values) = &state.launches[0];
+    stream.synchronize().unwrap();
+    let machine = driver.machine();
+    let (shape, values) = &machine.launches[0];
     assert_eq!((shape.grid, shape.block, shape.cluster), ([132, 2, 1], 384, 2));
-    assert_eq!((shape.shared_bytes, state.shared), (200 << 10, 200 << 10));
+    assert_eq!((shape.shared_bytes, machine.shared), (200 << 10, 200 << 10));
     let word = |i: usize| u64::from_le_bytes(values[i][..8].try_into().unwrap());
     let base = memory.at(0).device();
     assert_eq!([word(0), word(1), word(3)], [base + 1024, base + 256, base + 7]);
@@ -62,7 +63,8 @@ fn refused(change: impl Fn(&mut Launch), sizes: &[usize], args: usize) -> String
     change(&mut launch);
     let args: Vec<_> = (0..args as u64).map(|i| memory.at(264 * i)).collect();
     let error = stream.launch(&kernel, &launch, &args).unwrap_err();
-    assert!(driver.state().launches.is_empty());
+    stream.synchronize().unwrap();
+    assert!(driver.machine().launches.is_empty());
     assert!(matches!(error, CudaError::Invalid { .. }), "{error:?}");
     error.to_string()
 }

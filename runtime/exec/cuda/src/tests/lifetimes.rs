@@ -1,7 +1,11 @@
 //! Nothing is released, or written over, before the work that uses it is done.
 
-use super::standin::{BYTES, StandIn, Used, device};
-use crate::{CudaError, Device, Event, Kernel, Launch, Param, Stream, driver::Driver};
+use super::standin::{BYTES, Blank, device};
+use crate::{
+    CudaError, Device, Event, Kernel, Launch, Param, Stream,
+    driver::Driver,
+    standin::{StandIn, Used},
+};
 
 fn launch(params: u32) -> Launch {
     Launch {
@@ -19,9 +23,8 @@ fn is_module(used: &Used) -> bool {
     matches!(used, Used::Module(_))
 }
 
-fn assert_clean(driver: &StandIn) {
-    let state = driver.state();
-    assert!(state.wrong.is_empty(), "{:?}", state.wrong);
+fn assert_clean(driver: &StandIn<Blank>) {
+    assert_eq!(driver.mistakes(), [""; 0]);
 }
 
 #[test]
@@ -33,9 +36,9 @@ fn memory_and_kernels_outlive_their_launches() {
         let kernel = Kernel::load(&device, b".version 8.0", "k").unwrap();
         stream.launch(&kernel, &launch(1), &[memory.at(512)]).unwrap();
     }
-    assert_eq!(driver.state().alive().len(), 2, "still in use");
+    assert_eq!(driver.alive().len(), 2, "still in use");
     stream.synchronize().unwrap();
-    assert_eq!(driver.state().alive(), []);
+    assert_eq!(driver.alive(), []);
     assert_clean(&driver);
 }
 
@@ -45,7 +48,7 @@ fn a_stream_ends_its_work_before_it_goes() {
     let stream = Stream::new(&device).unwrap();
     stream.fill(&device.allocate(64).unwrap().at(0), 1, 64).unwrap();
     drop(stream);
-    assert_eq!(driver.state().alive(), []);
+    assert_eq!(driver.alive(), []);
     assert_clean(&driver);
 }
 
@@ -62,12 +65,12 @@ fn graphs_keep_what_their_launches_use() {
         stream.capture(twice).unwrap()
     };
     stream.synchronize().unwrap();
-    assert_eq!(driver.state().alive().len(), 3, "the graph may be launched again");
+    assert_eq!(driver.alive().len(), 3, "the graph may be launched again");
     stream.launch_graph(&graph).unwrap();
     drop(graph);
-    assert_eq!(driver.state().alive().len(), 3, "it is running");
+    assert_eq!(driver.alive().len(), 3, "it is running");
     stream.synchronize().unwrap();
-    assert_eq!(driver.state().alive(), []);
+    assert_eq!(driver.alive(), []);
     assert_clean(&driver);
 }
 
@@ -95,7 +98,7 @@ fn graphs_do_not_keep_what_they_are_given() {
     stream.synchronize().unwrap();
     assert!(!place.is_alive());
     let memories = |used: &Used| matches!(used, Used::Memory(_));
-    assert_eq!(driver.state().alive().into_iter().filter(memories).count(), 1, "the arena");
+    assert_eq!(driver.alive().into_iter().filter(memories).count(), 1, "the arena");
     assert!(!graph.takes(&[device.allocate(1024).unwrap().at(64)]), "later memory is another");
     assert_clean(&driver);
 }
@@ -110,7 +113,7 @@ fn a_capture_that_fails_leaves_nothing() {
     });
     assert!(matches!(failed, Err(CudaError::Invalid { .. })), "{failed:?}");
     drop(stream);
-    assert_eq!(driver.state().alive().into_iter().filter(is_module).count(), 0);
+    assert_eq!(driver.alive().into_iter().filter(is_module).count(), 0);
     assert_clean(&driver);
 }
 
@@ -121,13 +124,50 @@ fn staging_is_written_only_when_its_copy_is_done() {
     let memory = device.allocate(1000).unwrap();
     let mut staging = device.staging(64).unwrap();
     staging.upload(&stream, &memory.at(10), &[1; 900]).unwrap();
-    assert_eq!(driver.state().events_waited, 13, "15 copies by two halves");
+    assert_eq!(driver.counts().waits, 13, "15 copies by two halves");
     staging.download(&stream, &memory.at(10), &mut [0; 900]).unwrap();
     let long = staging.upload(&stream, &memory.at(200), &[1; 801]);
     assert_eq!(long, Err(CudaError::Range { offset: 200, bytes: 801, size: 1000 }));
     staging.upload(&stream, &memory.at(0), &[1; 128]).unwrap();
     drop(staging);
     drop(stream);
+    assert_clean(&driver);
+}
+
+#[test]
+fn pinned_memory_is_refused_while_graphs_may_copy_it() {
+    let (device, driver) = device(&[]);
+    let stream = Stream::new(&device).unwrap();
+    let memory = device.allocate(100).unwrap();
+    let mut pinned = device.pin(96).unwrap();
+    pinned.write(32, &[7; 64]).unwrap();
+    let graph = stream.capture(|stream| {
+        stream.upload(&memory.at(36), (&pinned, 32), 64)?;
+        stream.download((&pinned, 0), &memory.at(36), 32)
+    });
+    let graph = graph.unwrap();
+    stream.synchronize().unwrap();
+    assert_eq!(driver.counts().uploads, 0, "it was recorded");
+    for replays in 1..=2 {
+        pinned.write(64, &[replays; 32]).unwrap();
+        stream.launch_graph(&graph).unwrap();
+        assert_eq!(pinned.write(0, &[0; 1]), Err(CudaError::Busy));
+        assert_eq!(pinned.read(0, &mut [0; 1]), Err(CudaError::Busy));
+        Stream::new(&device).unwrap().synchronize().unwrap();
+        assert_eq!(pinned.read(0, &mut [0; 1]), Err(CudaError::Busy), "another stream");
+        stream.synchronize().unwrap();
+        pinned.read(0, &mut [0; 32]).unwrap();
+    }
+    assert_eq!((driver.counts().uploads, driver.counts().downloads), (2, 2));
+    let long = CudaError::Range { offset: 90, bytes: 7, size: 96 };
+    assert_eq!(pinned.write(90, &[0; 7]), Err(long.clone()));
+    assert_eq!(stream.upload(&memory.at(0), (&pinned, 90), 7), Err(long));
+    drop((pinned, memory));
+    stream.launch_graph(&graph).unwrap();
+    drop(graph);
+    assert_eq!(driver.alive().len(), 3, "it is running");
+    stream.synchronize().unwrap();
+    assert_eq!(driver.alive(), []);
     assert_clean(&driver);
 }
 
@@ -150,7 +190,7 @@ fn a_lost_device_names_the_kernels_that_ran() {
     let memory = device.allocate(64).unwrap();
     let kernel = Kernel::load(&device, b"\x7fELF", "k").unwrap();
     stream.launch(&kernel, &launch(1), &[memory.at(0)]).unwrap();
-    driver.state().fails = true;
+    driver.fail();
     let error = stream.synchronize().unwrap_err();
     assert!(error.is_fatal());
     assert!(error.to_string().contains("while it ran `k`"), "{error}");
@@ -159,22 +199,42 @@ fn a_lost_device_names_the_kernels_that_ran() {
 /// The stand-in sees what it is there to see.
 #[test]
 fn mistakes_are_seen() {
-    let seen = |what: &str, mistake: &dyn Fn(&Device, &StandIn)| {
+    let seen = |what: &str, mistake: &dyn Fn(&Device, &StandIn<Blank>)| {
         let (device, driver) = device(&[8]);
         mistake(&device, &driver);
-        let state = driver.state();
-        assert!(state.wrong.iter().any(|wrong| wrong.contains(what)), "{what}: {:?}", state.wrong);
+        let mistakes = driver.mistakes();
+        assert!(mistakes.iter().any(|mistake| mistake.contains(what)), "{what}: {mistakes:?}");
     };
     seen("is released while a fill uses it", &|_, driver| {
         let (stream, memory) = (driver.create_stream().unwrap(), driver.allocate(64).unwrap());
         driver.fill(memory, 0, 64, stream).unwrap();
         driver.free(memory).unwrap();
     });
-    seen("staging is written while an upload reads it", &|device, driver| {
+    seen("pinned memory is written while an upload uses it", &|device, driver| {
         let (stream, memory) = (Stream::new(device).unwrap(), device.allocate(64).unwrap());
         let pinned = driver.pin(64).unwrap();
         driver.upload(memory.at(0).device(), pinned, 0, 64, stream.handle()).unwrap();
         driver.write_pinned(pinned, 0, &[0; 64]);
+    });
+    seen("pinned memory is read while a graph uses it", &|_, driver| {
+        let (stream, memory) = (driver.create_stream().unwrap(), driver.allocate(64).unwrap());
+        let pinned = driver.pin(64).unwrap();
+        driver.begin_capture(stream).unwrap();
+        driver.download(pinned, 0, memory, 64, stream).unwrap();
+        let graph = driver.end_capture(stream).unwrap();
+        driver.launch_graph(graph, stream).unwrap();
+        driver.read_pinned(pinned, 0, &mut [0; 64]);
+    });
+    seen("that nothing has written", &|_, driver| {
+        let pinned = driver.pin(64).unwrap();
+        driver.write_pinned(pinned, 0, &[0; 63]);
+        driver.read_pinned(pinned, 0, &mut [0; 64]);
+    });
+    seen("a stream is waited for while work is recorded", &|_, driver| {
+        let stream = driver.create_stream().unwrap();
+        driver.begin_capture(stream).unwrap();
+        driver.synchronize(stream).unwrap();
+        driver.end_capture(stream).unwrap();
     });
     seen("are not allocated", &|_, driver| {
         let stream = driver.create_stream().unwrap();

@@ -30,12 +30,13 @@ enum Given {
 }
 
 /// Launches the first variant of a kernel that fits, on arguments and whether nothing writes to
-/// each of them during a run.
+/// each of them during a run; `follows_kernel` tells whether it comes behind a kernel, not a copy.
 pub(super) fn launch(
     stream: &Stream,
     variants: &[Variant],
     sizes: &Sizes,
     (args, constant): (&[Address], &[bool]),
+    follows_kernel: bool,
 ) -> Result<(), ExecError> {
     let fits = |v: &&Variant| v.limit.is_none_or(|(size, most)| sizes.values[size] <= most);
     // The artifact has been checked: the last variant has no limit.
@@ -46,8 +47,9 @@ pub(super) fn launch(
     }
     // Without it, the launch comes behind the end of what was launched before.
     let mut early = variant.early.iter();
-    let dependent =
-        variant.dependent && early.all(|arg| constant.get(*arg as usize) == Some(&true));
+    let dependent = follows_kernel
+        && variant.dependent
+        && early.all(|arg| constant.get(*arg as usize) == Some(&true));
     let launch = Launch {
         symbol: variant.kernel.symbol().to_owned(),
         params: variant.params.iter().map(|given| given.param(sizes)).collect(),

@@ -4,7 +4,7 @@ use std::sync::Arc;
 
 use super::bytes;
 use crate::{
-    Executable, States,
+    Executable, Memory, States,
     testing::{self, StandIn},
 };
 
@@ -29,13 +29,13 @@ impl OnGpu {
     }
 
     /// Runs a size, whose results must be right; how often a graph was started for it.
-    fn run(&mut self, states: &mut States, n: i64) -> usize {
-        let (_, before) = self.driver.graphs();
+    fn run(&mut self, states: &mut States, n: i64) -> u64 {
+        let before = self.driver.counts().replays;
         let x: Vec<f32> = (0..n).map(|i| i as f32).collect();
         self.f.run(states, &[("N", n)], &[("x", bytes(&x))]).unwrap();
         let want: Vec<f32> = x.iter().map(|x| x + 5.0).collect();
         assert_eq!(self.f.output::<f32>("y").unwrap(), want);
-        self.driver.graphs().1 - before
+        self.driver.counts().replays - before
     }
 }
 
@@ -57,14 +57,14 @@ fn graphs_of_the_last_sixty_four_sizes_are_kept() {
         total += 3 * (n + 1);
         assert_eq!(counted(&states), total);
     }
-    assert_eq!(gpu.driver.graphs().0, 64, "the oldest of 65 went");
+    assert_eq!(gpu.driver.counts().graphs, 64, "the oldest of 65 went");
     // That which was used last stays, though it is the oldest.
     assert_eq!(gpu.run(&mut states, 1), 1);
     assert_eq!(gpu.run(&mut states, 0), 0, "it is recorded anew");
     assert_eq!(gpu.run(&mut states, 1), 1);
     assert_eq!(gpu.run(&mut states, 2), 0, "it made room");
     drop(gpu.f);
-    assert_eq!(gpu.driver.graphs().0, 0);
+    assert_eq!(gpu.driver.counts().graphs, 0);
 }
 
 #[test]
@@ -78,9 +78,70 @@ fn graphs_do_not_keep_states() {
     assert_eq!(gpu.driver.allocated(), alone, "nobody has them any more");
     let [mut one, mut two] = [gpu.states(), gpu.states()];
     assert_eq!(gpu.run(&mut one, 7), 0, "other states are another run");
-    assert_eq!(gpu.driver.graphs().0, 0, "a graph of states that are gone goes");
+    assert_eq!(gpu.driver.counts().graphs, 0, "a graph of states that are gone goes");
     assert_eq!(gpu.run(&mut two, 7), 0);
     assert_eq!([gpu.run(&mut one, 7), gpu.run(&mut two, 7), gpu.run(&mut one, 7)], [1, 1, 1]);
     assert_eq!([counted(&one), counted(&two)], [3 * 8, 2 * 8]);
-    assert_eq!(gpu.driver.graphs().0, 2);
+    assert_eq!(gpu.driver.counts().graphs, 2);
+}
+
+#[test]
+fn a_run_is_one_copy_each_way_and_one_wait() {
+    let mut gpu = OnGpu::new("copies");
+    let mut states = gpu.states();
+    for n in [5, 5, 5, 9, 5, 0] {
+        let before = gpu.driver.counts();
+        gpu.run(&mut states, n);
+        let after = gpu.driver.counts();
+        let copies = u64::from(n > 0);
+        assert_eq!(after.uploads - before.uploads, copies, "{n}");
+        assert_eq!(after.downloads - before.downloads, copies, "{n}");
+        assert_eq!(after.waits - before.waits, 1, "{n}");
+    }
+    // What is left is not copied, also by what was recorded before.
+    gpu.f.leave_outputs(&["y"]).unwrap();
+    for replays in [0, 1, 1] {
+        let before = gpu.driver.counts();
+        gpu.f.run(&mut states, &[("N", 2)], &[("x", bytes(&[1.0, 2.0]))]).unwrap();
+        let after = gpu.driver.counts();
+        assert_eq!(after.downloads, before.downloads);
+        assert_eq!(after.replays - before.replays, replays);
+        assert!(gpu.f.output::<f32>("y").is_err());
+    }
+    let before = gpu.driver.counts();
+    let rows = gpu.f.output_rows::<f32>("y", &[1, 0]).unwrap();
+    assert_eq!(rows.concat(), [7.0, 6.0]);
+    assert_eq!(gpu.driver.counts().waits - before.waits, 1, "for all rows");
+}
+
+#[test]
+fn the_device_computes_beside_the_host() {
+    let mut gpu = OnGpu::new("beside");
+    let mut states = gpu.states();
+    for n in [3i64, 3, 3] {
+        let (x, driver) = ([1.0f32; 3], gpu.driver.clone());
+        let (before, mut times) = (driver.counts(), 0);
+        // The stand-in works when it is waited for.
+        let mut beside = || {
+            times += 1;
+            assert_eq!(driver.counts().launches, before.launches);
+            assert_eq!(driver.counts().waits, before.waits);
+        };
+        gpu.f.run_beside(&mut states, &[("N", n)], &[("x", bytes(&x))], &mut beside).unwrap();
+        assert_eq!(times, 1);
+        assert_eq!(gpu.driver.counts().launches - before.launches, 3);
+        assert_eq!(gpu.f.output::<f32>("y").unwrap(), [6.0; 3]);
+    }
+}
+
+#[test]
+fn pinned_memory_is_predicted() {
+    let gpu = OnGpu::new("pinned");
+    let model = gpu.f.model();
+    let manifest = model.artifact().manifest();
+    let predicted = Memory::predict(manifest, &["f"], 1, &[("M", M)]).unwrap();
+    let measured = Memory::measure(&[&gpu.f], &gpu.states());
+    // An input and an output of 64 elements.
+    assert_eq!((predicted.pinned_bytes, measured.pinned_bytes), (512, 512));
+    assert_eq!(predicted.total(), Memory { pinned_bytes: 0, ..predicted }.total());
 }

@@ -5,7 +5,9 @@ use std::{cell::Cell, collections::HashMap};
 use proptest::{prelude::*, test_runner::TestRunner};
 
 use super::*;
-use crate::{GenerateParams, Request, SamplingParams, engine::prepare::prepare, testing::Mock};
+use crate::{
+    GenerateParams, Request, SamplingParams, TokenLogprob, engine::prepare::prepare, testing::Mock,
+};
 
 /// What has become of a request.
 #[derive(Debug, Default)]
@@ -113,14 +115,14 @@ fn answers_do_not_depend_on_the_load() {
     ];
     let one = (prompt, 0..20usize, any::<u64>(), 1..4usize, any::<bool>(), -1..2i32, 0..4usize);
     let window = proptest::option::of(1..24usize);
-    let memory = (0..24u32, any::<bool>(), window);
+    let memory = (0..24u32, any::<bool>(), window, any::<bool>());
     let setting = (1..17usize, 1..9usize, 1..5usize, 1..17usize, memory, 0..51usize);
     let config = ProptestConfig { cases: 64, ..ProptestConfig::default() };
     let (preemptions, hits) = (Cell::new(0), Cell::new(0));
     TestRunner::new(config)
         .run(&(proptest::collection::vec(one, 1..20), setting), |(requests, setting)| {
             let (max_batch_tokens, prefill_chunk, max_sequences, max_rows, memory, head) = setting;
-            let (more, cache, window) = memory;
+            let (more, cache, window, goes_on_alone) = memory;
             let mut mock = Mock::new(|l| {
                 (l.max_batch_tokens, l.max_sequences) = (max_batch_tokens, max_sequences);
                 (l.max_rows, l.window) = (max_rows, window);
@@ -128,7 +130,7 @@ fn answers_do_not_depend_on_the_load() {
                 let least = l.paging().at_once(l.max_seq_len, 1);
                 l.blocks = u32::try_from(least).unwrap() + more;
             });
-            mock.head = head;
+            (mock.head, mock.goes_on_alone) = (head, goes_on_alone);
             let change = |b: &mut Budget| (b.prefill_chunk, b.max_running) = (prefill_chunk, 8);
             let mut bench = Bench::new(mock, change, cache);
             let mut sent = Vec::new();
@@ -191,6 +193,83 @@ fn rows_are_copied_for_what_their_heads_do_not_tell() {
         assert!(rows.contains(&fetched), "{fetched} are not {rows:?}");
         assert_eq!((tokens, prompt, 0), run(0, change));
     }
+}
+
+#[test]
+fn rows_of_a_step_are_copied_together() {
+    let mut mock = Mock::new(|_| ());
+    mock.head = 4;
+    let (fetches, calls) = (mock.fetches(), mock.calls());
+    let mut bench = Bench::new(mock, |_| (), false);
+    for first in 0..4 {
+        // The head does not have so many.
+        let mut request = seeded(&[first, 3], 6, 1);
+        (request.top_logprobs, request.params.ignore_eos) = (5, true);
+        bench.add(request).unwrap();
+    }
+    bench.run();
+    let count = |n: &std::sync::atomic::AtomicUsize| n.load(std::sync::atomic::Ordering::Relaxed);
+    assert_eq!((count(&fetches), count(&calls)), (4 * 6, 6));
+}
+
+#[test]
+fn news_are_told_while_the_device_computes_the_next_step() {
+    let mut mock = Mock::new(|_| ());
+    mock.goes_on_alone = true;
+    let mut bench = Bench::new(mock, |_| (), false);
+    let mut one = seeded(&[3, 1], 3, 1);
+    one.params.ignore_eos = true;
+    let want = alone(one.clone());
+    let number = bench.add(one.clone()).unwrap();
+    let told = |bench: &Bench| {
+        let answer = &bench.answers[&number];
+        (answer.prompt.is_some(), answer.tokens[0].len(), answer.finish[0].is_some())
+    };
+    let mut all = Vec::new();
+    while bench.step() {
+        all.push(told(&bench));
+    }
+    // What ends a sequence is told at once.
+    assert_eq!(all, [(true, 0, false), (true, 1, false), (true, 3, true)]);
+    assert_eq!(bench.answers[&number].tokens, want.tokens);
+    // What was held of a request that is cancelled is not told.
+    let number = bench.add(one.clone()).unwrap();
+    bench.step();
+    bench.core.cancel(number);
+    assert!(!bench.step());
+    assert!(bench.answers[&number].tokens[0].is_empty());
+    // It is told before all requests fail.
+    let number = bench.add(one).unwrap();
+    bench.step();
+    let Bench { core, answers, .. } = &mut bench;
+    core.fail_all(|| ServeError::Stopped, &mut |request, event| note(answers, request, event));
+    assert_eq!(answers[&number].tokens[0].len(), 1);
+    assert!(answers[&number].error.is_some());
+    bench.run();
+}
+
+#[test]
+fn a_client_that_leaves_while_the_device_computes_gives_everything_back() {
+    let mut mock = Mock::new(|_| ());
+    mock.goes_on_alone = true;
+    let mut bench = Bench::new(mock, |_| (), true);
+    let mut request = seeded(&[2; 9], 8, 1);
+    (request.n, request.params.ignore_eos) = (2, true);
+    bench.add(request).unwrap();
+    let mut tokens = 0;
+    let mut leave = |_, event| match event {
+        Event::Token(_) => {
+            tokens += 1;
+            if tokens == 3 { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
+        }
+        _ => ControlFlow::Continue(()),
+    };
+    while bench.core.step(&mut leave).unwrap() {
+        bench.core.check();
+    }
+    assert_eq!(tokens, 3);
+    assert_eq!(bench.core.stats().finished_abort, 2);
+    bench.run();
 }
 
 #[test]

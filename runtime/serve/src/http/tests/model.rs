@@ -148,7 +148,7 @@ impl StepModel for Script {
         &self.limits
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
+    fn step(&mut self, batch: &Batch, _: &mut dyn FnMut()) -> Result<Logits<'_>, ServeError> {
         let at = |i: i32| usize::try_from(i).unwrap();
         for (token, slot) in batch.tokens.iter().zip(&batch.slots) {
             self.memory[at(*slot)] = token.cast_unsigned();
@@ -187,9 +187,9 @@ impl<M: StepModel> StepModel for Slow<M> {
         self.0.limits()
     }
 
-    fn step(&mut self, batch: &Batch) -> Result<Logits<'_>, ServeError> {
+    fn step(&mut self, batch: &Batch, beside: &mut dyn FnMut()) -> Result<Logits<'_>, ServeError> {
         sleep(self.1);
-        self.0.step(batch)
+        self.0.step(batch, beside)
     }
 
     fn copy_block(&mut self, copy: BlockCopy) -> Result<(), ServeError> {
