@@ -26,6 +26,7 @@ mod grouped;
 mod kv_write;
 mod linear;
 mod log_sum_exp;
+mod losses;
 mod matmul;
 mod moe;
 mod norm_grad;
@@ -167,6 +168,7 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &linear::Linear::GROUPED,
     &kv_write::KvWrite,
     &linear::Linear::ONE,
+    &losses::Losses,
     &matmul::Matmul,
     &moe::Combine,
     &moe::Permute,

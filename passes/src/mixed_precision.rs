@@ -5,7 +5,8 @@
 //! that what a layer's forward keeps is rounded once for all that reads it in the backward, and for
 //! each value that products read there is one `cast` to the narrow type, behind which are views and
 //! a cast back to f32 for each reader. Results of products are rounded too, unless they are added
-//! to the residual stream. Norms, residuals, the loss and what it is made of stay f32.
+//! to the residual stream. Norms, residuals, the loss and what it is made of stay f32: the head's
+//! product gives logits in f32, which `cross_entropy` reads.
 //!
 //! What makes a value then stores it narrow at once, if nothing else reads it
 //! ([`crate::plan_memory`]). Micikevicius et al. 2018, "Mixed Precision Training",
@@ -283,6 +284,20 @@ impl<'a> Mixed<'a> {
             if op == "linear_grad" && self.rounds(id, 0) {
                 return forms.products_of_gradients(b, &inputs).map(Some);
             }
+            if self.is_loss(id) && self.rounds(id, 0) {
+                return forms.loss_of_logits(b, &inputs).map(Some);
+            }
+            // Read rounded and as it is.
+            if op == "norm_grad"
+                && self.read_rounded.contains(&result)
+                && !self.wholly.contains(&result)
+            {
+                let attrs = node.attrs.clone().with("rounded", self.half);
+                let mut results = b.op(op, attrs, &inputs)?;
+                let half = results.pop().expect("rounded too");
+                forms.narrow.insert(results[0], half);
+                return Ok(Some(results));
+            }
             let mut results = b.op(op, node.attrs.clone(), &inputs)?;
             if self.is_rounded(id) {
                 let half = forms.narrow(b, results[0])?;
@@ -290,6 +305,20 @@ impl<'a> Mixed<'a> {
             }
             Ok(Some(results))
         })
+    }
+
+    /// Whether a node computes losses of a head and, if anything more, gradients of its logits.
+    fn is_loss(&self, id: NodeId) -> bool {
+        let lse = Value { node: id, port: 1 };
+        match self.graph.node(id).op.name() {
+            "linear_cross_entropy_dlogits" => true,
+            "linear_cross_entropy" => {
+                let reads = |user: &NodeId| self.graph.node(*user).inputs().contains(&Some(lse));
+                let is_output = self.graph.outputs.iter().any(|(_, v)| *v == lse);
+                !is_output && !self.graph.users(id).iter().any(reads)
+            }
+            _ => false,
+        }
     }
 
     /// Whether a product's result is rounded: with a residual it is part of what stays f32.
@@ -359,6 +388,20 @@ impl Forms {
         let dy = b.transpose(dy, &[1, 0])?;
         let dy = self.widen(b, dy)?;
         Ok(vec![dx, b.matmul(dy, x)?])
+    }
+
+    /// A head's losses from logits, and the gradients of those where there is a `dloss`.
+    fn loss_of_logits(
+        &mut self,
+        b: &mut Builder<'_>,
+        inputs: &[Option<Value>],
+    ) -> Result<Vec<Value>, OpError> {
+        let [x, w] = [0, 1].map(|i| inputs[i].expect("operand"));
+        let w = b.transpose(w, &[1, 0])?;
+        let w = self.widen(b, w)?;
+        let logits = b.matmul(x, w)?;
+        let args: Vec<_> = [Some(logits)].into_iter().chain(inputs[2..].iter().copied()).collect();
+        b.op("cross_entropy", Attrs::none(), &args)
     }
 }
 

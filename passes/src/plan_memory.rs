@@ -11,6 +11,7 @@ mod arena;
 mod casts;
 mod flatten;
 mod groups;
+mod parts;
 #[cfg(test)]
 mod tests;
 mod views;
@@ -108,6 +109,8 @@ struct Planner<'a> {
     widened: BTreeMap<Value, Value>,
     /// Casts of what is stored in their type already.
     narrowed: BTreeSet<NodeId>,
+    /// Results of `concat` that have a place, because a part has been computed there.
+    wholes: BTreeMap<NodeId, Storage>,
     buffers: Vec<Buffer>,
     weights: Vec<Arc<str>>,
     states: Vec<Port>,
@@ -162,6 +165,7 @@ impl<'a> Planner<'a> {
             storage: BTreeMap::new(),
             widened: BTreeMap::new(),
             narrowed: BTreeSet::new(),
+            wholes: BTreeMap::new(),
             buffers: Vec::new(),
             weights: Vec::new(),
             states: Vec::new(),
@@ -328,24 +332,15 @@ impl<'a> Planner<'a> {
         self.storage.get(v).cloned().or_else(waits)
     }
 
-    /// Copies each operand into its part of the result.
+    /// Copies each operand into its part of the result, unless it has been computed there.
     fn concat(&mut self, id: NodeId, inputs: &[Option<Storage>]) {
         let node = self.graph.node(id);
-        let made = self.made_in(Value { node: id, port: 0 });
-        let whole = made.unwrap_or_else(|| self.fresh(&self.label(id), &node.results()[0].ty));
-        let rank = node.results()[0].ty.rank();
-        let axis = ir::normalize_axis(node.attrs.int("axis"), rank).expect("inferred");
-        let mut at = Dim::from(0);
-        for x in inputs.iter().flatten() {
-            let stride = whole.layout.strides[axis].clone();
-            let bytes = Dim::from(x.layout.ty.dtype.size());
-            let part = Storage {
-                memory: whole.memory,
-                offset: at.clone() * stride * bytes,
-                layout: Layout { ty: x.layout.ty.clone(), strides: whole.layout.strides.clone() },
-            };
-            at = at + x.layout.ty.shape[axis].clone();
-            if self.copy(id, x, Some(part)).is_none() {
+        let whole = self.whole_of(id);
+        for (i, x) in inputs.iter().enumerate() {
+            let Some(x) = x else { continue };
+            let part = parts::part_of(self.graph, node, &whole, i);
+            let is_there = x.memory == part.memory && x.offset == part.offset;
+            if !is_there && self.copy(id, x, Some(part)).is_none() {
                 return;
             }
         }
@@ -546,7 +541,8 @@ impl<'a> Planner<'a> {
             }
         }
         let narrow = self.store_narrow(id, &mut spec);
-        self.pad_rows(id, &mut spec);
+        self.pad_rows(id, &mut spec, &narrow);
+        let in_parts = self.compute_parts(id, &mut spec, &narrow);
         if self.kernels.supports(&spec).is_err() {
             // A view that this kernel cannot read becomes a copy in row-major order.
             for (i, input) in inputs.iter_mut().enumerate() {
@@ -570,6 +566,12 @@ impl<'a> Planner<'a> {
         for (port, layout) in spec.results.clone().iter().enumerate() {
             let storage = match in_place.iter().find(|(r, _)| *r == port) {
                 Some((_, operand)) => inputs[*operand].clone().expect("operand"),
+                None if in_parts.contains_key(&port) => {
+                    let (concat, i) = in_parts[&port];
+                    let whole = self.whole_of(concat);
+                    let part = parts::part_of(self.graph, self.graph.node(concat), &whole, i);
+                    Storage { layout: layout.clone(), ..part }
+                }
                 None => {
                     let own = Value { node: id, port };
                     self.made_in(narrow.get(&port).copied().unwrap_or(own)).unwrap_or_else(|| {

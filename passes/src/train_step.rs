@@ -520,7 +520,8 @@ impl<'a> Training<'a> {
     fn evaluate(&self, forward: &Graph) -> Result<Entry, PassError> {
         let wrap = |e: OpError| PassError::new(EVALUATE, e);
         let mut entry = EntryBuilder::new(self.module, &self.name(EVALUATE));
-        let outputs = self.on_states(&mut entry, forward).map_err(wrap)?;
+        let forward = head::chunk_losses(self.module, forward, self.chunk).map_err(wrap)?;
+        let outputs = self.on_states(&mut entry, &forward).map_err(wrap)?;
         entry.outputs.push(("loss".into(), outputs[TOTAL]));
         Ok(entry.finish())
     }

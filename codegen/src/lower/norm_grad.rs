@@ -31,8 +31,10 @@ impl Lower for NormGrad {
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
-        check_f32s(spec, &[0, 1, 2])?;
-        [(0, 2), (1, 1), (2, 2)].into_iter().try_for_each(|(i, rank)| check_rank(spec, i, rank))
+        check_f32s(spec, &[0, 1, 2, 3])?;
+        let residual = spec.operands.get(3).is_some_and(Option::is_some).then_some((3, 2));
+        let ranks = [(0, 2), (1, 1), (2, 2)].into_iter().chain(residual);
+        ranks.into_iter().try_for_each(|(i, rank)| check_rank(spec, i, rank))
     }
 
     fn emit(&self, spec: &KernelSpec, _: &Target) -> Result<Emitted, LowerError> {
@@ -62,7 +64,11 @@ struct Grad<'c> {
     x: View,
     w: View,
     dy: View,
+    /// Another gradient by x, which is added.
+    residual: Option<View>,
     dx: View,
+    /// dx in a narrower type.
+    rounded: Option<View>,
     /// By weight and, where the norm is centred, by bias.
     sums: Vec<View>,
     /// Elements of a row.
@@ -76,7 +82,9 @@ type Sum<'a> = dyn Fn(&dyn Fn(Val, u32) -> [Val; 2]) -> [Val; 2] + 'a;
 struct Row {
     x: View,
     dy: View,
+    residual: Option<View>,
     dx: View,
+    rounded: Option<View>,
     /// Mean of x and of g, where the norm is centred.
     means: Option<(Val, Val)>,
     /// One over the deviation.
@@ -88,9 +96,11 @@ struct Row {
 impl<'c> Grad<'c> {
     fn of(cx: &'c Cx<'c>) -> Grad<'c> {
         let [x, w, dy] = [0, 1, 2].map(|i| cx.operand(i));
-        let sums = (1..cx.spec.results.len()).map(|i| cx.result(i)).collect();
+        let sums = if cx.spec.attrs.bool("centred") { 1..3 } else { 1..2 };
+        let rounded = (sums.end < cx.spec.results.len()).then(|| cx.result(sums.end));
+        let (residual, sums) = (cx.optional(3), sums.map(|i| cx.result(i)).collect());
         let n = cx.size(&x.shape[1]);
-        Grad { cx, x, w, dy, dx: cx.result(0), sums, n }
+        Grad { cx, x, w, dy, residual, dx: cx.result(0), rounded, sums, n }
     }
 }
 
@@ -152,8 +162,14 @@ impl Grad<'_> {
             (x, g) = (e.sub(x, splat(mean)), e.sub(g, splat(level)));
         }
         let n = e.mul(x, splat(row.r));
-        let dx = e.mul(e.sub(g, e.mul(n, splat(row.slope))), splat(row.r));
+        let mut dx = e.mul(e.sub(g, e.mul(n, splat(row.slope))), splat(row.r));
+        if let Some(residual) = &row.residual {
+            dx = e.add(dx, self.load(residual, i, lanes));
+        }
         self.store(&row.dx, i, dx);
+        if let Some(rounded) = &row.rounded {
+            self.store(rounded, i, dx);
+        }
         let adds = [e.mul(dy, n), dy];
         totals.iter().zip(adds).map(|(total, add)| e.add(*total, add)).collect()
     }
@@ -165,7 +181,7 @@ impl Grad<'_> {
     /// Reduces a row; `sum(value)` sums two values along it.
     fn reduce_with(&self, row: Val, sum: &Sum<'_>) -> Row {
         let e = &self.cx.e;
-        let [x, dy, dx] = [&self.x, &self.dy, &self.dx].map(|v| self.row_of(v, row));
+        let ([x, dy, dx], [residual, rounded]) = self.views(row);
         let count = e.cast(self.n, Elem::F32);
         let load = |i: Val, lanes: u32| {
             let w = self.load(&self.w, i, lanes);
@@ -196,7 +212,14 @@ impl Grad<'_> {
         };
         let r = root(e.div(sums[0], count));
         let slope = e.mul(e.div(sums[1], count), r);
-        Row { x, dy, dx, means, r, slope }
+        Row { x, dy, residual, dx, rounded, means, r, slope }
+    }
+
+    /// A row's x, dy and dx, and its residual and rounded dx.
+    fn views(&self, row: Val) -> ([View; 3], [Option<View>; 2]) {
+        let of_row = |view: &View| self.row_of(view, row);
+        let others = [&self.residual, &self.rounded].map(|v| v.as_ref().map(of_row));
+        ([&self.x, &self.dy, &self.dx].map(of_row), others)
     }
 
     /// Sums of two values along the row.

@@ -153,6 +153,7 @@ ops! {
     attention_lse: AttentionLse,
     attention_grad: AttentionGrad,
     linear_grad: LinearGrad,
+    cross_entropy: CrossEntropy,
     linear_cross_entropy: LinearCrossEntropy,
     linear_cross_entropy_dlogits: LinearCrossEntropyDlogits,
     linear_cross_entropy_grad: LinearCrossEntropyGrad,

@@ -4,7 +4,7 @@ use super::elementwise::spread;
 use crate::{
     Attr, Attrs, Body, Builder, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature,
     Tensor, TensorType, Value, Vjp,
-    op::{AttrKind, defaulted, one, required, same_dtype},
+    op::{AttrKind, defaulted, one, optional, required, same_dtype},
 };
 
 /// Rows whose weight gradients are summed into one row of partial sums.
@@ -18,18 +18,21 @@ pub const NORM_GRAD_ROWS: usize = 64;
 /// `mean(x²)`, and there are no sums of `dy`. Zhang & Sennrich 2019, arXiv:1910.07467; Ba et al.
 /// 2016, arXiv:1607.06450.
 ///
-/// A row is read once for all results, and what is left to sum does not depend on how rows are
-/// shared among threads.
+/// A residual is another cotangent of x, which is added to dx. Where `rounded` is a narrower type,
+/// there is dx in that type too. A row is read once for all results, and what is left to sum does
+/// not depend on how rows are shared among threads.
 /// # Shapes
-/// `x: [R, H]`, `weight: [H]`, `dy: [R, H]` → `dx: [R, H]`, `dweights: [ceil(R / 64), H]` f32 and,
-/// where centred, `dbiases` of the same type.
+/// `x: [R, H]`, `weight: [H]`, `dy: [R, H]`, `residual: [R, H]` → `dx: [R, H]`,
+/// `dweights: [ceil(R / 64), H]` f32, where centred `dbiases` of the same type, and last, where
+/// `rounded` is not f32, dx in that type.
 pub(super) struct NormGrad;
 
 static SIGNATURE: Signature = Signature {
-    operands: &[one("x"), one("weight"), one("dy")],
+    operands: &[one("x"), one("weight"), one("dy"), optional("residual")],
     attrs: &[
         required("eps", AttrKind::Float),
         defaulted("centred", AttrKind::Bool, || Attr::Bool(false)),
+        defaulted("rounded", AttrKind::DType, || Attr::DType(DType::F32)),
     ],
 };
 
@@ -46,11 +49,21 @@ impl OpDef for NormGrad {
         let [rows, width] = &*x.shape else {
             return Err(OpError::new(format!("takes [R, H], got {x}")));
         };
+        if let Some(residual) = cx.args.get(3).copied().flatten()
+            && residual.ty.equal(x, cx.symbols) != Some(true)
+        {
+            return Err(OpError::new(format!("the residual is {}, not {x}", residual.ty)));
+        }
         let blocks = rows.ceil_div(NORM_GRAD_ROWS as i64);
         let sums = Fact::of(TensorType::new(DType::F32, [blocks, width.clone()]));
         let mut facts = vec![Fact::of(x.clone()), sums.clone()];
         if cx.attrs.bool("centred") {
             facts.push(sums);
+        }
+        match cx.attrs.dtype("rounded") {
+            DType::F32 => {}
+            to if to.is_float() => facts.push(Fact::of(x.with_dtype(to))),
+            to => return Err(OpError::new(format!("rounds to no {to}"))),
         }
         Ok(facts)
     }
@@ -60,6 +73,7 @@ impl OpDef for NormGrad {
             let [rows, width] = *x.shape() else { unreachable!("inferred") };
             let (dtype, centred) = (x.dtype(), cx.attrs.bool("centred"));
             let (x, w, dy) = (x.to_f64s(), w.to_f64s(), dy.to_f64s());
+            let residual = args.get(3).and_then(Option::as_ref).map(Tensor::to_f64s);
             let blocks = rows.div_ceil(NORM_GRAD_ROWS);
             let mut dx = Vec::with_capacity(rows * width);
             let mut sums = [0, 1].map(|_| vec![0.0; blocks * width]);
@@ -73,7 +87,8 @@ impl OpDef for NormGrad {
                 let g = |i: usize| dy[i] * w[i];
                 let level = if centred { mean(&g) } else { 0.0 };
                 let slope = mean(&|i| g(i) * n(i));
-                dx.extend((0..width).map(|i| r * (g(i) - level - n(i) * slope)));
+                let other = |i: usize| residual.as_ref().map_or(0.0, |r| r[row * width + i]);
+                dx.extend((0..width).map(|i| r * (g(i) - level - n(i) * slope) + other(i)));
                 let first = row / NORM_GRAD_ROWS * width;
                 for (i, dy) in dy.iter().enumerate() {
                     sums[0][first + i] += dy * n(i);
@@ -81,8 +96,13 @@ impl OpDef for NormGrad {
                 }
             }
             let mut out = vec![Tensor::from_f64s(dtype, &cx.shape(0), dx)];
-            let results = cx.results[1..].iter().zip(sums);
-            out.extend(results.map(|(ty, sums)| Tensor::from_f64s(ty.dtype, &cx.shape(1), sums)));
+            let count = 1 + usize::from(centred);
+            for (sums, ty) in sums.into_iter().take(count).zip(&cx.results[1..]) {
+                out.push(Tensor::from_f64s(ty.dtype, &cx.shape(1), sums));
+            }
+            if let Some(rounded) = cx.results.get(1 + count) {
+                out.push(out[0].cast(rounded.dtype));
+            }
             out
         })
     }
@@ -98,7 +118,14 @@ impl OpDef for NormGrad {
             attrs: Attrs::none().with("eps", 1e-5).with("centred", centred),
             ..example(rows, width)
         };
-        samples.map(sample).into()
+        let with_residual = |(centred, rounded): (bool, DType)| {
+            let mut sample = sample((centred, 70, 8));
+            sample.attrs = sample.attrs.with("rounded", rounded);
+            sample.args.push(Some(spread(DType::F32, &[70, 8], -1.0, 3.0)));
+            sample
+        };
+        let others = [(false, DType::F32), (true, DType::Bf16), (false, DType::F16)];
+        samples.into_iter().map(sample).chain(others.map(with_residual)).collect()
     }
 }
 

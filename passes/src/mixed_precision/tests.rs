@@ -107,3 +107,58 @@ fn accumulate(%x: f32[T, {all}], %w: bf16[1, {width}, {w}]) {{
         assert_eq!(graph.node(graph.node(first).input(0).node).op.name(), cast);
     }
 }
+
+/// A head's loss with gradients of logits, one without, and one whose logarithms are read.
+#[test]
+fn losses_are_of_logits() {
+    let text = r#"
+module "m"
+symbol T in 1..64
+entry accumulate
+fn accumulate(%x: f32[T, 16], %w: bf16[21, 16], %t: i32[T], %d: f32[T]) {
+  %0, %1 = linear_cross_entropy_dlogits(%x, %w, %t, %d) : f32[T], f32[T, 21]
+  %2, %3 = linear_grad(%1, %x, %w) : f32[T, 16], f32[21, 16]
+  %4, %5 = linear_cross_entropy(%x, %w, %t) : f32[T], f32[T]
+  %6, %7 = linear_cross_entropy(%x, %w, %t) : f32[T], f32[T]
+  return loss = %0, dx = %2, dw = %3, other = %4, third = %6, lse = %7
+}
+"#;
+    let mut module = parse_module(text).unwrap();
+    mix_precision(&mut module, &Target::sm_90a()).unwrap();
+    ir::verify(&module).unwrap();
+    let graph = &module.functions["accumulate"];
+    let count = |op: &str| crate::testing::count(graph, op);
+    let found = ["cross_entropy", "matmul", "linear_cross_entropy", "linear_cross_entropy_dlogits"];
+    assert_eq!(found.map(count), [2, 4, 1, 0], "{graph}");
+    // Logits are not rounded; their gradients are, for both products.
+    for id in graph.topo() {
+        let node = graph.node(id);
+        if node.op.name() == "cross_entropy" {
+            assert_eq!(graph.node(node.input(0).node).op.name(), "matmul", "{graph}");
+        }
+    }
+}
+
+/// The cotangent of a residual stream, which a product reads rounded.
+#[test]
+fn gradients_of_norms_are_rounded_too() {
+    let text = r#"
+module "m"
+symbol T in 1..64
+entry accumulate
+fn accumulate(%x: f32[T, 16], %g: f32[16], %w: bf16[1, 16, 16], %dy: f32[T, 16], %r: f32[T, 16]) {
+  %0, %1 = norm_grad(%x, %g, %dy, %r) {eps = 1e-5} : f32[T, 16], f32[floor_div(T + 63, 64), 16]
+  %2 = linear(%0, %w, _, _) {n = 16} : f32[T, 16]
+  return dx = %0, dg = %1, y = %2
+}
+"#;
+    let mut module = parse_module(text).unwrap();
+    mix_precision(&mut module, &Target::sm_80()).unwrap();
+    ir::verify(&module).unwrap();
+    let graph = &module.functions["accumulate"];
+    let is_norm = |id: &NodeId| graph.node(*id).op.name() == "norm_grad";
+    let norm = graph.topo().into_iter().find(is_norm).unwrap();
+    let types: Vec<DType> = graph.node(norm).results().iter().map(|fact| fact.ty.dtype).collect();
+    assert_eq!(types, [DType::F32, DType::F32, DType::Bf16]);
+    assert_eq!(crate::testing::count(graph, "cast"), 3, "of the result alone: {graph}");
+}

@@ -126,23 +126,46 @@ impl Planner<'_> {
         }
     }
 
-    /// Begins rows of a narrow matrix at multiples of sixteen bytes, if its kernel can write it so:
-    /// products copy their operands in such units.
-    pub(super) fn pad_rows(&self, id: NodeId, spec: &mut KernelSpec) {
-        let value = Value { node: id, port: 0 };
-        let is_output = self.graph.outputs.iter().any(|(_, output)| *output == value);
-        let [result] = &spec.results[..] else { return };
-        let [_, columns] = &*result.ty.shape else { return };
-        let Some(columns) = columns.as_const() else { return };
+    /// Begins rows of matrices at multiples of sixteen bytes, if their kernel can write them so:
+    /// of what is cast to a narrow type, for products copy their operands in such units, and of
+    /// logits and their gradients. `narrow` has the casts that the kernel takes over.
+    pub(super) fn pad_rows(
+        &self,
+        id: NodeId,
+        spec: &mut KernelSpec,
+        narrow: &BTreeMap<usize, Value>,
+    ) {
         let is_cast = cast_of(self.module, self.graph, id).is_some_and(is_half);
-        if !is_cast || columns % 8 == 0 || is_output || self.made_in(value).is_some() {
-            return;
+        for port in 0..spec.results.len() {
+            let own = Value { node: id, port };
+            let is_meant = match spec.op {
+                "cross_entropy" => narrow.contains_key(&port),
+                "matmul" => self.is_logits(own),
+                _ => is_cast,
+            };
+            let value = narrow.get(&port).copied().unwrap_or(own);
+            let is_output = self.graph.outputs.iter().any(|(_, output)| *output == value);
+            let [_, columns] = &*spec.results[port].ty.shape else { continue };
+            let Some(columns) = columns.as_const() else { continue };
+            if !is_meant || columns % 8 == 0 || is_output || self.made_in(value).is_some() {
+                continue;
+            }
+            let mut other = spec.clone();
+            other.results[port].strides[0] = Dim::from((columns + 7) / 8 * 8);
+            if self.kernels.converts(&other) {
+                *spec = other;
+            }
         }
-        let mut other = spec.clone();
-        other.results[0].strides[0] = Dim::from((columns + 7) / 8 * 8);
-        if self.kernels.converts(&other) {
-            *spec = other;
-        }
+    }
+
+    /// Whether a value is read as logits alone.
+    fn is_logits(&self, v: Value) -> bool {
+        let users = self.graph.users(v.node);
+        let reads = |user: &NodeId| {
+            let node = self.graph.node(*user);
+            node.op.name() == "cross_entropy" && node.input(0) == v
+        };
+        !users.is_empty() && users.iter().all(reads)
     }
 
     /// Gives results of a kernel the type that their one reader casts them to, if the kernel stores

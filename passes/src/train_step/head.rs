@@ -9,8 +9,14 @@
 //! Gradients of a chunk's logits are the one thing of that size in memory: a chunk has about so
 //! many bytes of them, but at least so many rows that products are worth their name ([`Chunk`]).
 //! The gradient of w is the sum over chunks, the first one first.
+//!
+//! On GPUs with narrow weights the two become a product and `cross_entropy`
+//! ([`crate::mix_precision`]), so that the logits of a loss alone are in memory too, and go in the
+//! same chunks.
 
 use ir::{Attrs, Builder, CudaTarget, Dim, Graph, Module, NodeId, OpError, Value};
+
+use crate::norm_residuals::follows;
 
 /// How large a chunk is.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +25,8 @@ pub(super) struct Chunk {
     bytes: i64,
     /// Rows, at least.
     rows: i64,
+    /// Whether the logits of a loss without a gradient are in memory too.
+    of_losses: bool,
 }
 
 impl Chunk {
@@ -26,9 +34,15 @@ impl Chunk {
     /// which has blocks of rows.
     pub(super) fn of(gpu: Option<CudaTarget>) -> Chunk {
         match gpu {
-            None => Chunk { bytes: 16 << 20, rows: 256 },
-            Some(_) => Chunk { bytes: 4 << 30, rows: 4096 },
+            None => Chunk { bytes: 16 << 20, rows: 256, of_losses: false },
+            Some(_) => Chunk { bytes: 4 << 30, rows: 4096, of_losses: true },
         }
+    }
+
+    /// Rows of a chunk, for so many words.
+    fn size(self, module: &Module, words: &Dim) -> i64 {
+        let each = words.bounds(&module.symbols).hi.max(1);
+        (self.bytes / 4 / each).max(self.rows)
     }
 }
 
@@ -36,9 +50,47 @@ impl Chunk {
 /// computed once.
 pub(super) fn fuse_head(module: &Module, graph: &Graph, chunk: Chunk) -> Result<Graph, OpError> {
     let Some(pair) = Pair::of(graph) else { return Ok(graph.clone()) };
-    let vocabulary = graph.ty(graph.node(pair.backward).input(1)).shape[0].clone();
-    let each = vocabulary.bounds(&module.symbols).hi.max(1);
-    in_chunks(module, graph, pair, (chunk.bytes / 4 / each).max(chunk.rows))
+    let words = &graph.ty(graph.node(pair.backward).input(1)).shape[0];
+    in_chunks(module, graph, pair, chunk.size(module, words))
+}
+
+/// The same graph, where losses without gradients go in chunks if their logits are in memory.
+pub(super) fn chunk_losses(module: &Module, graph: &Graph, chunk: Chunk) -> Result<Graph, OpError> {
+    let mut graph = Builder::rewrite(module, graph, |b, id, inputs| {
+        let ("linear_cross_entropy", true) = (graph.node(id).op.name(), chunk.of_losses) else {
+            return Ok(None);
+        };
+        let [x, w, targets] = [0, 1, 2].map(|i| inputs[i].expect("operand"));
+        let (rows, words) = (b.ty(x).shape[0].clone(), b.ty(w).shape[0].clone());
+        let most = rows.bounds(&module.symbols).hi;
+        let mut parts = [Vec::new(), Vec::new()];
+        for range in chunks(&rows, most, chunk.size(module, &words)) {
+            let [x, targets] = [part(b, x, range.as_ref())?, part(b, targets, range.as_ref())?];
+            let head = b.op("linear_cross_entropy", Attrs::none(), &[x, w, targets].map(Some))?;
+            parts.iter_mut().zip(head).for_each(|(parts, result)| parts.push(result));
+        }
+        let [losses, lse] = parts;
+        Ok(Some(vec![join(b, &losses, &rows)?, join(b, &lse, &rows)?]))
+    })?;
+    graph.remove_dead();
+    Ok(graph)
+}
+
+/// Rows of a value.
+fn part(b: &mut Builder<'_>, v: Value, range: Option<&[Dim; 2]>) -> Result<Value, OpError> {
+    match range {
+        Some([first, end]) => b.slice(v, 0, first.clone(), end.clone()),
+        None => Ok(v),
+    }
+}
+
+/// All rows, of chunks.
+fn join(b: &mut Builder<'_>, parts: &[Value], rows: &Dim) -> Result<Value, OpError> {
+    match parts {
+        [one] => Ok(*one),
+        // That the chunks are all rows does not follow from the form of their sizes.
+        parts => b.concat(parts, 0).and_then(|all| b.slice(all, 0, 0i64, rows.clone())),
+    }
 }
 
 /// In chunks of `size` rows.
@@ -51,10 +103,7 @@ fn in_chunks(module: &Module, graph: &Graph, pair: Pair, size: i64) -> Result<Gr
     let rows = b.ty(x).shape[0].clone();
     let (mut losses, mut dxs, mut dw) = (Vec::new(), Vec::new(), None);
     for range in chunks(&rows, rows.bounds(&module.symbols).hi, size) {
-        let mut part = |v: Value| match &range {
-            Some([first, end]) => b.slice(v, 0, first.clone(), end.clone()),
-            None => Ok(v),
-        };
+        let mut part = |v: Value| part(&mut b, v, range.as_ref());
         let [x, targets, dloss] = [part(x)?, part(targets)?, part(dloss)?];
         let args = [x, w, targets, dloss].map(Some);
         let head = b.op("linear_cross_entropy_dlogits", Attrs::none(), &args)?;
@@ -66,12 +115,7 @@ fn in_chunks(module: &Module, graph: &Graph, pair: Pair, size: i64) -> Result<Gr
             None => grads[1],
         });
     }
-    let mut join = |parts: &[Value]| match parts {
-        [one] => Ok(*one),
-        // That the chunks are all rows does not follow from the form of their sizes.
-        parts => b.concat(parts, 0).and_then(|all| b.slice(all, 0, 0i64, rows.clone())),
-    };
-    let (loss, dx) = (join(&losses)?, join(&dxs)?);
+    let (loss, dx) = (join(&mut b, &losses, &rows)?, join(&mut b, &dxs, &rows)?);
     let dx = b.cast(dx, graph.ty(x).dtype)?;
     let dw = b.cast(dw.expect("there is a chunk"), graph.ty(w).dtype)?;
     let mut graph = b.finish();
@@ -123,21 +167,6 @@ impl Pair {
             && !follows(graph, graph.node(backward).input(4), forward);
         fits.then_some(Pair { forward, backward })
     }
-}
-
-/// Whether a value depends on a node.
-fn follows(graph: &Graph, v: Value, node: NodeId) -> bool {
-    let mut seen = std::collections::BTreeSet::new();
-    let mut open = vec![v.node];
-    while let Some(id) = open.pop() {
-        if id == node {
-            return true;
-        }
-        if seen.insert(id) {
-            open.extend(graph.node(id).inputs().iter().flatten().map(|v| v.node));
-        }
-    }
-    false
 }
 
 #[cfg(test)]

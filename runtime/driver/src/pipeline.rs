@@ -216,6 +216,7 @@ fn fuse_rope(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassEr
 }
 
 fn fuse_loops(module: &mut Module, _: &mut Context<'_>) -> Result<(), Vec<PassError>> {
+    passes::take_residuals(module).map_err(|e| vec![e])?;
     passes::fuse_loops(module).map_err(|e| vec![e])
 }
 

@@ -74,6 +74,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
         "reduce_mean",
         "embedding_grad",
         "logsumexp",
+        "cross_entropy",
         "moe_combine",
     ];
     parts.iter().any(|part| op.contains(part)) || whole.contains(&op)

@@ -72,6 +72,39 @@ fn reductions() {
     }
 }
 
+/// What a block shares: columns of many rows, and rows that are long or of which there are few.
+#[test]
+fn reductions_of_many() {
+    let attrs = |axes: &[i64]| {
+        Attrs::none().with("axes", Attr::Ints(axes.to_vec())).with("keep", Attr::Bool(false))
+    };
+    for op in ["reduce_sum", "reduce_max", "reduce_mean"] {
+        for (shape, axes, dtype) in [
+            (&[301, 43][..], &[0][..], DType::F32),
+            (&[1100, 96], &[0], DType::Bf16),
+            (&[67, 3, 20], &[0], DType::F16),
+            (&[67, 3, 20], &[0, 1], DType::F32),
+            (&[1, 40], &[0], DType::F32),
+            (&[70, 43], &[0, 1], DType::F32),
+            (&[2, 2500], &[1], DType::Bf16),
+            (&[35, 1100], &[1], DType::F32),
+        ] {
+            let x = noise(DType::F32, dtype, shape, 1);
+            let case = Case::new(op, attrs(axes), &[Some(&x)]);
+            let case = if axes.contains(&0) { case.with_rows(&[0]).with_fixed(&[0]) } else { case };
+            let (mut spec, want) = case.expected();
+            let mut case = case;
+            spec.operands[0].as_mut().unwrap().ty.dtype = dtype;
+            case.args[0] = Some(x.cast(dtype));
+            let what = format!("{op} of {shape:?} {dtype} along {axes:?}");
+            check_spec(&what, &case, &spec, &want, 1e-5);
+        }
+    }
+    let x = Tensor::from_i64s(DType::I64, &[90, 3], (0..270).map(|i| i * i - 1000));
+    let case = Case::new("reduce_sum", attrs(&[0]), &[Some(&x)]).with_rows(&[0]).with_fixed(&[0]);
+    check("whole numbers", &case, 0.0);
+}
+
 #[test]
 fn rotations() {
     for (style, size, half) in [("half", 16, 8), ("half", 20, 8), ("interleaved", 10, 5)] {

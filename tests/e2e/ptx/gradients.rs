@@ -5,6 +5,7 @@ use ir::{Attrs, DType, Dim, Layout, NORM_GRAD_ROWS, Tensor};
 
 use super::{
     case::{Case, noise},
+    device::{Trial, targets},
     families::{check, check_spec},
 };
 
@@ -67,11 +68,72 @@ fn gradients_of_norms() {
             }
         }
     }
+    for (width, rounded) in [(128, DType::F32), (128, DType::Bf16), (37, DType::F16)] {
+        let [x, dy, residual] = [1, 3, 4].map(|seed| random(DType::F32, &[67, width], seed));
+        let w = random(DType::F32, &[width], 2);
+        let attrs = Attrs::none().with("eps", 1e-5).with("centred", true);
+        let attrs = attrs.with("rounded", rounded);
+        let args = [Some(&x), Some(&w), Some(&dy), Some(&residual)];
+        let case = Case::new("norm_grad", attrs, &args).with_rows(&[0, 2, 3]);
+        let (mut spec, want) = case.expected();
+        for sums in &mut spec.results[1..3] {
+            sums.ty.shape[0] = Dim::symbol("T").ceil_div(NORM_GRAD_ROWS as i64);
+            *sums = Layout::contiguous(&sums.ty);
+        }
+        let what = format!("norm_grad of {width} with a residual, {rounded} too");
+        check_spec(&what, &case, &spec, &want, 2e-4);
+    }
     let [x, dy] = [1, 3].map(|seed| random(DType::F32, &[67, 21], seed));
     let w = random(DType::F32, &[21], 2);
     let attrs = Attrs::none().with("eps", 1e-5).with("centred", true);
     let case = Case::new("norm_grad", attrs, &[Some(&x), Some(&w), Some(&dy)]);
     check("exchanged axes", &case.transposed(&[0]), 2e-4);
+}
+
+/// Rows of so many logits that begin so far apart: losses alone, and with gradients in a type.
+#[test]
+fn losses_of_logits() {
+    for (rows, words, pitch, dtype) in [
+        (3, 37, 37, DType::F32),
+        (2, 1000, 1000, DType::F16),
+        (4, 261, 264, DType::Bf16),
+        (2, 9_157, 9_160, DType::Bf16),
+        (1, 3, 8, DType::F32),
+    ] {
+        let logits = random(DType::F32, &[rows, words], 1).to_f64s();
+        let logits = logits.into_iter().enumerate();
+        let logits = logits.map(|(i, x)| if i % words == 2 { f64::NEG_INFINITY } else { 9.0 * x });
+        let logits = Tensor::from_f64s(DType::F32, &[rows, words], logits);
+        let target = |row: usize| if row == 1 { -100 } else { (row * 37 % words) as i64 };
+        let targets_of_rows = Tensor::from_i64s(DType::I32, &[rows], (0..rows).map(target));
+        let dloss = random(DType::F32, &[rows], 3);
+        let args = [Some(&logits), Some(&targets_of_rows), Some(&dloss)];
+        for target in targets() {
+            let losses = [2, 3].map(|count| {
+                let rows: Vec<usize> = (0..count).collect();
+                let case = Case::new("cross_entropy", Attrs::none(), &args[..count]);
+                let case = case.with_rows(&rows);
+                let (mut spec, want) = case.expected();
+                let logits = spec.operands[0].as_mut().unwrap();
+                logits.strides[0] = Dim::from(pitch as i64);
+                if let Some(dlogits) = spec.results.get_mut(1) {
+                    dlogits.strides[0] = Dim::from(pitch as i64);
+                    dlogits.ty.dtype = dtype;
+                }
+                let kernels = case.kernels(&spec, &target);
+                let [kernel] = &kernels[..] else { panic!("{} kernels", kernels.len()) };
+                let what = &format!("losses of {words} words, {count} operands");
+                let (family, spec, want) = ("families", &spec, &want[..]);
+                let (case, target) = (&case, &target);
+                let trial =
+                    Trial { what, family, case, spec, target, want, tolerance: 2e-6, same: &[] };
+                let (mut got, report) = trial.run(kernel, 1);
+                assert_eq!(report.bank_conflicts, 0, "{what}: bank conflicts");
+                got.swap_remove(0).to_bytes()
+            });
+            assert_eq!(losses[0], losses[1], "{words} words: what gradients change of losses");
+        }
+    }
 }
 
 #[test]

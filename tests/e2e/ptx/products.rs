@@ -2,7 +2,7 @@
 //! whatever the number of rows.
 
 use ::ptx::FaultKind;
-use ir::{Attrs, DType, Target, Tensor};
+use ir::{Attrs, DType, Dim, Target, Tensor};
 
 use super::{
     case::{Case, first_far, noise},
@@ -122,6 +122,26 @@ fn plain_matrices() {
     let _ = check("dense columns", &matmul(67, 72, 136, DType::F16).transposed(&[1]));
     let _ = check("odd rows", &matmul(9, 37, 41, DType::F16));
     let _ = check("odd columns", &matmul(9, 37, 41, DType::Bf16).transposed(&[1]));
+}
+
+/// Rows of an odd number of f32 that begin at multiples of sixteen bytes, as logits have them: all
+/// but the last are written in pairs.
+#[test]
+fn padded_rows() {
+    let case = matmul(67, 72, 137, DType::Bf16).transposed(&[1]);
+    let (mut spec, want) = case.expected();
+    spec.results[0].ty.dtype = DType::F32;
+    spec.results[0].strides[0] = Dim::from(144);
+    for target in &targets() {
+        let (what, family, case, spec, want) = ("padded", "products", &case, &spec, &want[..]);
+        let same = &[Same::Variants];
+        let trial = Trial { what, family, case, spec, target, want, tolerance: 1e-2, same };
+        for kernel in &case.kernels(spec, target) {
+            let text = ptx_of(kernel, target);
+            assert!(text.contains("st.global.v2"), "{text}");
+            let _ = trial.run(kernel, 1);
+        }
+    }
 }
 
 /// Two blocks that walk over six tiles each: the ring runs on from tile to tile.

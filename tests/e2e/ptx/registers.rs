@@ -2,7 +2,7 @@
 //! registers what they compute with. Attention computes while products are in flight.
 
 use codegen::lower::lowering;
-use ir::{Attr, Attrs, DType, KernelSpec, Target};
+use ir::{Attr, Attrs, DType, Dim, KernelSpec, Layout, Target, TensorType};
 
 use super::{
     assemble::{attention, clean, kernels, layout, paged, programs, spec},
@@ -17,12 +17,31 @@ fn hot() -> Vec<(&'static str, KernelSpec)> {
     let scalar = || layout(F32, &[]);
     let decayed = none().with("beta1", 0.9).with("beta2", 0.95).with("weight_decay", 0.1);
     let matrix = |dtype| layout(dtype, &["4096", "4096"]);
-    let norm = |centred: bool| {
+    let norm = |centred: bool, rounded: DType| {
         let sums = layout(F32, &["floor_div(T + 63, 64)", "4096"]);
         let mut results = vec![x(F32), sums.clone()];
         results.extend(centred.then_some(sums));
-        let attrs = none().with("eps", 1e-5).with("centred", centred);
-        spec("norm_grad", attrs, &[x(F32), vector("4096"), x(F32)], &results)
+        let attrs = none().with("eps", 1e-5).with("centred", centred).with("rounded", rounded);
+        let mut operands = vec![x(F32), vector("4096"), x(Bf16)];
+        if rounded != F32 {
+            operands.push(x(F32));
+            results.push(x(rounded));
+        }
+        spec("norm_grad", attrs, &operands, &results)
+    };
+    let losses = |words: i64, with_gradient: bool| {
+        let rows = |dtype| {
+            let ty = TensorType::new(dtype, [Dim::symbol("T"), words.into()]);
+            Layout { ty, strides: [(words + 7) / 8 * 8, 1].map(Dim::from).into() }
+        };
+        let of_rows = |dtype| layout(dtype, &["T"]);
+        let mut operands = vec![rows(F32), of_rows(I32)];
+        let mut results = vec![of_rows(F32)];
+        if with_gradient {
+            operands.push(of_rows(F32));
+            results.push(rows(Bf16));
+        }
+        spec("cross_entropy", none(), &operands, &results)
     };
     let windows = |strides: [i64; 2], pads: i64| {
         let attrs = none().with("strides", Attr::Ints(strides.to_vec()));
@@ -54,8 +73,11 @@ fn hot() -> Vec<(&'static str, KernelSpec)> {
                 &[matrix(F32), matrix(F32), matrix(F32)],
             ),
         ),
-        ("rms-norm-grad", norm(false)),
-        ("layer-norm-grad", norm(true)),
+        ("rms-norm-grad", norm(false, F32)),
+        ("layer-norm-grad", norm(true, F32)),
+        ("layer-norm-grad-and-residual", norm(true, Bf16)),
+        ("losses", losses(50_257, false)),
+        ("losses-and-gradients", losses(50_257, true)),
         (
             "embedding-grad",
             spec(

@@ -198,7 +198,7 @@ impl Epilogue<'_> {
     ) {
         let (e, spec) = (self.e, self.spec);
         let even = |m: &Matrix| m.stride % 2 == 0;
-        let vector = spec.n % 2 == 0 && even(&spec.y) && spec.residual.as_ref().is_none_or(even);
+        let vector = even(&spec.y) && spec.residual.as_ref().is_none_or(even);
         let write = |lanes: u32, first: usize| {
             let column = e.add_const(column, first as i64);
             let picked = |values: [Val; 2]| if lanes == 1 { [values[first]; 2] } else { values };
@@ -213,7 +213,12 @@ impl Epilogue<'_> {
         };
         match (vector, self.whole) {
             (true, true) => write(2, 0),
-            (true, false) => guarded(2, 0),
+            (true, false) if spec.n % 2 == 0 => guarded(2, 0),
+            // The last column has no neighbour.
+            (true, false) => {
+                let inside = e.cmp(Cmp::Lt, e.add_const(column, 1), e.i32(spec.n));
+                e.either(inside, || write(2, 0), || guarded(1, 0));
+            }
             (false, true) => [0, 1].into_iter().for_each(|i| write(1, i)),
             (false, false) => [0, 1].into_iter().for_each(|i| guarded(1, i)),
         }

@@ -30,6 +30,7 @@ pub(super) fn kernel(spec: &KernelSpec) -> CudaKernel {
     let rows = grad.x.shape[0].clone();
     let n = grad.x.shape[1].clone();
     let every = [&grad.x, &grad.w, &grad.dy, &grad.dx].into_iter().chain(&grad.sums);
+    let every = every.chain(&grad.residual).chain(&grad.rounded);
     let steps: Vec<&Dim> = every
         .clone()
         .filter_map(|v| v.strides.len().checked_sub(2).map(|a| &v.strides[a]))
@@ -95,9 +96,9 @@ impl Team<'_> {
         let (grad, e) = (self.grad, &self.grad.cx.e);
         let stats = e.load_shared_four(Elem::F32, self.stat(row), 0);
         let at = e.add(self.first, row);
-        let [x, dy, dx] = [&grad.x, &grad.dy, &grad.dx].map(|v| grad.row_of(v, at));
+        let ([x, dy, dx], [residual, rounded]) = grad.views(at);
         let means = grad.centred().then_some((stats[0], stats[1]));
-        Row { x, dy, dx, means, r: stats[2], slope: stats[3] }
+        Row { x, dy, residual, dx, rounded, means, r: stats[2], slope: stats[3] }
     }
 
     fn columns(&self, block: Val, count: Val) {

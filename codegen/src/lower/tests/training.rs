@@ -51,6 +51,10 @@ fn gradients_of_norms_have_one_order_of_sums() {
                 let dy = noise(dtype, &[rows, width], 3);
                 let what = format!("norm_grad {rows}x{width} {dtype}, centred: {centred}");
                 bench.add(&what, Case::new("norm_grad", attrs.clone(), &[&x, &w, &dy]));
+                let residual = noise(dtype, &[rows, width], 4);
+                let attrs = attrs.clone().with("rounded", DType::F16);
+                let case = Case::new("norm_grad", attrs, &[&x, &w, &dy, &residual]);
+                bench.add(&format!("{what}, with a residual"), case);
             }
         }
     }
@@ -272,6 +276,11 @@ fn the_head_and_its_loss_agree_with_the_oracle() {
         let args = [&x, &w, &targets, &dloss];
         let case = Case::new("linear_cross_entropy_dlogits", Attrs::none(), &args);
         bench.add(&format!("gradient of the logits of {what}"), case);
+        let logits = noise(DType::F32, &[tokens, rows], 5);
+        let case = Case::new("cross_entropy", Attrs::none(), &[&logits, &targets]);
+        bench.add(&format!("losses of {what}"), case);
+        let case = Case::new("cross_entropy", Attrs::none(), &[&logits, &targets, &dloss]);
+        bench.add(&format!("losses of {what} and gradients"), case);
         let dlogits = noise(DType::F32, &[tokens, rows], 4);
         let case = Case::new("linear_grad", Attrs::none(), &[&dlogits, &x, &w]);
         bench.add(&format!("both products of {what}"), case);

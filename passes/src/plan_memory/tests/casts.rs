@@ -141,3 +141,65 @@ fn main(%x: f32[T, 5], %w: bf16[13, 5], %t: i32[T], %d: f32[T]) {
     let read: Vec<String> = strides(wide.specs[2].operands[0].as_ref().unwrap());
     assert_eq!(read, ["1", "16"]);
 }
+
+#[test]
+fn rows_of_logits_begin_even_and_stay_wide() {
+    let text = r#"
+module "m"
+symbol T in 1..64
+fn main(%x: f32[T, 5], %w: f32[5, 13], %t: i32[T], %d: f32[T]) {
+  %0 = matmul(%x, %w) : f32[T, 13]
+  %1, %2 = cross_entropy(%0, %t, %d) : f32[T], f32[T, 13]
+  %3 = cast(%2) {to = bf16} : bf16[T, 13]
+  %4 = cast(%3) {to = f32} : f32[T, 13]
+  %5 = reduce_sum(%4) {axes = [0]} : f32[13]
+  %6 = matmul(%x, %w) : f32[T, 13]
+  return loss = %1, sum = %5, y = %6
+}
+"#;
+    let mut module = parse_module(text).unwrap();
+    module.entries = vec!["main".into()];
+    let plan = plan_memory(&module, "main", &[], &Converting(&[])).unwrap();
+    let of = |spec: &KernelSpec, port: usize| {
+        let layout = &spec.results[port];
+        (layout.ty.dtype, layout.strides[0].to_string())
+    };
+    assert_eq!(of(&plan.specs[0], 0), (DType::F32, "16".to_owned()));
+    assert_eq!(of(&plan.specs[1], 1), (DType::Bf16, "16".to_owned()));
+    let products = plan.specs.iter().filter(|spec| spec.op == "matmul");
+    assert_eq!(products.map(|spec| of(spec, 0).1).collect::<Vec<_>>(), ["16", "13"]);
+}
+
+#[test]
+fn parts_are_computed_where_they_belong() {
+    let text = |width: i64| {
+        let (both, all) = (2 * width, 3 * width);
+        format!(
+            r#"
+module "m"
+symbol T in 1..64
+fn main(%x: f32[T, 2, {width}], %y: f32[T, {width}]) {{
+  %0 = exp(%x) : f32[T, 2, {width}]
+  %1 = reshape(%0) {{shape = <T, {both}>}} : f32[T, {both}]
+  %2 = neg(%y) : f32[T, {width}]
+  %3 = concat(%2, %1) {{axis = 1}} : f32[T, {all}]
+  return z = %3
+}}
+"#
+        )
+    };
+    let plan = |width: i64, refuses: &'static [&'static str]| {
+        let mut module = parse_module(&text(width)).unwrap();
+        module.entries = vec!["main".into()];
+        plan_memory(&module, "main", &[], &Converting(refuses)).unwrap()
+    };
+    let ops = |plan: &Plan| plan.specs.iter().map(|spec| spec.op).collect::<Vec<_>>();
+    let there = plan(4, &[]);
+    assert_eq!(there.program.launches.len(), 2, "{:?}", ops(&there));
+    let exp = there.specs.iter().find(|spec| spec.op == "exp").unwrap();
+    let strides: Vec<String> = exp.results[0].strides.iter().map(ToString::to_string).collect();
+    assert_eq!(strides, ["12", "4", "1"]);
+    // A part begins between sixteen bytes, and a kernel may write dense rows only.
+    assert_eq!(plan(3, &[]).program.launches.len(), 3);
+    assert_eq!(plan(4, &["exp"]).program.launches.len(), 3);
+}

@@ -39,6 +39,7 @@ pub(super) fn cases(op: &'static str, draw: &mut Draw) -> Vec<Subject> {
         "linear_cross_entropy" | "linear_cross_entropy_dlogits" | "linear_cross_entropy_grad" => {
             several(1, cross_entropy)
         }
+        "cross_entropy" => several(1, losses),
         "linear_grad" => several(2, linear_grad),
         "accumulate" | "adamw_step" | "lion_step" | "sgd_step" | "sgd_momentum_step" => {
             several(1, update)
@@ -395,6 +396,19 @@ fn cross_entropy(op: &'static str, draw: &mut Draw) -> Subject {
     }
     let case = Case::new(op, none(), &[&x, &w, &targets, &lse, &dloss]);
     Subject::rows(case, &axes, &[ROWS, None])
+}
+
+/// Losses of logits by token, and the gradients of those.
+fn losses(op: &'static str, draw: &mut Draw) -> Subject {
+    let (t, n) = (3 * rows(draw), draw.within(1..=200));
+    let logits = draw.noise(DType::F32, &[t, n]);
+    let targets = draw.ints(DType::I32, &[t], -2..n as i64 + 2);
+    let dloss = draw.noise(DType::F32, &[t]);
+    if draw.coin() {
+        return Subject::rows(Case::new(op, none(), &[&logits, &targets]), &[ROWS; 2], &[ROWS]);
+    }
+    let case = Case::new(op, none(), &[&logits, &targets, &dloss]);
+    Subject::rows(case, &[ROWS; 3], &[ROWS; 2])
 }
 
 /// Both gradients of a product: that of its weight is a sum over tokens, see [`gradient`].
