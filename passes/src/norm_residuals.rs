@@ -70,10 +70,9 @@ impl Sum {
     fn taken(&self, module: &Module, graph: Graph) -> Result<Graph, OpError> {
         let Sum { norm, add, other } = *self;
         let mut b = Builder::resume(module, graph);
-        let (attrs, loc, mut inputs, results) = {
+        let (attrs, loc, mut inputs) = {
             let node = b.graph().node(norm);
-            let inputs = node.inputs()[..3].to_vec();
-            (node.attrs.clone(), node.loc.clone(), inputs, node.results().len())
+            (node.attrs.clone(), node.loc.clone(), node.inputs()[..3].to_vec())
         };
         b.at(&loc);
         let sum = Value { node: add, port: 0 };
@@ -83,8 +82,8 @@ impl Sum {
         let total = if shape == flat { new[0] } else { b.reshape(new[0], shape)? };
         let mut graph = b.finish();
         graph.replace_uses(sum, total);
-        for port in 1..results {
-            graph.replace_uses(Value { node: norm, port }, new[port]);
+        for (port, value) in new.iter().enumerate().skip(1) {
+            graph.replace_uses(Value { node: norm, port }, *value);
         }
         graph.remove_dead();
         Ok(graph)

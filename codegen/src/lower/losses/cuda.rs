@@ -41,7 +41,7 @@ pub(super) fn kernel(spec: &KernelSpec) -> CudaKernel {
     team.emit();
     let count = rows.logits.shape[0].clone();
     let shared = 8 * threads / 32;
-    let matrices = [0, 1 + spec.operands.len() as u32];
+    let matrices = [0, 1 + u32::try_from(spec.operands.len()).expect("few operands")];
     cx.finish_cuda([count, 1.into(), 1.into()], shared, &[], |arg| {
         lanes > 1 && matrices.contains(&arg)
     })
