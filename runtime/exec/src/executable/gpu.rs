@@ -13,18 +13,21 @@
 mod fold;
 mod host;
 mod meet;
+mod ports;
+mod recorded;
 mod transfer;
 mod variant;
 
 use std::{ops::Range, sync::Arc, time::Duration};
 
-use cuda::{Address, Event, Graph, WeakAddress};
+use cuda::{Address, Event, Graph};
 use ir::{CollectiveOp, CudaArch, Place, Program, Region};
 
 use self::{
     fold::Adder,
     meet::Exchange,
-    transfer::Transfer,
+    ports::Ports,
+    recorded::Recordings,
     variant::{Variant, launch},
 };
 use super::{Run, Times, sizes::Sizes};
@@ -35,9 +38,6 @@ use crate::{
 };
 
 pub(crate) use self::transfer::pinned_bytes;
-
-/// Graphs that are kept, of the sizes that were used last.
-const GRAPHS: usize = 64;
 
 /// A program's launches over an arena on a GPU.
 #[derive(Debug)]
@@ -51,15 +51,8 @@ pub(super) struct OnGpu {
     /// Launches between which no collective begins or must have ended.
     segments: Vec<Range<usize>>,
     arena: cuda::Memory,
-    up: Transfer,
-    down: Transfer,
-    /// Where each output of the last run lies that is copied back, and its bytes.
-    fetched: Vec<Option<Range<usize>>>,
-    outputs: Vec<Option<Vec<u8>>>,
-    /// Outputs that are not copied back.
-    left: Vec<usize>,
-    /// The last used is the last.
-    recorded: Vec<Recorded>,
+    ports: Ports,
+    recorded: Recordings,
     events: Vec<Event>,
     /// Before and after each collective.
     met: Vec<[Event; 2]>,
@@ -88,16 +81,6 @@ struct Meeting {
     elements: usize,
     input: (Base, usize),
     output: (Base, usize),
-}
-
-/// A run that has been made before: by the values of the symbols, and where states were.
-#[derive(Debug)]
-struct Recorded {
-    symbols: Vec<i64>,
-    /// States go when their owner lets them go.
-    states: Vec<WeakAddress>,
-    /// Of each segment, from the second run on.
-    graphs: Option<Vec<Graph>>,
 }
 
 impl OnGpu {
@@ -158,8 +141,7 @@ impl OnGpu {
         cuts.extend([0, launches.len()]);
         cuts.sort_unstable();
         cuts.dedup();
-        let up = Transfer::new(gpu.device(), program, &program.inputs)?;
-        let down = Transfer::new(gpu.device(), program, &program.outputs)?;
+        let ports = Ports::new(gpu.device(), program)?;
         Ok(OnGpu {
             gpu,
             kernels,
@@ -168,12 +150,8 @@ impl OnGpu {
             adders: adders.collect::<Result<_, _>>()?,
             segments: cuts.windows(2).map(|pair| pair[0]..pair[1]).collect(),
             arena,
-            up,
-            down,
-            fetched: Vec::new(),
-            outputs: Vec::new(),
-            left: Vec::new(),
-            recorded: Vec::new(),
+            ports,
+            recorded: Recordings::default(),
             events: Vec::new(),
             met: Vec::new(),
         })
@@ -185,12 +163,12 @@ impl OnGpu {
 
     /// Pinned bytes of the host.
     pub(super) fn pinned_bytes(&self) -> u64 {
-        self.up.bytes() + self.down.bytes()
+        self.ports.bytes()
     }
 
     /// Leaves outputs of these numbers in the arena.
     pub(super) fn leave(&mut self, outputs: &[usize]) {
-        self.left = outputs.to_vec();
+        self.ports.leave(outputs);
         // What graphs copy is another part.
         self.recorded.clear();
     }
@@ -207,7 +185,7 @@ impl OnGpu {
 
     /// An output of the last run that lies in the arena, if it is here.
     pub(super) fn output(&self, index: usize) -> Option<&[u8]> {
-        self.outputs.get(index)?.as_deref()
+        self.ports.output(index)
     }
 
     pub(super) fn run(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
@@ -229,24 +207,24 @@ impl OnGpu {
             })
         });
         let states = states.collect::<Result<Vec<Address>, _>>()?;
-        self.lay_out(run)?;
+        self.ports.lay_out(&self.gpu, &self.arena, run)?;
         let meets = run.program.collectives.iter().any(|collective| collective.ranks > 1);
         if !meets {
             self.stream(run, &states, None, times)?;
             (run.beside)();
-            return self.fetch();
+            return self.ports.fetch(&self.gpu, &self.arena);
         }
         let Some(links) = run.groups.links().filter(|links| self.has_way(run.program, links))
         else {
             self.walk(run, &states, times)?;
             (run.beside)();
-            return self.fetch();
+            return self.ports.fetch(&self.gpu, &self.arena);
         };
         let sizes = meet::elements(self.meetings.iter().map(|m| m.elements), run.sizes);
         let told = meet::tell(run, &sizes, links);
         let done = self.stream(run, &states, Some(links), times).and_then(|()| {
             (run.beside)();
-            self.fetch()
+            self.ports.fetch(&self.gpu, &self.arena)
         });
         let done = done.and_then(|()| Ok(self.gpu.stream().synchronize()?));
         // What was aborted seems to have ended.
@@ -257,32 +235,6 @@ impl OnGpu {
         done?;
         links.stream().synchronize()?;
         told.into_iter().try_for_each(meet::Told::wait)
-    }
-
-    /// Writes a run's inputs to pinned memory, and begins to copy those that have no room there;
-    /// finds places for its outputs.
-    fn lay_out(&mut self, run: &mut Run<'_>) -> Result<(), ExecError> {
-        let inputs: Vec<(Range<usize>, &[u8])> = (&mut *run.inputs).collect();
-        let ranges: Vec<_> = inputs.iter().map(|(range, _)| Some(range.clone())).collect();
-        self.up.lay_out(&ranges);
-        let mut large: Vec<(Address, &[u8])> = Vec::new();
-        for (port, (range, bytes)) in inputs.into_iter().enumerate() {
-            match self.up.place(port) {
-                Some(place) => self.up.write(place, bytes)?,
-                None => large.push((self.arena.at(range.start as u64), bytes)),
-            }
-        }
-        if !large.is_empty() {
-            self.gpu.staging().upload_all(self.gpu.stream(), large.iter().cloned())?;
-        }
-        self.fetched.clear();
-        for (i, slot) in run.outputs.iter().enumerate() {
-            let is_here = slot.region == Region::Arena && !self.left.contains(&i);
-            let range = run.sizes.range(slot).filter(|_| is_here);
-            self.fetched.push(range.filter(|r| r.end as u64 <= self.arena.bytes()));
-        }
-        self.down.lay_out(&self.fetched);
-        Ok(())
     }
 
     /// Whether the copies of a run are part of its one graph. Collectives may come before the first
@@ -317,14 +269,14 @@ impl OnGpu {
         while self.met.len() < self.meetings.len() {
             self.met.push([Event::new(&device)?, Event::new(&device)?]);
         }
-        let mut recorded = (!measures).then(|| self.recorded(&run.sizes.symbols, states));
+        let mut recorded = (!measures).then(|| self.recorded.take(&run.sizes.symbols, states));
         let records = recorded.as_ref().is_some_and(|(_, is_known)| *is_known);
         let graphs = recorded.as_mut().and_then(|(recorded, _)| recorded.graphs.take());
         let mut kept = Vec::new();
         let (mut next, mut under_way) = (0, Vec::new());
         let copies_apart = measures || !self.copies_in_graph();
         if copies_apart {
-            self.up.upload(self.gpu.stream(), &self.arena)?;
+            self.ports.upload(self.gpu.stream(), &self.arena)?;
         }
         for (number, segment) in self.segments.iter().enumerate() {
             self.meet(run, states, links, segment.start, &mut next, &mut under_way)?;
@@ -349,11 +301,11 @@ impl OnGpu {
         }
         self.meet(run, states, links, self.launches.len(), &mut next, &mut under_way)?;
         if copies_apart {
-            self.down.download(self.gpu.stream(), &self.arena)?;
+            self.ports.download(self.gpu.stream(), &self.arena)?;
         }
         if let Some((mut recorded, _)) = recorded {
             recorded.graphs = records.then_some(kept);
-            self.recorded.push(recorded);
+            self.recorded.keep(recorded);
         }
         let Some(launches) = &mut times.launches else { return Ok(()) };
         launches.clear();
@@ -368,21 +320,6 @@ impl OnGpu {
             }
         }
         Ok(())
-    }
-
-    /// The last run like this one, and whether there was one.
-    fn recorded(&mut self, symbols: &[i64], states: &[Address]) -> (Recorded, bool) {
-        let is_same = |r: &Recorded| r.symbols == symbols && r.states == states;
-        if let Some(at) = self.recorded.iter().position(is_same) {
-            return (self.recorded.remove(at), true);
-        }
-        self.recorded.retain(|r| r.states.iter().all(WeakAddress::is_alive));
-        if self.recorded.len() == GRAPHS {
-            self.recorded.remove(0);
-        }
-        let states = states.iter().map(Address::downgrade).collect();
-        let symbols = symbols.to_vec();
-        (Recorded { symbols, states, graphs: None }, false)
     }
 
     /// Makes a graph of a segment.
@@ -412,7 +349,7 @@ impl OnGpu {
         let stream = self.gpu.stream();
         let copies = self.copies_in_graph();
         if copies {
-            self.up.upload(stream, &self.arena)?;
+            self.ports.upload(stream, &self.arena)?;
         }
         for (number, planned) in self.launches[segment.clone()].iter().enumerate() {
             // Only a kernel can have launched what depends on it.
@@ -420,7 +357,7 @@ impl OnGpu {
             self.launch(planned, run.sizes, states, follows_kernel)?;
         }
         if copies {
-            self.down.download(stream, &self.arena)?;
+            self.ports.download(stream, &self.arena)?;
         }
         Ok(())
     }
@@ -501,32 +438,5 @@ impl OnGpu {
         let constant = &planned.constant;
         let kernel = &self.kernels[planned.kernel];
         launch(self.gpu.stream(), kernel, sizes, (&args, constant), follows_kernel)
-    }
-
-    /// Waits for a run, and takes the outputs that lie in the arena.
-    fn fetch(&mut self) -> Result<(), ExecError> {
-        self.outputs.resize_with(self.fetched.len(), || None);
-        let mut large: Vec<(Address, &mut [u8])> = Vec::new();
-        let mut small: Vec<(usize, &mut [u8])> = Vec::new();
-        for (i, (range, buffer)) in self.fetched.iter().zip(&mut self.outputs).enumerate() {
-            let Some(range) = range else {
-                *buffer = None;
-                continue;
-            };
-            let buffer = buffer.get_or_insert_default();
-            buffer.resize(range.len(), 0);
-            match self.down.place(i) {
-                Some(place) => small.push((place, buffer)),
-                None => large.push((self.arena.at(range.start as u64), buffer)),
-            }
-        }
-        match large.is_empty() {
-            true => self.gpu.stream().synchronize()?,
-            false => self.gpu.staging().download_all(self.gpu.stream(), &mut large)?,
-        }
-        for (place, buffer) in small {
-            self.down.read(place, buffer)?;
-        }
-        Ok(())
     }
 }

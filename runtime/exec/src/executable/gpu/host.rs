@@ -33,7 +33,7 @@ impl OnGpu {
             self.events.push(Event::new(&device)?);
         }
         let stream = self.gpu.stream();
-        self.up.upload(stream, &self.arena)?;
+        self.ports.upload(stream, &self.arena)?;
         let mut under_way: Vec<UnderWay> = Vec::new();
         let mut next = 0;
         for done in 0..=self.launches.len() {
@@ -52,7 +52,7 @@ impl OnGpu {
                 self.events[2 * done + 1].record(stream)?;
             }
         }
-        self.down.download(stream, &self.arena)?;
+        self.ports.download(stream, &self.arena)?;
         let Some(launches) = &mut times.launches else { return Ok(()) };
         launches.clear();
         stream.synchronize()?;
