@@ -13,8 +13,8 @@ use crate::{
 /// With `p = softmax(logits)` the gradient is `(p - [n = target])·dloss`. A target that is no
 /// column, such as -100, is ignored: its loss is zero, and so is its gradient.
 /// # Shapes
-/// `logits: [T, N]` f32, `targets: [T]` i32, `dloss: [T]` f32 → `loss: [T]` f32 and, where there is
-/// a dloss, `dlogits: [T, N]` f32.
+/// `logits: [T, N]` f32 or f64, `targets: [T]` i32, `dloss: [T]` → `loss: [T]` and, where there is a
+/// dloss, `dlogits: [T, N]`, all of the logits' type.
 pub(super) struct CrossEntropy;
 
 static SIGNATURE: Signature =
@@ -29,8 +29,9 @@ impl OpDef for CrossEntropy {
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let (logits, targets) = (cx.ty(0), cx.ty(1));
-        if logits.dtype != DType::F32 || targets.dtype != DType::I32 {
-            let got = format!("takes f32 and i32 targets, got {logits} and {targets}");
+        let is_wide = matches!(logits.dtype, DType::F32 | DType::F64);
+        if !is_wide || targets.dtype != DType::I32 {
+            let got = format!("takes f32 or f64 and i32 targets, got {logits} and {targets}");
             return Err(OpError::new(got));
         }
         let ([rows, _], [count]) = (&*logits.shape, &*targets.shape) else {
@@ -38,7 +39,7 @@ impl OpDef for CrossEntropy {
             return Err(OpError::new(got));
         };
         cx.same("rows of logits and targets", rows, count)?;
-        let of_rows = TensorType::new(DType::F32, [rows.clone()]);
+        let of_rows = TensorType::new(logits.dtype, [rows.clone()]);
         let mut facts = vec![Fact::of(of_rows.clone())];
         if let Some(dloss) = cx.args.get(2).copied().flatten() {
             let dloss = &dloss.ty;

@@ -95,13 +95,14 @@ impl OpDef for NormGrad {
                     sums[1][first + i] += dy;
                 }
             }
-            let mut out = vec![Tensor::from_f64s(dtype, &cx.shape(0), dx)];
+            let of_x = |dtype| Tensor::from_f64s(dtype, &cx.shape(0), dx.iter().copied());
+            let mut out = vec![of_x(dtype)];
             let count = 1 + usize::from(centred);
             for (sums, ty) in sums.into_iter().take(count).zip(&cx.results[1..]) {
                 out.push(Tensor::from_f64s(ty.dtype, &cx.shape(1), sums));
             }
             if let Some(rounded) = cx.results.get(1 + count) {
-                out.push(out[0].cast(rounded.dtype));
+                out.push(of_x(rounded.dtype));
             }
             out
         })

@@ -146,7 +146,7 @@ fn main(%x: f32[4], %i: i32[4]) {
 #[test]
 fn refusals_name_operator_node_function_and_reason() {
     let wrt = Wrt { weights: names(&["w"]), ..Wrt::default() };
-    let reason = "rounds keys and values to integers, which has no derivative";
+    let reason = "rounds keys and values to eight bits, which has no derivative";
     assert_eq!(
         refusals(REFUSED, &wrt, "loss"),
         [
