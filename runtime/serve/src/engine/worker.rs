@@ -64,17 +64,25 @@ struct Client {
     sequences: usize,
 }
 
+/// Those who are answered.
+#[derive(Default)]
+struct Clients {
+    listening: HashMap<u64, Client>,
+    /// Last events, which are handed on when statistics have been shown that count them.
+    last: Vec<(UnboundedSender<Event>, Event)>,
+}
+
 /// Answers requests until told to end, or until nobody can tell any more.
 pub(super) fn decode<M: StepModel>(
     mut core: Core<M>,
     commands: &Receiver<Command>,
     board: &Board,
 ) -> Result<(), ServeError> {
-    let mut clients: HashMap<u64, Client> = HashMap::new();
+    let mut clients = Clients::default();
     let mut is_draining = false;
     loop {
         if core.is_idle() {
-            board.show(core.stats());
+            clients.show(core.stats(), board);
             if is_draining {
                 return Ok(());
             }
@@ -93,21 +101,21 @@ pub(super) fn decode<M: StepModel>(
                 }
             }
         }
-        if let Err(error) = core.step(&mut |request, event| send(&mut clients, request, event)) {
+        if let Err(error) = core.step(&mut |request, event| clients.send(request, event)) {
             let reason = error.to_string();
             let again = || ServeError::Broken { reason: reason.clone() };
-            core.fail_all(again, &mut |request, event| send(&mut clients, request, event));
-            board.show(core.stats());
+            core.fail_all(again, &mut |request, event| clients.send(request, event));
+            clients.show(core.stats(), board);
             return Err(error);
         }
-        board.show(core.stats());
+        clients.show(core.stats(), board);
     }
 }
 
 fn obey<M: StepModel>(
     command: Command,
     core: &mut Core<M>,
-    clients: &mut HashMap<u64, Client>,
+    clients: &mut Clients,
     is_draining: &mut bool,
     board: &Board,
 ) {
@@ -115,14 +123,14 @@ fn obey<M: StepModel>(
         Command::Submit(prepared, events) => {
             let sequences = prepared.states.len();
             if let Some(request) = prepared.states.first().map(|s| s.request) {
-                clients.insert(request, Client { events, sequences });
+                clients.listening.insert(request, Client { events, sequences });
             }
-            core.add(prepared, &mut |request, event| send(clients, request, event));
+            core.add(prepared, &mut |request, event| clients.send(request, event));
             board.waiting.store(core.scheduler().waiting().len(), Ordering::Relaxed);
             board.submitted.fetch_sub(1, Ordering::Relaxed);
         }
         Command::Cancel(request) => {
-            if clients.remove(&request).is_some() {
+            if clients.listening.remove(&request).is_some() {
                 core.cancel(request);
             }
         }
@@ -137,25 +145,38 @@ fn obey<M: StepModel>(
     }
 }
 
-/// Hands an event on; tells to end the request if nobody listens.
-fn send(clients: &mut HashMap<u64, Client>, request: u64, event: Event) -> ControlFlow<()> {
-    let Some(client) = clients.get_mut(&request) else { return ControlFlow::Break(()) };
-    let is_last = match &event {
-        Event::Token(token) if token.finish.is_some() => {
-            client.sequences -= 1;
-            client.sequences == 0
+impl Clients {
+    /// Hands an event on, a request's last one later; tells to end the request if nobody listens.
+    fn send(&mut self, request: u64, event: Event) -> ControlFlow<()> {
+        let Some(client) = self.listening.get_mut(&request) else { return ControlFlow::Break(()) };
+        let is_last = match &event {
+            Event::Token(token) if token.finish.is_some() => {
+                client.sequences -= 1;
+                client.sequences == 0
+            }
+            Event::Failed(_) => true,
+            _ => false,
+        };
+        if is_last {
+            let client = self.listening.remove(&request);
+            self.last.extend(client.map(|client| (client.events, event)));
+            return ControlFlow::Continue(());
         }
-        Event::Failed(_) => true,
-        _ => false,
-    };
-    let flow = match client.events.send(event) {
-        Ok(()) => ControlFlow::Continue(()),
-        Err(_) => ControlFlow::Break(()),
-    };
-    if is_last || flow.is_break() {
-        clients.remove(&request);
+        if client.events.send(event).is_err() {
+            self.listening.remove(&request);
+            return ControlFlow::Break(());
+        }
+        ControlFlow::Continue(())
     }
-    flow
+
+    /// Shows statistics, and then hands last events on.
+    fn show(&mut self, stats: &Stats, board: &Board) {
+        board.show(stats);
+        for (events, event) in self.last.drain(..) {
+            // Whoever has gone needs nothing.
+            let _ = events.send(event);
+        }
+    }
 }
 
 fn block_uses<M: StepModel>(core: &Core<M>) -> Vec<BlockUse> {
