@@ -13,8 +13,8 @@ use crate::{
 /// With `p = softmax(logits)` the gradient is `(p - [n = target])·dloss`. A target that is no
 /// column, such as -100, is ignored: its loss is zero, and so is its gradient.
 /// # Shapes
-/// `logits: [T, N]` f32 or f64, `targets: [T]` i32, `dloss: [T]` → `loss: [T]` and, where there is a
-/// dloss, `dlogits: [T, N]`, all of the logits' type.
+/// `logits: [T, N]` f32 or f64, `targets: [T]` i32, `dloss: [T]` → `loss: [T]` and, where there is
+/// a dloss, `dlogits: [T, N]`, all of the logits' type.
 pub(super) struct CrossEntropy;
 
 static SIGNATURE: Signature =
