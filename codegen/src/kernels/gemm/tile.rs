@@ -54,6 +54,24 @@ pub fn defaults(spec: &Gemm, gpu: &CudaTarget) -> Vec<Variant> {
     }
 }
 
+/// Numbers of rows up to which a tile is chosen.
+const LIMITS: [Option<i64>; 4] = [Some(128), Some(256), Some(512), None];
+/// What stands for any number of rows.
+const MANY: i64 = 8192;
+
+/// The best tile for each limit of rows, neighbours that agree taken together.
+pub(super) fn by_rows<T: PartialEq>(best: impl Fn(i64) -> T) -> Vec<(T, Option<i64>)> {
+    let mut out: Vec<(T, Option<i64>)> = Vec::new();
+    for limit in LIMITS {
+        let tile = best(limit.unwrap_or(MANY));
+        match out.last_mut() {
+            Some((last, most)) if *last == tile => *most = limit,
+            _ => out.push((tile, limit)),
+        }
+    }
+    out
+}
+
 /// Emits the kernel `symbol`.
 #[must_use]
 pub fn emit(symbol: &str, spec: &Gemm, variant: Variant, gpu: &CudaTarget) -> Draft {

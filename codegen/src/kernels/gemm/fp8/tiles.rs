@@ -6,14 +6,13 @@
 //! products at twice the rate: the longer of 64 by 64 of 128 bytes, and copies at some 45 bytes a
 //! cycle. Two tiles of sums, one of a block and one of all, leave room for 192 columns.
 
-use super::{super::Gemm, Tile};
+use super::{
+    super::{Gemm, tile::by_rows},
+    Tile,
+};
 
 /// Shared memory of a multiprocessor for stages.
 const SHARED: i64 = 224 << 10;
-/// Numbers of rows up to which a tile is chosen.
-const LIMITS: [Option<i64>; 4] = [Some(128), Some(256), Some(512), None];
-/// What stands for any number of rows.
-const MANY: i64 = 8192;
 
 /// The tile of so many columns.
 fn tile(warpgroups: i64, n: i64) -> Tile {
@@ -41,15 +40,7 @@ pub(super) fn many(spec: &Gemm, multiprocessors: i64) -> Vec<(Tile, Option<i64>)
         let tiles = [192, 128, 96, 64, 32].map(|n| tile(2, n));
         tiles.into_iter().min_by_key(cost).expect("a tile")
     };
-    let mut out: Vec<(Tile, Option<i64>)> = Vec::new();
-    for limit in LIMITS {
-        let tile = best(limit.unwrap_or(MANY));
-        match out.last_mut() {
-            Some((last, most)) if *last == tile => *most = limit,
-            _ => out.push((tile, limit)),
-        }
-    }
-    out
+    by_rows(best)
 }
 
 #[cfg(test)]

@@ -9,7 +9,7 @@
 //! narrower tiles can keep more multiprocessors at work.
 
 use super::{
-    super::{Form, Gemm, sm80},
+    super::{Form, Gemm, sm80, tile::by_rows},
     Tile,
 };
 
@@ -25,11 +25,6 @@ const TILES: [Tile; 6] = [
     Tile { n: 64, stages: 8 },
     Tile { n: 32, stages: 10 },
 ];
-
-/// Numbers of rows up to which a tile is chosen.
-const LIMITS: [Option<i64>; 4] = [Some(128), Some(256), Some(512), None];
-/// What stands for any number of rows.
-const MANY: i64 = 8192;
 
 /// Whether most multiprocessors have a block if each has so many columns.
 fn enough(spec: &Gemm, n: i64, multiprocessors: i64) -> bool {
@@ -72,15 +67,7 @@ pub(super) fn many(spec: &Gemm, multiprocessors: i64) -> Vec<(Tile, Option<i64>)
         let fits = |tile: &&Tile| !matches!(spec.form, Form::Rows(_)) || tile.n % 64 == 0;
         *TILES.iter().filter(fits).min_by_key(|tile| cost(tile)).expect("a tile")
     };
-    let mut out: Vec<(Tile, Option<i64>)> = Vec::new();
-    for limit in LIMITS {
-        let tile = best(limit.unwrap_or(MANY));
-        match out.last_mut() {
-            Some((last, most)) if *last == tile => *most = limit,
-            _ => out.push((tile, limit)),
-        }
-    }
-    out
+    by_rows(best)
 }
 
 #[cfg(test)]
