@@ -207,8 +207,10 @@ impl Distinct {
 
     /// What the kernel spills, if it does.
     fn assemble(&self, folder: &Path, ptx: &str) -> Result<Option<String>, String> {
-        let base = crate::support::scratch().join(format!("every-{}", self.kernel.symbol));
-        let base = base.with_extension(&self.target.cpu);
+        // Kernels of one text are launched in several ways, and those are looked at side by side.
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let base = crate::support::scratch().join(format!("every-{number}"));
         let (text, cubin) = (base.with_extension("ptx"), base.with_extension("cubin"));
         fs::write(&text, ptx).unwrap();
         let mut ptxas = Command::new(folder.join("ptxas"));
