@@ -27,8 +27,8 @@ pub struct Span {
     pub bytes: u64,
 }
 
-/// A kernel for one architecture: a launch takes the first variant whose limit holds. All of them
-/// give the same bits.
+/// A kernel for one architecture: of the variants that a device has the shared memory for, a launch
+/// takes the first whose limit holds. All of them give the same bits.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CudaCode {

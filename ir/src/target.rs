@@ -57,6 +57,16 @@ impl CudaArch {
             CudaArch::Sm90a => "sm_90a",
         }
     }
+
+    /// Bytes of shared memory that a block may have on every GPU that runs such code: of those that
+    /// run Ampere's, 8.6, 8.9 and 12.0 have the least (CUDA C++ Programming Guide, "Technical
+    /// Specifications per Compute Capability").
+    pub fn common_shared_bytes(self) -> u32 {
+        match self {
+            CudaArch::Sm80 => 99 << 10,
+            CudaArch::Sm90a => 227 << 10,
+        }
+    }
 }
 
 /// A GPU, as far as schedules need to know it.

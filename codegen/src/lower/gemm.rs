@@ -11,7 +11,7 @@ use super::{
 use crate::{
     cuda::{CudaKernel, CudaParam},
     emit::Param,
-    kernels::gemm::{Draft, Gemm, tile},
+    kernels::gemm::{Draft, Gemm, Variant, tile},
     schedule::Tuning,
 };
 
@@ -28,8 +28,15 @@ pub(super) fn kernels(
         return Err(refuse(spec, "sm_80 multiplies no e4m3; compile for `cuda:sm_90a`"));
     }
     let tiles = tuning.tiles(target, &gpu, gemm).into_iter();
-    let drafts = tiles.map(|variant| tile::emit(UNNAMED, gemm, variant, &gpu));
-    Ok(drafts.map(|draft| kernel(spec, gemm, draft)).collect())
+    let emit = |variant| kernel(spec, gemm, tile::emit(UNNAMED, gemm, variant, &gpu));
+    let mut kernels: Vec<CudaKernel> = tiles.map(emit).collect();
+    // A device takes no variant that needs more than it has.
+    let most = gpu.arch.common_shared_bytes();
+    if kernels.last().is_some_and(|kernel| kernel.shared_bytes > most) {
+        let common = tile::common(gemm, &gpu);
+        kernels.extend(common.map(|tile| emit(Variant { rows: None, tile })));
+    }
+    Ok(kernels)
 }
 
 fn kernel(spec: &KernelSpec, gemm: &Gemm, draft: Draft) -> CudaKernel {

@@ -145,7 +145,7 @@ impl Place {
         within("stages", stages, 2, 8)?;
         registers(m * n, warps[0] * warps[1], 0, 64)?;
         // Two stages at least, and the totals of all parts.
-        self.check_shared(2 * self.lanes_stage(m, n) + 4 * m * n, LANES_SHARED)
+        self.check_shared(2 * self.lanes_stage(m, n) + 4 * m * n, self.shared())
     }
 
     fn check_fp8(&self, tile: fp8::Tile) -> Result<(), String> {
@@ -210,9 +210,6 @@ impl Place {
         m * group * 2 + n / PANEL * (64 + 128 * bits)
     }
 }
-
-/// Shared memory of a block of [`quantized`], which is one for all GPUs.
-const LANES_SHARED: i64 = 163 << 10;
 
 /// Bytes of a stage of 128 rows, and its barriers.
 const fn wgmma_stage(n: i64) -> i64 {

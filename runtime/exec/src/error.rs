@@ -61,6 +61,21 @@ pub enum ExecError {
         /// What there is code for.
         known: String,
     },
+    /// A block of a kernel needs more than the device gives one.
+    #[error(
+        "kernel `{kernel}` needs {bytes} bytes of shared memory, and a block of {device} has at \
+         most {most}"
+    )]
+    SharedMemory {
+        /// The kernel.
+        kernel: String,
+        /// What it needs.
+        bytes: u32,
+        /// The device's name.
+        device: String,
+        /// What there is.
+        most: u32,
+    },
     /// The artifact is for another kind of device.
     #[error("{}: its code is for {known}, and it is to run on {device}", path.display())]
     Device {

@@ -398,7 +398,8 @@ fn quantized_products_use_tensor_cores_and_wide_copies() {
     for target in targets() {
         for (name, spec) in quantized() {
             let kernels = kernels(&spec, &target);
-            assert_eq!(kernels.len(), 4, "{name}: eight rows, sixteen, 64, any");
+            let most = usize::from(target.cpu == "sm_80") + 4;
+            assert_eq!(kernels.len(), most, "{name}: eight rows, sixteen, 64, any, in less memory");
             for (i, kernel) in kernels.iter().enumerate() {
                 let sass = clean(&folder, &format!("{name}-{i}"), kernel, &target);
                 let has = |what: &str| sass.lines().any(|line| line.contains(what));

@@ -112,12 +112,22 @@ impl Case {
     pub(crate) fn kernels(&self, spec: &KernelSpec, target: &Target) -> Vec<CudaKernel> {
         let family = lowering(spec.op).unwrap();
         let kernels = family.emit_cuda(spec, target).unwrap_or_else(|e| panic!("{e}"));
+        let lack = lacking(&kernels, target);
+        assert_eq!(lack, None, "bytes of shared memory for {} on {}", spec.op, target.cpu);
         let env = self.env();
         let fits = |kernel: &CudaKernel| {
             kernel.limit.as_ref().is_none_or(|(size, most)| size.eval(&env).unwrap() <= *most)
         };
         kernels.into_iter().filter(fits).collect()
     }
+}
+
+/// Bytes of shared memory that launches of any size need, where not all GPUs that run code for
+/// `target` have as many.
+pub(crate) fn lacking(kernels: &[CudaKernel], target: &Target) -> Option<u32> {
+    let any = kernels.iter().filter(|kernel| kernel.limit.is_none());
+    let least = any.map(|kernel| kernel.shared_bytes).min().unwrap();
+    (least > target.cuda.unwrap().arch.common_shared_bytes()).then_some(least)
 }
 
 /// Numbers in -1..1 that look random, the same every time, and that are numbers of `exact` too.

@@ -1,5 +1,6 @@
 //! Every kernel of every program of the suite: NVIDIA's assembler takes it, without spills where
-//! time is spent, and the emulator computes blocks of it on random operands.
+//! time is spent, the emulator computes blocks of it on random operands, and there are variants of
+//! it for all GPUs that run such code.
 //!
 //! Programs differ in sizes that are constants of their kernels. By default one kernel is taken of
 //! those whose texts have the same lines but for numbers; `BROLLY_EVERY_KERNEL=1` takes them all,
@@ -32,6 +33,7 @@ use ir::{CudaArch, DType, Dim, Env, KernelSpec, Layout, Target};
 use super::{
     assemble::programs,
     buffer::Buffer,
+    case::lacking,
     device::{ptx_of, targets},
     map,
     operands::{self, BLOCKS, SEQUENCES},
@@ -107,8 +109,11 @@ fn distinct() -> (Vec<Distinct>, usize) {
         let here = specs.iter().filter(|wanted| wanted.gpus.contains(&target));
         for spec in here.map(|wanted| &wanted.spec).filter(|spec| is_meant(spec.op)) {
             let emitted = lowering(spec.op).unwrap().emit_cuda(spec, &target);
+            let emitted = emitted.unwrap_or_else(|e| panic!("{e}"));
+            let lack = lacking(&emitted, &target);
+            assert_eq!(lack, None, "bytes of shared memory for {} on {}", spec.op, target.cpu);
             let mut beyond = Vec::new();
-            for kernel in emitted.unwrap_or_else(|e| panic!("{e}")) {
+            for kernel in emitted {
                 let limit = kernel.limit.clone();
                 let CudaKernel { symbol, params, grid, .. } = &kernel;
                 let form = format!("{} {symbol} {params:?} {grid:?} {limit:?}", target.cpu);

@@ -20,7 +20,7 @@ mod decode;
 mod lanes;
 mod tiles;
 
-use ir::QUANT_GROUP;
+use ir::{CudaTarget, QUANT_GROUP};
 
 use super::{Draft, Gemm, Variant, tile::Tile as Kind};
 use decode::Decode;
@@ -33,13 +33,15 @@ const GROUP: i64 = QUANT_GROUP as i64;
 const PARTS: i64 = 4;
 
 /// The tiles of a product for a GPU with so many multiprocessors, those for fewer rows first.
-pub(super) fn defaults(spec: &Gemm, multiprocessors: i64) -> Vec<Variant> {
+pub(super) fn defaults(spec: &Gemm, gpu: &CudaTarget) -> Vec<Variant> {
     let streams = [Stream::EIGHT, Stream::SIXTEEN].into_iter().filter(|_| can_load(spec));
     let streams = streams.map(|s| Variant { rows: Some(s.m), tile: Kind::Stream(s) });
-    let few = spec.columns() / Tile::MEDIUM.n < multiprocessors;
+    let few = spec.columns() / Tile::MEDIUM.n < i64::from(gpu.multiprocessors);
     let medium = if few && !spec.gated { Tile::NARROW } else { Tile::MEDIUM };
     let tiles = [(medium, Some(medium.m)), (Tile::LARGE, None)];
-    let tiles = tiles.map(|(tile, rows)| Variant { rows, tile: Kind::Lanes(tile) });
+    let tiles = tiles.into_iter().filter_map(|(tile, rows)| {
+        Some(Variant { rows, tile: Kind::Lanes(fitted(spec, tile, gpu.shared_bytes)?) })
+    });
     streams.chain(tiles).collect()
 }
 
@@ -60,9 +62,14 @@ pub fn emit(symbol: &str, spec: &Gemm, tile: Tile) -> Draft {
     tiles::emit(symbol, spec, tile)
 }
 
-/// Stages of a tile that fit in shared memory.
-pub(super) fn stages(spec: &Gemm, tile: Tile) -> i64 {
-    tiles::stages(spec, tile)
+/// The tile with fewer stages, where `shared` bytes of shared memory have no room for all.
+pub(super) fn fitted(spec: &Gemm, tile: Tile, shared: u32) -> Option<Tile> {
+    tiles::fitted(spec, tile, shared)
+}
+
+/// What computes any number of rows in so little shared memory.
+pub(super) fn smallest(spec: &Gemm, shared: u32) -> Option<Kind> {
+    fitted(spec, Tile::MEDIUM, shared).map(Kind::Lanes)
 }
 
 /// Groups of a column.

@@ -47,11 +47,24 @@ pub fn defaults(spec: &Gemm, gpu: &CudaTarget) -> Vec<Variant> {
     let processors = i64::from(gpu.multiprocessors);
     match gpu.arch {
         _ if spec.is_fp8() => fp8::defaults(spec, processors),
-        _ if spec.bits.is_some() => quantized::defaults(spec, processors),
+        _ if spec.bits.is_some() => quantized::defaults(spec, gpu),
         _ if spec.w_elem == Elem::F32 => simt::defaults(spec, processors),
         CudaArch::Sm90a if sm90a::can_copy(spec) => sm90a::defaults(spec, processors),
         _ => sm80::defaults(spec, processors),
     }
+}
+
+/// A tile for any number of rows in shared memory that all GPUs of an architecture have, where the
+/// last of others needs more.
+#[must_use]
+pub fn common(spec: &Gemm, gpu: &CudaTarget) -> Option<Tile> {
+    let shared = gpu.arch.common_shared_bytes();
+    if spec.bits.is_some() {
+        return quantized::smallest(spec, shared);
+    }
+    let gpu = CudaTarget { shared_bytes: shared, ..*gpu };
+    let last = defaults(spec, &gpu).pop()?;
+    last.tile.fitted(spec, &gpu)
 }
 
 /// Numbers of rows up to which a tile is chosen.
@@ -129,7 +142,8 @@ impl Tile {
             Tile::Stream(_) => (spec.bits.is_some() && quantized::can_load(spec)).then_some(self),
             Tile::Lanes(tile) => {
                 let fits = spec.bits.is_some() && gate(tile.n, tile.warps[1]);
-                (fits && quantized::stages(spec, tile) >= 2).then_some(self)
+                let fitted = fits.then(|| quantized::fitted(spec, tile, gpu.shared_bytes));
+                fitted.flatten().map(Tile::Lanes)
             }
             Tile::Fp8(_) => spec.is_fp8().then_some(self),
             Tile::Rows(_) => simt::reads_rows(spec).then_some(self),

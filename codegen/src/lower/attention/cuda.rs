@@ -73,6 +73,5 @@ pub(super) fn kernels(
     if mma::check(spec, sizes, target).is_ok() {
         return Ok(mma::kernels(spec, sizes, target));
     }
-    simt::check(spec, sizes)?;
-    Ok(vec![simt::kernel(spec, sizes)])
+    Ok(vec![simt::kernel(spec, sizes, target)?])
 }

@@ -28,7 +28,7 @@ use self::{
     meet::Exchange,
     ports::Ports,
     recorded::Recordings,
-    variant::{Variant, launch},
+    variant::{Variant, launch, runnable},
 };
 use super::{Run, Times, sizes::Sizes};
 use crate::{
@@ -97,8 +97,8 @@ impl OnGpu {
         for kernel in &program.kernels {
             // The artifact has been checked: code without an architecture's is a bug of ours.
             let code = kernel.cuda.iter().find(|code| code.arch == loaded.arch());
-            let variants = &code.expect("code for the architecture").variants;
-            let variants = variants.iter().map(|variant| {
+            let code = code.expect("code for the architecture");
+            let variants = runnable(code, gpu.device().facts())?.into_iter().map(|variant| {
                 let kernel = loaded.kernel(artifact, variant.module, &variant.symbol)?;
                 let dependent = loaded.arch() == CudaArch::Sm90a;
                 Variant::new(variant, kernel, dependent, &mut |dim| sizes.number(program, dim))

@@ -18,9 +18,6 @@ use super::{
 };
 use crate::emit::{Barrier, Cmp, Elem, Emitter, Val};
 
-/// Bytes of shared memory that a block may have on every GPU from `sm_80` on.
-const SHARED: i64 = 163 << 10;
-
 /// A block's share of the product, and how its warps divide it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -73,10 +70,12 @@ fn stage_bytes(spec: &Gemm, tile: Tile) -> i64 {
     tile.m * pitch(spec) + tile.panels() * panel
 }
 
-/// Stages: fewer where f32 rows would not leave room for the totals.
-pub(super) fn stages(spec: &Gemm, tile: Tile) -> i64 {
-    let room = SHARED - 4 * tile.m * tile.n;
-    tile.stages.min(room / stage_bytes(spec, tile))
+/// The tile with as many of its stages as `shared` bytes have room for beside the totals; `None` if
+/// that is not two.
+pub(super) fn fitted(spec: &Gemm, tile: Tile, shared: u32) -> Option<Tile> {
+    let room = i64::from(shared) - 4 * tile.m * tile.n;
+    let stages = tile.stages.min(room / stage_bytes(spec, tile));
+    (stages >= 2).then_some(Tile { stages, ..tile })
 }
 
 /// Emission state.
@@ -134,7 +133,7 @@ impl<'a> Gen<'a> {
     }
 
     fn stages(&self) -> i64 {
-        stages(self.spec, self.tile)
+        self.tile.stages
     }
 
     fn ring_bytes(&self) -> i64 {

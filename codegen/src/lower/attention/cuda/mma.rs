@@ -4,7 +4,7 @@ mod cluster;
 mod pass;
 mod wide;
 
-use ir::{DType, Dim, KernelSpec, Target};
+use ir::{CudaArch, DType, Dim, KernelSpec, Target};
 
 use super::{
     CHUNK, STRANDS, Sizes, WARPS,
@@ -136,7 +136,11 @@ const fn parts(sizes: Sizes) -> i64 {
 pub(super) fn kernels(spec: &KernelSpec, sizes: Sizes, target: &Target) -> Vec<CudaKernel> {
     let large = Variant { rows: LARGE, cluster: 1, limit: None };
     if target.cpu != "sm_90a" {
-        return vec![kernel(spec, sizes, target, large)];
+        let mut kernels = vec![kernel(spec, sizes, target, large)];
+        if kernels[0].shared_bytes > CudaArch::Sm80.common_shared_bytes() {
+            kernels.push(kernel(spec, sizes, target, Variant { rows: SMALL, ..large }));
+        }
+        return kernels;
     }
     let multiprocessors = target.cuda.map_or(1, |cuda| i64::from(cuda.multiprocessors));
     let few = (multiprocessors / sizes.kv_heads).max(1);
@@ -222,14 +226,15 @@ fn emit(tiles: &Tiles<'_>, target: &Target, variant: Variant) -> i64 {
         }
     };
     e.if_then(e.cmp(Cmp::Gt, tile.rows, e.i32(0)), || {
-        if variant.cluster > 1 {
+        if variant.rows == SMALL {
             attend(Form::Small, rank);
             return;
         }
         let few = e.cmp(Cmp::Le, tile.rows, e.i32(SMALL));
         e.either(few, || attend(Form::Small, None), || attend(Form::Large, None));
     });
-    let forms = if variant.cluster > 1 { &[Form::Small][..] } else { &[Form::Small, Form::Large] };
+    let forms =
+        if variant.rows == SMALL { &[Form::Small][..] } else { &[Form::Small, Form::Large] };
     let bytes = forms.iter().map(|form| ring(*form).1 + others_bytes(tiles.sizes, *form, codes));
     bytes.max().unwrap_or(0)
 }

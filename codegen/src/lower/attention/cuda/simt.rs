@@ -1,10 +1,10 @@
 //! Attention without tensor cores, in f32: of keys and values of any type and layout, with biases.
 //!
-//! A block has a tile of [`ROWS`] rows and walks the chunks of keys from the sequence's start on,
-//! with one online softmax. Every product and sum is a chain of fused multiply-adds in the order of
-//! elements or keys, over a chunk at a time.
+//! A block has a tile of 64 rows, or of large heads fewer, and walks the chunks of keys from the
+//! sequence's start on, with one online softmax. Every product and sum is a chain of fused
+//! multiply-adds in the order of elements or keys, over a chunk at a time.
 
-use ir::{Dim, KernelSpec};
+use ir::{Dim, KernelSpec, Target};
 
 use super::{
     Sizes,
@@ -23,10 +23,8 @@ use crate::{
     },
 };
 
-/// Rows of a tile.
-const ROWS: i64 = 64;
-/// Bytes of shared memory that every GPU has.
-const SHARED: i64 = 163 << 10;
+/// Rows of a tile: the first that fits.
+const ROWS: [i64; 3] = [64, 32, 16];
 
 /// How heads of a size are divided.
 #[derive(Clone, Copy)]
@@ -35,27 +33,37 @@ struct Plan {
     /// f32 of a key and of a value in shared memory.
     key: i64,
     value: i64,
+    /// Rows of a tile.
+    rows: i64,
     /// Keys of a chunk.
     chunk: i64,
     threads: i64,
 }
 
 impl Plan {
-    fn of(sizes: Sizes) -> Plan {
+    /// The first that fits in shared memory of every GPU.
+    fn of(sizes: Sizes, target: &Target) -> Option<Plan> {
+        let arch = target.cuda?.arch;
+        let mut plans = ROWS.into_iter().map(|rows| Plan::with(sizes, rows));
+        plans.find(|plan| plan.bytes() <= i64::from(arch.common_shared_bytes()))
+    }
+
+    fn with(sizes: Sizes, rows: i64) -> Plan {
         let large = sizes.key > 128 || sizes.value > 128;
         let round = |n: i64, to: i64| (n + to - 1) / to * to;
         Plan {
             sizes,
             key: round(sizes.key, 8),
             value: round(sizes.value, 64),
+            rows,
             chunk: if large { 32 } else { 64 },
             threads: if large { 256 } else { 128 },
         }
     }
 
     /// Rows of a thread.
-    const fn rows(self) -> i64 {
-        ROWS * 16 / self.threads
+    const fn own_rows(self) -> i64 {
+        self.rows * 16 / self.threads
     }
 
     /// Blocks of 64 columns of the values.
@@ -77,7 +85,12 @@ impl Plan {
 
     const fn shapes(self) -> [(i64, i64); 4] {
         let key = self.key + 4;
-        [(ROWS, key), (self.chunk, key), (self.chunk, self.value), (ROWS, self.chunk + 16)]
+        [
+            (self.rows, key),
+            (self.chunk, key),
+            (self.chunk, self.value),
+            (self.rows, self.chunk + 16),
+        ]
     }
 
     fn bytes(self) -> i64 {
@@ -85,19 +98,21 @@ impl Plan {
     }
 }
 
-/// Checks that a tile fits.
-pub(super) fn check(spec: &KernelSpec, sizes: Sizes) -> Result<(), String> {
-    if Plan::of(sizes).bytes() > SHARED {
-        return Err(format!("heads of {} and {} do not fit", sizes.key, sizes.value));
-    }
-    required(spec, 0).map(|_| ())
-}
-
 /// The kernel.
-pub(super) fn kernel(spec: &KernelSpec, sizes: Sizes) -> CudaKernel {
-    let plan = Plan::of(sizes);
+///
+/// # Errors
+/// Heads that are too large.
+pub(super) fn kernel(
+    spec: &KernelSpec,
+    sizes: Sizes,
+    target: &Target,
+) -> Result<CudaKernel, String> {
+    let (key, value) = (sizes.key, sizes.value);
+    let plan = Plan::of(sizes, target);
+    let plan = plan.ok_or_else(|| format!("heads of {key} and {value} do not fit"))?;
+    required(spec, 0)?;
     let cx = Cx::cuda(spec, u32::try_from(plan.threads).expect("few"));
-    let tiles = Tiles { cx: &cx, sizes, numbering: numbering(spec), rows: ROWS };
+    let tiles = Tiles { cx: &cx, sizes, numbering: numbering(spec), rows: plan.rows };
     let grid = [tiles.count(), Dim::from(sizes.kv_heads), 1.into()];
     let e = &cx.e;
     let tile = tiles.find(e.block('x'), e.block('y'));
@@ -107,10 +122,10 @@ pub(super) fn kernel(spec: &KernelSpec, sizes: Sizes) -> CudaKernel {
     let bytes = u32::try_from(plan.bytes()).expect("it fits");
     let result = result_of(spec);
     let whole = aligned(&spec.results[0], 4);
-    cx.finish_cuda(grid, bytes, &[], |arg| match arg {
+    Ok(cx.finish_cuda(grid, bytes, &[], |arg| match arg {
         0..3 => by_four(spec, arg as usize),
         _ => arg == result && whole,
-    })
+    }))
 }
 
 struct Block<'a> {
@@ -136,14 +151,14 @@ impl<'a> Block<'a> {
     fn new(cx: &'a Cx<'a>, tiles: &'a Tiles<'a>, plan: Plan, tile: Tile) -> Block<'a> {
         let threads = Threads::new(cx);
         let [q, k, v, weights] = plan.matrices(cx, cx.e.shared());
-        let rows = (0..plan.rows()).map(|r| tiles.row(tile, threads.own_row(r))).collect();
+        let rows = (0..plan.own_rows()).map(|r| tiles.row(tile, threads.own_row(r))).collect();
         Block { cx, tiles, plan, threads, tile, rows, q, k, v, weights }
     }
 
     fn emit(&self) {
         let (cx, e, plan) = (self.cx, &self.cx.e, self.plan);
         let [from, keys] = self.tiles.seen(self.tile).any;
-        let rows = usize::try_from(plan.rows()).expect("few");
+        let rows = usize::try_from(plan.own_rows()).expect("few");
         let columns = usize::try_from(4 * plan.blocks()).expect("few");
         self.queries();
         let mut init = vec![e.f32(f32::NEG_INFINITY); rows];
@@ -158,13 +173,13 @@ impl<'a> Block<'a> {
             self.keys(first, valid);
             self.values(first, valid);
             e.barrier(Barrier::Block);
-            let shape = (plan.rows(), plan.chunk / 16);
+            let shape = (plan.own_rows(), plan.chunk / 16);
             let scores = self.threads.rows_by_rows((self.q, self.k), shape, plan.key);
             let (mut next, factors) = self.weigh(first, &scores, state);
             e.barrier(Barrier::Block);
             let sums = state[2 * rows..].iter().enumerate();
             let sums: Vec<Val> = sums.map(|(i, sum)| e.mul(*sum, factors[i / columns])).collect();
-            let shape = (plan.rows(), plan.blocks());
+            let shape = (plan.own_rows(), plan.blocks());
             let both = (self.weights, self.v);
             next.extend(self.threads.rows_by_columns(both, shape, plan.chunk, &sums));
             next
@@ -177,7 +192,7 @@ impl<'a> Block<'a> {
             self.rows.iter().map(|row| self.tiles.place(&y, self.tile, *row)).collect();
         let scales: Vec<Val> = totals.iter().map(|total| reciprocal(e, *total)).collect();
         let size = plan.sizes.value;
-        self.threads.each_strip((plan.rows(), plan.blocks()), size, |at, row, column| {
+        self.threads.each_strip((plan.own_rows(), plan.blocks()), size, |at, row, column| {
             let row = usize::try_from(row).expect("few");
             e.if_then(self.rows[row].exists, || {
                 let scaled = |sum: &Val| e.add(e.mul(*sum, scales[row]), e.f32(0.0));
@@ -202,7 +217,7 @@ impl<'a> Block<'a> {
         let cx = self.cx;
         let q = cx.operand(0);
         let step = q.strides[q.strides.len() - 1].clone();
-        let shape = ((ROWS, self.plan.key), (self.tile.rows, self.plan.sizes.key));
+        let shape = ((self.plan.rows, self.plan.key), (self.tile.rows, self.plan.sizes.key));
         self.threads.fill(self.q, shape.0, shape.1, by_four(cx.spec, 0), &|row| {
             let row = self.tiles.row(self.tile, row);
             let view = self.tiles.place(&q, self.tile, row);

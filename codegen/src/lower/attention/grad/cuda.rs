@@ -35,8 +35,6 @@ use crate::{
 
 /// Tokens that a block looks at to clear those of no sequence.
 const CLEARED: i64 = 1024;
-/// Bytes of shared memory that every GPU has.
-const SHARED: i64 = 163 << 10;
 const OFFSETS: usize = 6;
 
 /// The kernel.
@@ -51,10 +49,9 @@ pub(super) fn kernel(
     if mma::check(spec, sizes).is_ok() {
         return Ok(on_tensor_cores(spec, sizes));
     }
-    let plan = Plan::of(sizes);
-    if plan.bytes() > SHARED {
-        return Err(format!("heads of {} and {} do not fit", sizes.key, sizes.value));
-    }
+    let (key, value) = (sizes.key, sizes.value);
+    let plan = Plan::of(sizes, target);
+    let plan = plan.ok_or_else(|| format!("heads of {key} and {value} do not fit"))?;
     let mut cx = Cx::cuda(spec, u32::try_from(THREADS).expect("few"));
     // Of large heads, and elsewhere, a multiprocessor has memory for one block.
     if target.cpu == "sm_90a" && plan.chunk == 64 {

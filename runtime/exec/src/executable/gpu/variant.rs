@@ -1,7 +1,7 @@
 //! Launches of a kernel, whose variants are for few rows or many.
 
-use cuda::{Address, Kernel, Launch, Param, Stream};
-use ir::{CudaParam, CudaVariant, TensorMap};
+use cuda::{Address, Facts, Kernel, Launch, Param, Stream};
+use ir::{CudaCode, CudaParam, CudaVariant, TensorMap};
 
 use crate::{ExecError, executable::sizes::Sizes};
 
@@ -27,6 +27,30 @@ enum Given {
     Pointer { arg: u32, align: u32 },
     Size(usize),
     Map { map: TensorMap, extents: Vec<usize>, strides: Vec<usize> },
+}
+
+/// The variants that a device has the shared memory for, in their order.
+///
+/// # Errors
+/// [`ExecError::SharedMemory`] if none of them is for launches of any size.
+pub(super) fn runnable<'a>(
+    code: &'a CudaCode,
+    facts: &Facts,
+) -> Result<Vec<&'a CudaVariant>, ExecError> {
+    let fits = |variant: &&CudaVariant| variant.shared_bytes <= facts.shared_bytes;
+    let variants: Vec<&CudaVariant> = code.variants.iter().filter(fits).collect();
+    if variants.iter().any(|variant| variant.limit.is_none()) {
+        return Ok(variants);
+    }
+    let any = code.variants.iter().filter(|variant| variant.limit.is_none());
+    // The artifact has been checked: one has no limit.
+    let least = any.min_by_key(|variant| variant.shared_bytes).expect("a variant");
+    Err(ExecError::SharedMemory {
+        kernel: least.symbol.clone(),
+        bytes: least.shared_bytes,
+        device: facts.name.clone(),
+        most: facts.shared_bytes,
+    })
 }
 
 /// Launches the first variant of a kernel that fits, on arguments and whether nothing writes to
@@ -115,5 +139,50 @@ impl Given {
                 swizzle: map.swizzle,
             }),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ir::{CudaArch, Dim};
+
+    use super::*;
+
+    #[test]
+    fn a_device_takes_the_variants_that_it_has_the_shared_memory_for() {
+        let variant = |symbol: &str, kib: u32, most: Option<i64>| CudaVariant {
+            symbol: symbol.into(),
+            module: 0,
+            params: Vec::new(),
+            grid: [1.into(), 1.into(), 1.into()],
+            block: 32,
+            cluster: 1,
+            shared_bytes: kib << 10,
+            limit: most.map(|most| (Dim::symbol("T"), most)),
+            early: Vec::new(),
+        };
+        let all =
+            [("few", 64, Some(8)), ("some", 120, Some(64)), ("many", 160, None), ("any", 90, None)];
+        let variants = all.map(|(symbol, kib, most)| variant(symbol, kib, most)).into();
+        let code = CudaCode { arch: CudaArch::Sm80, variants };
+        let on = |kib: u32| {
+            let facts = Facts {
+                name: "a GPU".into(),
+                capability: (8, 9),
+                driver: 13000,
+                memory_bytes: 1 << 30,
+                multiprocessors: 4,
+                shared_bytes: kib << 10,
+                l2_bytes: 1 << 20,
+                clock_khz: 1,
+            };
+            let found = runnable(&code, &facts)?;
+            Ok::<_, ExecError>(found.iter().map(|v| v.symbol.clone()).collect::<Vec<_>>())
+        };
+        assert_eq!(on(163).unwrap(), ["few", "some", "many", "any"]);
+        assert_eq!(on(99).unwrap(), ["few", "any"]);
+        let error = on(64).unwrap_err().to_string();
+        assert!(error.starts_with("kernel `any` needs 92160 bytes of shared memory"), "{error}");
+        assert!(error.ends_with("a block of a GPU has at most 65536"), "{error}");
     }
 }

@@ -1,10 +1,16 @@
 //! How the gradient's blocks are divided, and their shared memory.
 
+use ir::Target;
+
 use super::super::super::{Sizes, cuda::fma::Matrix};
 use crate::lower::cx::Cx;
 
 /// Threads of a block.
 pub(super) const THREADS: i64 = 256;
+
+/// The largest head, the rows and the chunk of each division.
+const SHAPES: [(i64, i64, i64); 4] =
+    [(64, 64, 64), (128, 64, 32), (i64::MAX, 32, 32), (i64::MAX, 16, 16)];
 
 /// How heads of a size are divided.
 #[derive(Clone, Copy)]
@@ -16,14 +22,18 @@ pub(super) struct Plan {
 }
 
 impl Plan {
-    pub(super) const fn of(sizes: Sizes) -> Plan {
-        let most = if sizes.key > sizes.value { sizes.key } else { sizes.value };
-        let (rows, chunk) = match most {
-            _ if most <= 64 => (64, 64),
-            _ if most <= 128 => (64, 32),
-            _ => (32, 32),
+    /// The first that has registers for such heads and fits in shared memory of every GPU.
+    pub(super) fn of(sizes: Sizes, target: &Target) -> Option<Plan> {
+        let room = i64::from(target.cuda?.arch.common_shared_bytes());
+        let most = sizes.key.max(sizes.value);
+        let fits = |rows: i64, chunk: i64| {
+            let plan = Plan { sizes, rows, chunk };
+            (plan.bytes() <= room).then_some(plan)
         };
-        Plan { sizes, rows, chunk }
+        let of = |(largest, rows, chunk): (i64, i64, i64)| {
+            (most <= largest).then(|| fits(rows, chunk)).flatten()
+        };
+        SHAPES.into_iter().find_map(of)
     }
 
     /// Rows of a thread, and of the other side.
