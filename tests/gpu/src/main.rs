@@ -6,6 +6,7 @@ use std::{
     fs,
     path::PathBuf,
     process::{Command, ExitCode},
+    thread,
     time::Duration,
 };
 
@@ -45,7 +46,13 @@ struct Args {
     /// Be a worker: run the cases from this number on in this process, and say so in JSON.
     #[arg(long, value_name = "N")]
     worker_from: Option<usize>,
+    /// Of a worker: run every so manieth of them.
+    #[arg(long, value_name = "N", default_value_t = 1)]
+    worker_step: usize,
 }
+
+/// Workers that check cases side by side.
+const LANES: usize = 8;
 
 fn main() -> ExitCode {
     match run(&Args::parse()) {
@@ -70,7 +77,8 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     let mut cases = folder.read()?;
     cases.retain(|case| case.timing.is_some() == args.timings && case.name.contains(&args.only));
     if let Some(first) = args.worker_from {
-        let cases: Vec<(usize, Case)> = cases.into_iter().enumerate().skip(first).collect();
+        let cases = cases.into_iter().enumerate().skip(first).step_by(args.worker_step.max(1));
+        let cases: Vec<(usize, Case)> = cases.collect();
         worker::run(&folder, &cases, args.timings, &mut std::io::stdout())?;
         return Ok(true);
     }
@@ -78,16 +86,19 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
         return Err(format!("no case's name holds `{}`", args.only).into());
     }
     let program = std::env::current_exe()?;
-    let command = |first: usize| {
+    let command = |first: usize, step: usize| {
         let mut command = Command::new(&program);
         command.arg(&args.folder).args(["--only", &args.only]);
-        command.args(["--worker-from", &first.to_string()]);
+        command.args(["--worker-from", &first.to_string(), "--worker-step", &step.to_string()]);
         if args.timings {
             command.arg("--timings");
         }
         command
     };
-    let findings = supervisor::run(&cases, Duration::from_secs(args.seconds), command)?;
+    // What is timed has the device for itself.
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let lanes = if args.timings { 1 } else { threads.min(LANES) };
+    let findings = supervisor::run(&cases, Duration::from_secs(args.seconds), lanes, command)?;
     print!("{}", report::device(&findings));
     if args.timings {
         let peer: BTreeMap<String, f64> = match &args.peer {
