@@ -13,6 +13,8 @@ use crate::{
 
 /// Beginnings are not told apart beyond multiples of this.
 const ALIGN: u64 = 256;
+/// What kernels of the library are called.
+const SYMBOL: &str = "cublasLtMatmul";
 
 /// cuBLASLt on a device; its copies are the same one.
 ///
@@ -58,14 +60,19 @@ impl Multiplier {
             Some(algorithm) => *algorithm,
             None => {
                 let found = library.choose(*handle, matmul, &aligned)?;
-                let algorithm = found.ok_or_else(|| CudaError::NoAlgorithm {
-                    product: describe(matmul),
-                })?;
+                let algorithm =
+                    found.ok_or_else(|| CudaError::NoAlgorithm { product: describe(matmul) })?;
                 chosen.insert(key, algorithm);
                 algorithm
             }
         };
         Ok(library.multiply(*handle, algorithm, places, stream)?)
+    }
+
+    /// What errors call its kernels.
+    #[allow(clippy::unused_self, reason = "as of a kernel")]
+    pub(crate) const fn symbol(&self) -> &'static str {
+        SYMBOL
     }
 
     /// How many algorithms have been chosen.
@@ -93,7 +100,7 @@ pub(crate) fn addresses(
         == (bytes.bias.is_some(), bytes.residual.is_some());
     if !is_whole {
         return Err(CudaError::Invalid {
-            kernel: "cublasLtMatmul".into(),
+            kernel: SYMBOL.into(),
             reason: format!("operands of another product than {}", describe(matmul)),
         });
     }
@@ -114,7 +121,8 @@ impl Drop for Inner {
     fn drop(&mut self) {
         // Fails if the context is lost, and all of it with that.
         let _ = self.driver.enter();
-        let chosen = std::mem::take(&mut *self.chosen.lock().unwrap_or_else(PoisonError::into_inner));
+        let chosen =
+            std::mem::take(&mut *self.chosen.lock().unwrap_or_else(PoisonError::into_inner));
         for algorithm in chosen.into_values() {
             let _ = self.library.release(algorithm);
         }

@@ -244,13 +244,7 @@ impl LibCublasLt {
         Ok(Object { address: made as usize, free })
     }
 
-    fn layout(
-        &self,
-        dtype: DType,
-        rows: u64,
-        columns: u64,
-        stride: u64,
-    ) -> LtAnswer<Object> {
+    fn layout(&self, dtype: DType, rows: u64, columns: u64, stride: u64) -> LtAnswer<Object> {
         let (code, stride) = (code(dtype)?, i64::try_from(stride).unwrap_or(i64::MAX));
         // SAFETY: writes the address of a new layout.
         let make = |to| unsafe { (self.lay_out)(to, code, rows, columns, stride) };
@@ -294,8 +288,11 @@ impl LibCublasLt {
         if transposed {
             self.set_description(&description, DESC_TRANSA, TRANSPOSED)?;
         }
-        if matmul.has_bias {
+        if let Some(aligned) = aligned.bias {
             self.set_description(&description, DESC_EPILOGUE, EPILOGUE_BIAS)?;
+            // An address that is aligned so, and at which nothing is read: each product has its
+            // own.
+            self.set_description(&description, DESC_BIAS_POINTER, u64::from(aligned))?;
         }
         let [rows, columns] = if transposed { [k, n] } else { [n, k] };
         let residual = matmul.residual_stride.unwrap_or(matmul.y_stride);
