@@ -30,20 +30,21 @@ enum Given {
 }
 
 /// Launches the first variant of a kernel that fits, on arguments and whether nothing writes to
-/// each of them during a run; `follows_kernel` tells whether it comes behind a kernel, not a copy.
+/// each of them during a run; `follows_kernel` tells whether it comes behind a kernel of ours, not
+/// a copy or a library's kernel. Whether there was anything to launch.
 pub(super) fn launch(
     stream: &Stream,
     variants: &[Variant],
     sizes: &Sizes,
     (args, constant): (&[Address], &[bool]),
     follows_kernel: bool,
-) -> Result<(), ExecError> {
+) -> Result<bool, ExecError> {
     let fits = |v: &&Variant| v.limit.is_none_or(|(size, most)| sizes.values[size] <= most);
     // The artifact has been checked: the last variant has no limit.
     let variant = variants.iter().find(fits).expect("a variant");
     let grid = variant.grid.map(|size| u32::try_from(sizes.values[size]).unwrap_or(u32::MAX));
     if grid.contains(&0) {
-        return Ok(());
+        return Ok(false);
     }
     // Without it, the launch comes behind the end of what was launched before.
     let mut early = variant.early.iter();
@@ -59,7 +60,8 @@ pub(super) fn launch(
         shared_bytes: variant.shared_bytes,
         dependent,
     };
-    Ok(stream.launch(&variant.kernel, &launch, args)?)
+    stream.launch(&variant.kernel, &launch, args)?;
+    Ok(true)
 }
 
 impl Variant {
