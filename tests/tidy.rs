@@ -94,7 +94,7 @@ const TOP_LEVEL: [&str; 8] =
     [".cargo", ".ci", "codegen", "frontend", "ir", "passes", "runtime", "tests"];
 
 /// The only files that may hold `unsafe`, and why each has to.
-const UNSAFE: [(&str, &str); 18] = [
+const UNSAFE: [(&str, &str); 19] = [
     ("codegen/benches/kernels/blas.rs", "calls OpenBLAS"),
     ("codegen/src/mlir.rs", "the C interface of MLIR"),
     ("codegen/src/mlir/llvm.rs", "the C interface of LLVM"),
@@ -102,6 +102,7 @@ const UNSAFE: [(&str, &str); 18] = [
     ("ir/src/mmap.rs", "maps files"),
     ("ir/src/ops/quantize_weight.rs", "calls loops for detected CPU features"),
     ("runtime/cli/src/commands/bench/machine.rs", "calls loops for detected CPU features"),
+    ("runtime/exec/cuda/src/cublaslt/libcublaslt.rs", "the C interface of cuBLASLt"),
     ("runtime/exec/cuda/src/driver/libcuda.rs", "the C interface of CUDA's driver"),
     ("runtime/exec/cuda/src/nccl/libnccl.rs", "the C interface of NCCL"),
     ("runtime/exec/mpi/src/lib.rs", "the C interface of MPI, and one of its own"),

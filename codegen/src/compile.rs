@@ -13,7 +13,8 @@ use ir::{Attrs, CudaModule, Env, KernelSpec, Kernels, Layout, OpRef, Symbols, Ta
 use crate::{
     assemble::{AssembleError, Assembler},
     image::{self, LinkError},
-    lower::{Emitted, LowerError, lowering},
+    library,
+    lower::{self, Emitted, LowerError, lowering},
     mlir::{self, CompileError, Cpu},
     objects::{ObjectKey, Objects},
     schedule::Tuning,
@@ -30,6 +31,8 @@ pub struct Codegen {
     threads: NonZeroUsize,
     objects: Option<Arc<dyn Objects>>,
     tuning: Arc<Tuning>,
+    /// Whether products may be computed by cuBLASLt.
+    asks_library: bool,
     known: Arc<Known>,
 }
 
@@ -69,8 +72,16 @@ impl Codegen {
         let threads = std::thread::available_parallelism().unwrap_or(NonZeroUsize::MIN);
         let gpus = target.cuda.iter().map(|_| target.clone()).collect();
         let tuning = Arc::new(Tuning::builtin().clone());
-        let known = Arc::default();
-        Codegen { target, gpus, assembler: None, threads, objects: None, tuning, known }
+        Codegen {
+            target,
+            gpus,
+            assembler: None,
+            threads,
+            objects: None,
+            tuning,
+            asks_library: false,
+            known: Arc::default(),
+        }
     }
 
     /// The same, generating code for these GPUs, one of each architecture; the target remains what
@@ -103,6 +114,13 @@ impl Codegen {
     #[must_use]
     pub fn with_tuning(self, tuning: Tuning) -> Codegen {
         Codegen { tuning: Arc::new(tuning), ..self }
+    }
+
+    /// The same, which may leave products to cuBLASLt on GPUs, where tables say that it is faster.
+    /// Results of a row may then depend on the number of rows.
+    #[must_use]
+    pub fn with_library(self, asks_library: bool) -> Codegen {
+        Codegen { asks_library, known: Arc::default(), ..self }
     }
 
     /// The machine that code is generated for.
@@ -231,6 +249,12 @@ impl Codegen {
 
 impl Kernels for Codegen {
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
+        if spec.op == library::OP {
+            return match self.asks_library && !self.gpus.is_empty() {
+                true => library::matmul(spec, &self.gpus).map(drop).map_err(|e| e.reason),
+                false => Err("cuBLASLt is not asked for".into()),
+            };
+        }
         let Some(family) = lowering(spec.op) else {
             return Err(format!("no kernel computes `{}`", spec.op));
         };
@@ -246,6 +270,14 @@ impl Kernels for Codegen {
         !self.gpus.is_empty() && self.supports(spec).is_ok()
     }
 
+    fn asks_library(&self) -> bool {
+        self.asks_library && !self.gpus.is_empty()
+    }
+
+    fn workspace_bytes(&self, spec: &KernelSpec) -> u64 {
+        if spec.op == library::OP { library::workspace_bytes(&self.gpus) } else { 0 }
+    }
+
     fn run_apart(&self) -> bool {
         !self.gpus.is_empty()
     }
@@ -258,7 +290,6 @@ impl Kernels for Codegen {
         results: &[TensorType],
         env: &Env,
     ) -> Option<f64> {
-        let family = lowering(op.name())?;
         let layout = |ty: &TensorType| Layout::contiguous(ty);
         let spec = KernelSpec {
             op: op.0.name(),
@@ -269,14 +300,31 @@ impl Kernels for Codegen {
             symbols: std::sync::Arc::new(Symbols::default()),
         };
         let value = |dim: ir::Dim| dim.eval(env).ok().map(|v| v as f64);
-        let flops = value(family.flops(&spec))?;
-        let bytes = value(family.bytes(&spec))?;
+        // The estimate of the generated product times what was measured, so that it may be compared
+        // with all else.
+        let mut measured = 1.0;
+        if op.name() == library::OP {
+            self.supports(&spec).ok()?;
+            let rows = library::rows(args[0].as_ref()?).eval(env).ok()?;
+            measured = self.tuning.library_ratio(&self.target, &library::product(&spec)?, rows)?;
+        }
+        let (flops, bytes) = work(&spec)?;
+        let (flops, bytes) = (value(flops)?, value(bytes)?);
         let target = &self.target;
         let (compute, memory) = (flops / target.peak_flops, bytes / target.read_bandwidth);
         // Arithmetic and reads overlap, but never wholly: of two forms with the same bottleneck,
         // the one that does less besides is the faster.
         let busy = compute.max(memory) + OVERLAP_LOSS * compute.min(memory);
-        Some(busy + target.launch_seconds)
+        Some((busy + target.launch_seconds) * measured)
+    }
+}
+
+/// Floating point operations, and bytes that are read and written; `None` where nothing computes
+/// the operator.
+fn work(spec: &KernelSpec) -> Option<(ir::Dim, ir::Dim)> {
+    match lowering(spec.op) {
+        Some(family) => Some((family.flops(spec), family.bytes(spec))),
+        None => (spec.op == library::OP).then(|| lower::table_work(spec)),
     }
 }
 

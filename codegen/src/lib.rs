@@ -21,6 +21,7 @@ pub mod image;
 mod isa;
 mod kernel;
 pub mod kernels;
+pub mod library;
 pub mod lower;
 pub mod math;
 pub mod mlir;

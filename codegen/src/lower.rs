@@ -188,6 +188,13 @@ pub static LOWERINGS: &[&dyn Lower] = &[
     &update::Update,
 ];
 
+/// Floating point operations and bytes of what the table alone knows.
+pub(crate) fn table_work(spec: &KernelSpec) -> (Dim, Dim) {
+    let operands = spec.operands.iter().flatten().chain(&spec.results);
+    let bytes = operands.fold(Dim::from(0), |sum, layout| sum + cx::stored_bytes(layout));
+    (cx::table_flops(spec), bytes)
+}
+
 /// The family that computes an operator.
 pub fn lowering(op: &str) -> Option<&'static dyn Lower> {
     LOWERINGS.iter().copied().find(|family| family.ops().contains(&op))

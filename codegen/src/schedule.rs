@@ -16,7 +16,7 @@ mod table;
 
 pub use gpu::Place;
 pub use space::AXES;
-pub use table::{Entry, Tuning, TuningError, class};
+pub use table::{Entry, Timed, Tuning, TuningError, class};
 
 use serde::{Deserialize, Serialize};
 

@@ -22,7 +22,8 @@
 //! [`Program::collectives`](crate::Program::collectives) and
 //! [`Program::parts`](crate::Program::parts), format 4 [`ShardOf::split`](crate::ShardOf::split),
 //! format 5 [`Manifest::modules`], [`Kernel::cuda`](crate::Kernel::cuda) and [`Manifest::random`],
-//! format 6 [`Manifest::folds`]; manifests of older formats lack them.
+//! format 6 [`Manifest::folds`], format 7 [`CudaCode::library`](crate::CudaCode::library);
+//! manifests of older formats lack them.
 //!
 //! **Trust.** Digests find damage, not malice: an artifact is executable code, so run only those
 //! whose origin you trust, as with any program. A file that is merely wrong, whatever its bytes, is
@@ -47,7 +48,7 @@ pub use read::{Artifact, VERIFY_AT_OPEN_BYTES, parse};
 pub use write::{Contents, WeightSpec, write, write_on};
 
 /// The format that this crate writes, and the newest that it reads.
-pub const FORMAT: u32 = 6;
+pub const FORMAT: u32 = 7;
 
 /// The oldest format that this crate reads.
 pub const OLDEST_FORMAT: u32 = 1;

@@ -28,14 +28,63 @@ pub struct Span {
 }
 
 /// A kernel for one architecture: of the variants that a device has the shared memory for, a launch
-/// takes the first whose limit holds. All of them give the same bits.
+/// takes the first whose limit holds, and all of them give the same bits; or NVIDIA's library
+/// computes it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct CudaCode {
     /// What it is for.
     pub arch: CudaArch,
-    /// The variants in the order in which they are tried.
+    /// The variants in the order in which they are tried; none of what a library computes.
     pub variants: Vec<CudaVariant>,
+    /// What cuBLASLt computes in their place.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub library: Option<CudaMatmul>,
+}
+
+/// A product `y = x · w + bias + residual` that cuBLASLt computes: matrices are in row-major
+/// order, sums are f32, and rounded once.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CudaMatmul {
+    /// Rows of `x` and `y`; nothing is launched where there are none.
+    pub m: Dim,
+    /// Columns of `y`.
+    pub n: Dim,
+    /// Columns of `x`.
+    pub k: Dim,
+    /// Type of `x` and `w`: bf16 or f16.
+    pub factors: DType,
+    /// Type of `bias`, `residual` and `y`: f32, or that of the factors.
+    pub results: DType,
+    /// Whether `w` lies in memory by its columns: `[n, k]`, not `[k, n]`.
+    pub transposed: bool,
+    /// `[m, k]`.
+    pub x: CudaMatrix,
+    /// The other factor.
+    pub w: CudaMatrix,
+    /// The argument that is added to every row, `[n]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bias: Option<u32>,
+    /// What is added, `[m, n]`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub residual: Option<CudaMatrix>,
+    /// `[m, n]`.
+    pub y: CudaMatrix,
+    /// The argument that is memory for the library to use.
+    pub workspace: u32,
+    /// How much that is.
+    pub workspace_bytes: u64,
+}
+
+/// A matrix whose rows, as they lie in memory, are dense.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct CudaMatrix {
+    /// Operands first, then results, then the workspace.
+    pub arg: u32,
+    /// Elements from a row to the next.
+    pub stride: Dim,
 }
 
 /// One of a kernel's variants, and how it is launched.

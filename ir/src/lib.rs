@@ -37,7 +37,9 @@ mod vjp;
 
 pub use attr::{Attr, Attrs, Float, TensorAttr};
 pub use builder::Builder;
-pub use cuda::{CudaCode, CudaModule, CudaParam, CudaVariant, Span, Swizzle, TensorMap};
+pub use cuda::{
+    CudaCode, CudaMatmul, CudaMatrix, CudaModule, CudaParam, CudaVariant, Span, Swizzle, TensorMap,
+};
 pub use dim::{Bounds, CompiledDim, Dim, DimError, Env, Symbols};
 pub use dtype::DType;
 pub use graph::{Graph, Node, NodeId, Value};

@@ -177,7 +177,7 @@ pub struct Kernel {
 pub struct Launch {
     /// Number of the kernel in [`Program::kernels`].
     pub kernel: u32,
-    /// Operands, then results.
+    /// Operands, then results, then the workspace of what needs one.
     pub args: Vec<Place>,
     /// What it computes, for people: `layer.3/mlp.down`.
     pub label: String,
@@ -413,6 +413,17 @@ pub trait Kernels: Sync {
     /// float type than the operator has them: it converts as it loads and stores.
     fn converts(&self, _spec: &KernelSpec) -> bool {
         false
+    }
+
+    /// Whether products may be computed by a library that gives no promise of bits.
+    fn asks_library(&self) -> bool {
+        false
+    }
+
+    /// Bytes of memory that a launch needs beside its operands and results, as one more argument
+    /// behind them; none where it is zero.
+    fn workspace_bytes(&self, _spec: &KernelSpec) -> u64 {
+        0
     }
 
     /// Whether they run on a device with memory of its own: what goes in and out is copied.

@@ -15,7 +15,7 @@ mod improve;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 
 use egg::{Id, Language};
-use ir::{Attrs, Env, Kernels, OpError, OpRef, TensorType};
+use ir::{Attrs, DType, Env, Kernels, OpError, OpRef, TensorType};
 
 use crate::egraph::{Data, EGraph, ENode, attrs};
 
@@ -89,10 +89,21 @@ impl Costs<'_> {
         let args: Vec<Option<TensorType>> = operands.iter().map(ty).collect();
         let Data::Value(known) = &egraph[class].data else { return None };
         let results: Vec<TensorType> = known.facts.iter().map(|f| f.ty.clone()).collect();
+        if self.kernels.asks_library() && is_rounding(op, &args, &results) {
+            return Some(0.0);
+        }
         let seconds = self.kernels.seconds(op, &attrs, &args, &results, self.env)?;
         let unpacked = op.name() == "matmul" && operands.get(1).is_some_and(weight_only);
         Some(if unpacked { seconds * UNPACKED } else { seconds })
     }
+}
+
+/// Whether activations are rounded as factors are: what makes them stores them so, for a library's
+/// products as for those that are generated, of which `round_activations` says it later.
+fn is_rounding(op: OpRef, args: &[Option<TensorType>], results: &[TensorType]) -> bool {
+    let ([Some(from)], [to]) = (args, results) else { return false };
+    let is_half = matches!(to.dtype, DType::Bf16 | DType::F16);
+    op.name() == "cast" && from.dtype == DType::F32 && is_half
 }
 
 /// Structure and views, which no kernel computes.

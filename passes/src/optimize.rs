@@ -62,7 +62,7 @@ fn optimize_function(
 ) -> Result<(Graph, Vec<crate::report::Fusion>), OpError> {
     let mut function = Function::new(module, source, weights)?;
     let original = original_nodes(&function);
-    rules::apply(&mut function.terms)?;
+    rules::apply(&mut function.terms, costs.kernels.asks_library())?;
     expand(&mut function, costs)?;
     let egraph = &function.terms.egraph;
     let original: HashSet<ENode> =

@@ -22,9 +22,9 @@ use std::{
 };
 
 use ir::{
-    Attrs, Collective, CollectiveOp, Dim, Graph, Interval, Kernel, KernelSpec, Kernels, Launch,
-    Layout, Module, NodeId, Part, Place, Port, Program, Region, Sharded, Symbols, TensorType,
-    Value, artifact::MAX_SIZE,
+    Attrs, Collective, CollectiveOp, DType, Dim, Graph, Interval, Kernel, KernelSpec, Kernels,
+    Launch, Layout, Module, NodeId, Part, Place, Port, Program, Region, Sharded, Symbols,
+    TensorType, Value, artifact::MAX_SIZE,
 };
 
 use self::{
@@ -587,6 +587,11 @@ impl<'a> Planner<'a> {
             args.push(Some(storage));
         }
         let label = self.label(id);
+        let workspace = self.kernels.workspace_bytes(&spec);
+        if let Some(bytes) = i64::try_from(workspace).ok().filter(|bytes| *bytes > 0) {
+            let ty = TensorType::new(DType::U8, [bytes]);
+            args.push(Some(self.fresh(&format!("{label}.workspace"), &ty)));
+        }
         self.launch(spec, args, label);
     }
 

@@ -4,6 +4,7 @@
 
 mod activations;
 mod attention;
+mod library;
 mod linear;
 mod merge;
 mod norms;
@@ -47,23 +48,35 @@ static PHASES: &[Phase] = &[
     Phase { name: "gates", rules: &[linear::GATED], then: Some(merge::merge_products) },
 ];
 
-/// Runs every phase.
+/// What runs at the end where products may be computed by a library.
+static LIBRARY: Phase = Phase { name: "library", rules: &[&[library::PRODUCTS]], then: None };
+
+/// Runs every phase; the last only where a library is asked for.
 ///
 /// # Errors
 /// Where a row's text does not parse: a mistake in the table, which the tests find.
-pub(crate) fn apply(terms: &mut Terms) -> Result<(), OpError> {
+pub(crate) fn apply(terms: &mut Terms, asks_library: bool) -> Result<(), OpError> {
     let before = terms.egraph.total_size();
+    let limits = Limits { rounds: 12, nodes: 20 * before + 10_000, matches: 20_000 };
     for phase in PHASES {
-        let span = tracing::debug_span!("rules", phase = phase.name);
-        let _entered = span.enter();
-        let rules = phase.rows().map(Compiled::new).collect::<Result<Vec<_>, _>>()?;
-        let limits = Limits { rounds: 12, nodes: 20 * before + 10_000, matches: 20_000 };
-        saturate(terms, &rules, limits);
-        if let Some(then) = phase.then {
-            then(terms);
-        }
-        tracing::debug!(nodes = terms.egraph.total_size(), "phase ends");
+        run(phase, terms, limits)?;
     }
+    if asks_library {
+        library::join_packed(terms);
+        run(&LIBRARY, terms, limits)?;
+    }
+    Ok(())
+}
+
+fn run(phase: &Phase, terms: &mut Terms, limits: Limits) -> Result<(), OpError> {
+    let span = tracing::debug_span!("rules", phase = phase.name);
+    let _entered = span.enter();
+    let rules = phase.rows().map(Compiled::new).collect::<Result<Vec<_>, _>>()?;
+    saturate(terms, &rules, limits);
+    if let Some(then) = phase.then {
+        then(terms);
+    }
+    tracing::debug!(nodes = terms.egraph.total_size(), "phase ends");
     Ok(())
 }
 
@@ -71,7 +84,11 @@ pub(crate) fn apply(terms: &mut Terms) -> Result<(), OpError> {
 #[cfg(test)]
 fn rows() -> impl Iterator<Item = &'static Rule> {
     let mut seen = std::collections::BTreeSet::new();
-    PHASES.iter().flat_map(Phase::rows).filter(move |r| seen.insert(std::ptr::from_ref(*r)))
+    PHASES
+        .iter()
+        .chain([&LIBRARY])
+        .flat_map(Phase::rows)
+        .filter(move |r| seen.insert(std::ptr::from_ref(*r)))
 }
 
 #[cfg(test)]

@@ -2,6 +2,7 @@
 //! emulator, and held against what the CPU computes.
 
 mod driver;
+mod library;
 pub(crate) mod programs;
 mod ranks;
 

@@ -45,6 +45,7 @@ pub(crate) fn options(import: ImportOptions) -> CompileOptions {
         gpus: Vec::new(),
         assembler: None,
         quantize: None,
+        gpu_library: None,
         training: None,
         samples: false,
         is_plan: false,

@@ -3,8 +3,8 @@
 use std::{num::NonZeroUsize, time::Duration};
 
 use driver::{
-    Clock, CompileError, CompileOptions, Family, KernelCache, Product, Tile, TuneOptions, Tuned,
-    Tuning, tune, tune_gpu, tuning_device,
+    Candidate, Clock, CompileError, CompileOptions, Family, GpuLibrary, KernelCache, Product, Tile,
+    Timed, TuneOptions, Tuned, Tuning, tune, tune_gpu, tuning_device,
 };
 use frontend::ImportOptions;
 use ir::{CudaArch, Target, artifact::Artifact};
@@ -74,15 +74,20 @@ struct Likes<F>(F, Vec<Tile>);
 impl<F: Fn(Tile) -> bool> Clock for Likes<F> {
     fn seconds(
         &mut self,
-        tile: Tile,
+        candidate: Candidate,
         rows: u64,
         run: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<f64, String> {
+        let seconds = rows as f64 / 1e6;
+        // The library is slow with few rows, and fast with many.
+        let Candidate::Tile(tile) = candidate else {
+            run()?;
+            return Ok(if rows < 4 { seconds * 2.0 } else { seconds / 4.0 });
+        };
         if !self.1.contains(&tile) {
             self.1.push(tile);
             run()?;
         }
-        let seconds = rows as f64 / 1e6;
         Ok(if (self.0)(tile) { seconds / 2.0 } else { seconds })
     }
 }
@@ -126,6 +131,26 @@ fn the_faster_tile_is_found_on_a_gpu() {
     let none = |_| false;
     let (table, tuned, _) = on_emulator(gated, (&Target::sm_90a(), 8), none);
     assert!(table.entries.is_empty() && tuned.ratio == [1.0, 1.0], "{table:?}");
+}
+
+/// Where the library is asked for, its times are in the table, beside tiles that stay as they are.
+#[test]
+fn the_library_is_timed_beside_the_tiles() {
+    let bf16 = Product { family: Family::Bf16, n: 64, k: 64, gated: false };
+    let search =
+        TuneOptions { model: None, families: Vec::new(), time_limit: Duration::from_secs(0) };
+    let device = exec::Device::cuda(gpu::emulated(CudaArch::Sm80), NonZeroUsize::new(1)).unwrap();
+    let compile =
+        CompileOptions { gpu_library: Some(GpuLibrary::CublasLt), ..for_gpu(&Target::sm_80(), 8) };
+    let mut clock = Likes(|_| false, Vec::new());
+    let found = tune_gpu(&[bf16], &search, &compile, &device, &mut clock, |_, _| {}).unwrap();
+    let [entry] = &found.entries[..] else { panic!("{found:?}") };
+    assert!(entry.tiles.is_empty() && (entry.n, entry.k) == (64, 64));
+    let rows: Vec<u64> = entry.library.iter().map(|timed| timed.rows).collect();
+    let ratios: Vec<f64> = entry.library.iter().map(Timed::ratio).collect();
+    assert_eq!(rows, [1, 4, 8]);
+    assert!((ratios[0] - 2.0).abs() < 0.05 && (ratios[2] - 0.25).abs() < 0.05, "{ratios:?}");
+    assert_eq!(Tuning::parse(&found.text()).unwrap(), found);
 }
 
 /// A table changes the code of the products that it names, and says so in the artifact.

@@ -12,6 +12,14 @@ tar -xzf "$(dirname "$0")/parts.tar.gz" -C "$parts" && cd "$parts" || exit 1
 export BROLLY_CACHE=$out/cache
 status=0
 
+# cuBLASLt, where it comes with PyTorch.
+if [ -z "$BROLLY_CUBLASLT" ]; then
+    found=$(python3 -c 'import glob, sys
+found = [f for p in sys.path for f in glob.glob(p + "/nvidia/*/lib/libcublasLt.so.1[23]")]
+print(found[0] if found else "")' 2>/dev/null)
+    [ -z "$found" ] || export BROLLY_CUBLASLT=$found
+fi
+
 section() {
     echo
     echo "== $1 ($SECONDS s)"
@@ -109,8 +117,16 @@ else
 fi
 tail -n 8 "$out/peer.log"
 
+section "cuBLASLt"
+library=()
+timeout "$(left 40)" ./gpu-check . --by-library "$out/cublaslt.json" --seconds "$(left 25)" \
+    2>"$out/cublaslt.log" | tee "$out/cublaslt.txt"
+[ "${PIPESTATUS[0]}" = 0 ] || status=1
+[ -s "$out/cublaslt.json" ] && library=(--library "$out/cublaslt.json")
+tail -n 3 "$out/cublaslt.log"
+
 section "timings"
-timeout "$(left 110)" ./gpu-check . --timings --seconds "$(left 95)" --json "$out/timings.json" "${peer[@]}" \
+timeout "$(left 110)" ./gpu-check . --timings --seconds "$(left 95)" --json "$out/timings.json" "${peer[@]}" "${library[@]}" \
     2>"$out/timings.log" | tee "$out/timings.txt"
 [ "${PIPESTATUS[0]}" = 0 ] || status=1
 tail -n 5 "$out/timings.log"

@@ -5,9 +5,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use ir::{CudaCode, CudaModule, KernelSpec, Span, Target};
 
-use super::{Codegen, CodegenError, Compiled};
+use super::{Codegen, CodegenError, Compiled, work};
 use crate::{
     cuda::CudaKernel,
+    library,
     lower::{LowerError, lowering},
     mlir::{self, Cpu},
     objects::ObjectKey,
@@ -17,13 +18,15 @@ use crate::{
 const ALIGN: usize = 64;
 
 impl Codegen {
-    /// The kernels of every specification for a GPU, or what has none.
+    /// The kernels of every specification for a GPU, or what has none; a library's product has no
+    /// kernel.
     pub(super) fn emit_cuda(
         &self,
         specs: &[KernelSpec],
         gpu: &Target,
     ) -> Result<Vec<Vec<CudaKernel>>, Vec<CodegenError>> {
         let emit = |spec: &KernelSpec| match lowering(spec.op) {
+            None if spec.op == library::OP => library::matmul(spec, &self.gpus).map(|_| Vec::new()),
             Some(family) => family.emit_cuda_tuned(spec, gpu, &self.tuning),
             None => Err(LowerError { op: spec.op.into(), reason: "no kernel computes it".into() }),
         };
@@ -64,22 +67,25 @@ impl Codegen {
                 let cubin = cubins.get(i).map(|bytes| put(bytes));
                 modules.push(CudaModule { arch, ptx: put(text), cubin });
             }
-            for (code, kernels) in codes.iter_mut().zip(&emitted) {
+            for ((code, kernels), spec) in codes.iter_mut().zip(&emitted).zip(specs) {
                 let variants = kernels.iter().map(|k| k.variant(numbers[k.symbol.as_str()]));
-                code.push(CudaCode { arch, variants: variants.collect() });
+                let library = (spec.op == library::OP).then(|| library::matmul(spec, &self.gpus));
+                let library = library.transpose().map_err(|e| vec![CodegenError::Lower(e)])?;
+                code.push(CudaCode { arch, variants: variants.collect(), library });
             }
         }
         let kernels = codes.into_iter().zip(specs).map(|(cuda, spec)| {
-            let family = lowering(spec.op).expect("it was emitted");
+            let (flops, bytes) = work(spec).expect("it was emitted");
+            let symbol = cuda[0].variants.first().map_or(library::SYMBOL, |v| v.symbol.as_str());
             ir::Kernel {
                 op: spec.op.to_owned(),
-                symbol: cuda[0].variants[0].symbol.clone(),
+                symbol: symbol.to_owned(),
                 code_offset: 0,
                 dims: Vec::new(),
                 tiles: ir::Dim::from(1),
                 scratch_bytes: 0,
-                flops: family.flops(spec),
-                bytes: family.bytes(spec),
+                flops,
+                bytes,
                 cuda,
             }
         });

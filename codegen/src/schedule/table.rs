@@ -12,6 +12,7 @@ use crate::{
         gemm::{Gemm, tile},
         matmul::Matmul,
     },
+    library::LibraryProduct,
 };
 
 /// A schedule for products of one class of shape on one target.
@@ -35,6 +36,29 @@ pub struct Entry {
     /// On GPUs, tiles, those for fewer rows first.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub tiles: Vec<Variant>,
+    /// On GPUs, times beside those of cuBLASLt, those of fewer rows first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub library: Vec<Timed>,
+}
+
+/// Times of a product of so many rows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Timed {
+    /// How many.
+    pub rows: u64,
+    /// Nanoseconds of the generated kernel.
+    pub generated_ns: u64,
+    /// Nanoseconds of cuBLASLt.
+    pub cublaslt_ns: u64,
+}
+
+impl Timed {
+    /// The library's time as a share of the generated kernel's.
+    #[must_use]
+    pub fn ratio(&self) -> f64 {
+        self.cublaslt_ns as f64 / self.generated_ns as f64
+    }
 }
 
 fn is_default(schedule: &Schedule) -> bool {
@@ -108,6 +132,7 @@ impl Tuning {
             entry.target == target.cpu
                 && (entry.family, entry.gated) == (family, product.gated)
                 && (entry.n, entry.k) == sizes
+                && !entry.tiles.is_empty()
         };
         let fitted = |entry: &Entry| -> Option<Vec<Variant>> {
             let fitted = |v: &Variant| Some(Variant { tile: v.tile.fitted(product, gpu)?, ..*v });
@@ -115,6 +140,34 @@ impl Tuning {
         };
         let found = self.entries.iter().rev().find(fits).and_then(fitted);
         found.unwrap_or_else(|| tile::defaults(product, gpu))
+    }
+
+    /// Whether cuBLASLt has been measured on a target at all.
+    #[must_use]
+    pub fn has_library(&self, target: &Target) -> bool {
+        self.entries.iter().any(|e| e.target == target.cpu && !e.library.is_empty())
+    }
+
+    /// The time of cuBLASLt for a product of so many rows as a share of the generated kernel's, as
+    /// measured for its class at the nearest number of rows; `None` where nothing was.
+    #[must_use]
+    pub fn library_ratio(
+        &self,
+        target: &Target,
+        product: &LibraryProduct,
+        rows: i64,
+    ) -> Option<f64> {
+        let LibraryProduct { family, n, k } = *product;
+        let fits = |entry: &&Entry| {
+            entry.target == target.cpu
+                && (entry.family, entry.gated) == (family, false)
+                && (entry.n, entry.k) == (class(n), class(k))
+                && !entry.library.is_empty()
+        };
+        let measured = &self.entries.iter().rev().find(fits)?.library;
+        let away = |timed: &&Timed| (timed.rows as f64 / rows.max(1) as f64).ln().abs();
+        let nearest = measured.iter().min_by(|a, b| away(a).total_cmp(&away(b)));
+        nearest.map(Timed::ratio)
     }
 
     /// The schedule of a product; the default one where there is none for its class.
@@ -140,8 +193,16 @@ impl Entry {
     /// No schedule and no tiles yet, for products of this class.
     #[must_use]
     pub fn of(target: &Target, family: Family, n: u64, k: u64) -> Entry {
-        let (target, schedule, tiles) = (target.cpu.clone(), Schedule::default(), Vec::new());
-        Entry { target, family, n: class(n), k: class(k), gated: false, schedule, tiles }
+        Entry {
+            target: target.cpu.clone(),
+            family,
+            n: class(n),
+            k: class(k),
+            gated: false,
+            schedule: Schedule::default(),
+            tiles: Vec::new(),
+            library: Vec::new(),
+        }
     }
 
     /// Whether the target's kernels can be scheduled so.
@@ -150,14 +211,43 @@ impl Entry {
             if !is_default(&self.schedule) {
                 return Err(format!("`schedule` is for CPUs; {} has `tiles`", self.target));
             }
+            self.check_library()?;
+            if self.tiles.is_empty() && !self.library.is_empty() {
+                return Ok(());
+            }
             return Place { family: self.family, gated: self.gated, gpu }.check(&self.tiles);
         }
-        if self.gated || !self.tiles.is_empty() {
-            let name = if self.gated { "gated" } else { "tiles" };
+        if self.gated || !self.tiles.is_empty() || !self.library.is_empty() {
+            let name = match (self.gated, self.tiles.is_empty()) {
+                (true, _) => "gated",
+                (false, false) => "tiles",
+                (false, true) => "library",
+            };
             return Err(format!("`{name}` is for GPUs, sm_80 and sm_90a, not for {}", self.target));
         }
         let isa = if self.target == "x86-64-v4" { Isa::x86_64_v4() } else { Isa::x86_64_v3() };
         self.schedule.check(self.family, &isa)
+    }
+}
+
+impl Entry {
+    /// Whether times are such of products that the library computes.
+    fn check_library(&self) -> Result<(), String> {
+        let is_half = matches!(self.family, Family::Bf16 | Family::F16);
+        if !self.library.is_empty() && (self.gated || !is_half) {
+            return Err("`library` is for products of bf16 and f16 that are not gated".into());
+        }
+        let mut before = 0;
+        for Timed { rows, generated_ns, cublaslt_ns } in &self.library {
+            if *rows <= before {
+                return Err(format!("`library`: `rows` is {rows}, behind {before}"));
+            }
+            before = *rows;
+            if [generated_ns, cublaslt_ns].contains(&&0) {
+                return Err(format!("`library`: a time of {rows} rows is 0"));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -7,8 +7,8 @@ use std::{collections::HashSet, sync::Arc};
 
 use super::{Manifest, layout};
 use crate::{
-    Bounds, Collective, CollectiveOp, CudaParam, CudaVariant, DType, Dim, Kernel, Part, Place,
-    Port, Program, Region, Shard, Sharded, Span, Symbols, TensorType,
+    Bounds, Collective, CollectiveOp, CudaMatmul, CudaParam, CudaVariant, DType, Dim, Kernel, Part,
+    Place, Port, Program, Region, Shard, Sharded, Span, Symbols, TensorType,
 };
 
 /// No symbol, size or offset of an artifact is larger.
@@ -84,7 +84,9 @@ impl Checker<'_> {
         });
         self.ports();
         for (i, kernel) in kernels.iter().enumerate() {
-            self.check(kernel.code_offset < self.manifest.code.bytes, || {
+            let is_library = |code: &crate::CudaCode| code.library.is_some();
+            let has_no_code = !kernel.cuda.is_empty() && kernel.cuda.iter().all(is_library);
+            self.check(has_no_code || kernel.code_offset < self.manifest.code.bytes, || {
                 format!("kernel {i} (`{}`) lies outside of the code", kernel.symbol)
             });
             self.check(kernel.scratch_bytes <= MAX_SIZE.unsigned_abs(), || {
@@ -131,15 +133,41 @@ impl Checker<'_> {
             format!("kernel {number} (`{}`) has code of another kind than the target", kernel.op)
         });
         for code in &kernel.cuda {
-            let is_complete = code.variants.last().is_some_and(|v| v.limit.is_none());
+            let is_complete = match code.library {
+                Some(_) => code.variants.is_empty(),
+                None => code.variants.last().is_some_and(|v| v.limit.is_none()),
+            };
             let arch = code.arch.name();
             self.check(is_complete, || format!("kernel {number}: no variant for {arch}"));
+            if let Some(matmul) = &code.library {
+                self.matmul(number, matmul, args.unwrap_or(usize::MAX));
+            }
             for variant in &code.variants {
                 let module = self.manifest.modules.get(variant.module as usize);
                 let is_whole = module.is_some_and(|module| module.arch == code.arch);
                 self.variant(number, variant, is_whole, args.unwrap_or(usize::MAX));
             }
         }
+    }
+
+    fn matmul(&mut self, number: usize, matmul: &CudaMatmul, args: usize) {
+        let CudaMatmul { m, n, k, x, w, bias, residual, y, workspace, .. } = matmul;
+        let what = |field: &str| format!("kernel {number}: product by a library: {field}");
+        let matrices = [Some(x), Some(w), residual.as_ref(), Some(y)];
+        let strides = matrices.iter().flatten().map(|matrix| &matrix.stride);
+        for dim in [m, n, k].into_iter().chain(strides) {
+            self.size(dim, || what("sizes"));
+        }
+        let places = matrices.iter().flatten().map(|matrix| matrix.arg);
+        for arg in places.chain(*bias).chain([*workspace]) {
+            self.check((arg as usize) < args, || what("an argument that launches lack"));
+        }
+        let CudaMatmul { factors, results, workspace_bytes, .. } = matmul;
+        let is_half = matches!(factors, DType::Bf16 | DType::F16);
+        self.check(is_half && (*results == DType::F32 || results == factors), || {
+            what(&format!("{factors} in {results}"))
+        });
+        self.check(*workspace_bytes <= MAX_SIZE.unsigned_abs(), || what("workspace_bytes"));
     }
 
     fn variant(&mut self, number: usize, variant: &CudaVariant, is_whole: bool, args: usize) {

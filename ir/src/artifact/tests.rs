@@ -7,9 +7,9 @@ use serde_json::{Value, json};
 
 use super::*;
 use crate::{
-    Bounds, CudaArch, CudaCode, CudaModule, CudaParam, CudaVariant, DType, Dim, Interval, Kernel,
-    Launch, ModelInfo, ModelKind, Place, Port, Program, Region, Span, Symbols, Target, Tensor,
-    TensorType,
+    Bounds, CudaArch, CudaCode, CudaMatmul, CudaMatrix, CudaModule, CudaParam, CudaVariant, DType,
+    Dim, Interval, Kernel, Launch, ModelInfo, ModelKind, Place, Port, Program, Region, Span,
+    Symbols, Target, Tensor, TensorType,
 };
 
 fn place(region: Region, offset: impl Into<Dim>) -> Place {
@@ -260,7 +260,7 @@ fn errors_say_what_and_what_to_do() {
     let newer = rewritten(&|m| m.format = FORMAT + 1);
     assert!(newer.contains("a newer brolly made it: update this one"), "{newer}");
     let older = rewritten(&|m| m.format = 0);
-    assert!(older.contains("has format 0, and this runtime reads formats 1 to 6"), "{older}");
+    assert!(older.contains("has format 0, and this runtime reads formats 1 to 7"), "{older}");
     let plain = [&[2, 0, 0, 0, 0, 0, 0, 0][..], b"{}"].concat();
     assert!(error(&plain).contains("a safetensors file without a manifest"));
 
@@ -310,7 +310,7 @@ fn for_gpus() -> (PathBuf, Manifest) {
     let (ptx, cubin) = (Span { offset: 0, bytes: 60 }, Span { offset: 64, bytes: 36 });
     contents.modules = vec![CudaModule { arch: CudaArch::Sm80, ptx, cubin: Some(cubin) }];
     contents.programs[0].kernels[0].cuda =
-        vec![CudaCode { arch: CudaArch::Sm80, variants: vec![variant] }];
+        vec![CudaCode { arch: CudaArch::Sm80, variants: vec![variant], library: None }];
     let manifest = write(&path, contents, |i| Ok::<_, String>(tensors[i].clone())).unwrap();
     (path, manifest)
 }
@@ -347,6 +347,53 @@ fn code_for_gpus_is_checked_against_the_program() {
     let few = CudaVariant { limit: Some((Dim::symbol("T"), 4)), ..variant(&mut limited) };
     limited.programs[0].kernels[0].cuda[0].variants.insert(0, few);
     assert_eq!(check::manifest(&limited), Vec::<String>::new());
+}
+
+#[test]
+fn products_by_a_library_are_checked_against_the_program() {
+    let (path, mut manifest) = for_gpus();
+    let rows = |arg: u32| CudaMatrix { arg, stride: Dim::from(8) };
+    let matmul = CudaMatmul {
+        m: Dim::symbol("T"),
+        n: Dim::from(8),
+        k: Dim::from(8),
+        factors: DType::Bf16,
+        results: DType::F32,
+        transposed: true,
+        x: rows(0),
+        w: rows(1),
+        bias: Some(2),
+        residual: Some(rows(3)),
+        y: rows(3),
+        workspace: 4,
+        workspace_bytes: 64,
+    };
+    let code = &mut manifest.programs[0].kernels[0].cuda[0];
+    let variant = code.variants.pop().unwrap();
+    code.library = Some(matmul);
+    assert_eq!(check::manifest(&manifest), Vec::<String>::new());
+    let text = serde_json::to_string(&manifest).unwrap();
+    assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
+    let matmul = |m: &mut Manifest, change: fn(&mut CudaMatmul)| {
+        change(m.programs[0].kernels[0].cuda[0].library.as_mut().unwrap());
+    };
+    let changes: [(&str, fn(&mut CudaMatmul)); 5] = [
+        ("an argument that launches lack", |p| p.workspace = 5),
+        ("an argument that launches lack", |p| p.bias = Some(7)),
+        ("f32 in f32", |p| p.factors = DType::F32),
+        ("sizes", |p| p.x.stride = Dim::from(-1)),
+        ("sizes", |p| p.m = Dim::symbol("unknown")),
+    ];
+    for (problem, change) in changes {
+        let mut other = manifest.clone();
+        matmul(&mut other, change);
+        let found = check::manifest(&other);
+        assert!(found.iter().any(|p| p.contains(problem)), "{problem}: {found:?}");
+    }
+    manifest.programs[0].kernels[0].cuda[0].variants.push(variant);
+    let found = check::manifest(&manifest);
+    assert!(found.iter().any(|p| p.contains("no variant for sm_80")), "{found:?}");
+    drop(path);
 }
 
 #[test]

@@ -138,6 +138,7 @@ ops! {
     pack: Pack,
     interleave: Interleave,
     linear: Linear,
+    cublaslt_linear: CublasltLinear,
     gated_linear: GatedLinear,
     grouped_linear: GroupedLinear,
     grouped_gated_linear: GroupedGatedLinear,

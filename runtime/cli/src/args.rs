@@ -8,7 +8,7 @@ use std::{num::NonZeroUsize, path::PathBuf};
 use clap::{Args, Parser, Subcommand};
 use ir::DType;
 
-pub(crate) use values::{Bound, Chosen, Family, Input, Quantize, TargetCpu, Tokens};
+pub(crate) use values::{Bound, Chosen, Family, GpuLibrary, Input, Quantize, TargetCpu, Tokens};
 use values::{above_zero, at_least_zero, dtype, kv_dtype, non_empty, probability, share, target};
 
 /// Compiles neural networks ahead of time and runs them.
@@ -172,6 +172,16 @@ pub(crate) struct CompileOptions {
     /// llama-70b. The artifact holds no weights: they are made where it is opened.
     #[arg(long)]
     pub(crate) random_weights: bool,
+
+    /// Let NVIDIA's library compute products where it was measured to be faster: `cublaslt`
+    ///
+    /// For `--target cuda`, products with bf16 and f16 weights: those for which a table of `brolly
+    /// tune --gpu-library cublaslt`, given by `--tuning`, has it faster than the generated kernel;
+    /// without such a table, none. It costs a promise: the library chooses its kernels by the
+    /// number of rows, so the bits of an answer may depend on what else is computed with it. The
+    /// machine that runs the artifact needs libcublasLt.so of CUDA 12 or later.
+    #[arg(long, value_name = "NAME")]
+    pub(crate) gpu_library: Option<GpuLibrary>,
 
     /// Schedules of products that `brolly tune` found
     ///

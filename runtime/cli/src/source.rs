@@ -63,6 +63,7 @@ pub(crate) fn first_set(options: &CompileOptions) -> Option<&'static str> {
         bounds,
         no_kernel_cache,
         random_weights,
+        gpu_library,
         tuning,
     } = options;
     let flags = [
@@ -77,6 +78,7 @@ pub(crate) fn first_set(options: &CompileOptions) -> Option<&'static str> {
         ("--bound", !bounds.is_empty()),
         ("--no-kernel-cache", *no_kernel_cache),
         ("--random-weights", *random_weights),
+        ("--gpu-library", gpu_library.is_some()),
         ("--tuning", tuning.is_some()),
     ];
     flags.into_iter().find(|(_, is_set)| *is_set).map(|(flag, _)| flag)

@@ -92,6 +92,7 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
         gpus,
         assembler,
         quantize,
+        gpu_library,
         training,
         samples,
         kv_dtype,
@@ -103,6 +104,9 @@ fn key(model: &Path, options: &CompileOptions) -> blake3::Hash {
     } = options;
     let chosen = format!("{import:?} {target:?} {quantize:?} {training:?} {kv_dtype:?} {tuning:?}");
     h.update(chosen.as_bytes()).update(&[u8::from(*samples)]);
+    if let Some(library) = gpu_library {
+        h.update(format!("{library:?}").as_bytes());
+    }
     if !gpus.is_empty() {
         let version = assembler.as_ref().map(Assembler::version);
         h.update(format!("{gpus:?} {version:?}").as_bytes());
@@ -145,6 +149,7 @@ mod tests {
             gpus: Vec::new(),
             assembler: None,
             quantize: None,
+            gpu_library: None,
             training: None,
             samples: false,
             is_plan: false,

@@ -49,6 +49,13 @@ impl Quantization {
     }
 }
 
+/// A library of NVIDIA's that may compute products on GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum GpuLibrary {
+    /// cuBLASLt.
+    CublasLt,
+}
+
 /// How to compile.
 #[derive(Clone, Debug)]
 pub struct CompileOptions {
@@ -63,6 +70,9 @@ pub struct CompileOptions {
     pub assembler: Option<Assembler>,
     /// What weights become; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
+    /// A library that may compute products of bf16 and f16 on GPUs, where `tuning` has measured it
+    /// to be faster. Results of a row may then depend on the number of rows.
+    pub gpu_library: Option<GpuLibrary>,
     /// What to train, for an artifact that trains instead of one that serves.
     pub training: Option<Training>,
     /// Whether an artifact that trains also has the entry `step`, which serves the weights as they
@@ -115,6 +125,8 @@ pub struct Compiled {
     pub arena_bytes: u64,
     /// Of a training step, what of a layer's forward is kept for its backward.
     pub kept: Option<Keep>,
+    /// Where a library was asked for, what it computes, or why nothing.
+    pub library: Option<String>,
 }
 
 struct Stages<'a> {
@@ -182,6 +194,9 @@ pub fn kernel_specs(
 
 pub(crate) fn codegen(options: &CompileOptions) -> Codegen {
     let codegen = Codegen::new(options.target.clone()).with_assembler(options.assembler.clone());
+    let codegen = codegen
+        .with_tuning(options.tuning.clone().over(Tuning::builtin()))
+        .with_library(options.gpu_library.is_some());
     if options.gpus.is_empty() { codegen } else { codegen.for_gpus(&options.gpus) }
 }
 
@@ -229,7 +244,6 @@ pub fn compile(
     if let Some(cache) = &options.kernel_cache {
         codegen = codegen.with_objects(Arc::new(cache.clone()));
     }
-    let codegen = codegen.with_tuning(options.tuning.clone().over(Tuning::builtin()));
     let mut cx = Context::new(&codegen, info.kind, info.max_seq_len);
     cx.quantize = options.quantize;
     cx.target = options.target.clone();
@@ -282,6 +296,7 @@ pub fn compile(
         weight_bytes: 0,
         arena_bytes: programs.iter().map(|p| p.arena_bytes).max().unwrap_or(0),
         kept: cx.parameters.is_some().then_some(cx.keep),
+        library: options.gpu_library.map(|_| library(options, &programs)),
     };
     let source_digest = stages.run("digest", 0, || source_digest(model, threads))?;
     let contents = Contents {
@@ -306,6 +321,30 @@ pub fn compile(
         })
     })?;
     Ok(Compiled { stages: stages.done, weight_bytes: manifest.weight_bytes(), ..compiled })
+}
+
+/// What a library computes, or why nothing.
+fn library(options: &CompileOptions, programs: &[ir::Program]) -> String {
+    let target = &options.target;
+    let launches =
+        programs.iter().flat_map(|p| p.launches.iter().map(move |l| (p, l.kernel as usize)));
+    let computes = |code: &ir::CudaCode| code.library.is_some();
+    let is_library = |(p, k): &(&ir::Program, usize)| p.kernels[*k].cuda.iter().any(computes);
+    let has_measured = [&options.tuning, Tuning::builtin()].iter().any(|t| t.has_library(target));
+    match (launches.filter(is_library).count(), has_measured) {
+        (0, false) => format!(
+            "cuBLASLt computes nothing: no table has measured costs of it for {0}; on such a GPU \
+             `brolly tune --target cuda:{0} --gpu-library cublaslt` writes one for `--tuning`",
+            target.cpu
+        ),
+        (0, true) => "cuBLASLt computes nothing: for no product of these sizes was it measured to \
+                      be faster"
+            .into(),
+        (count, _) => format!(
+            "cuBLASLt computes {count} launches: the bits of a result may depend on what else is \
+             computed with it"
+        ),
+    }
 }
 
 /// What the compiler did: fusions, what a training step keeps, and the schedules that it was given.

@@ -26,10 +26,10 @@ mod tune;
 pub use cache::Cache;
 pub use codegen::{
     Assembler, Codegen, native_target,
-    schedule::{Family, Tile, Tuning, TuningError, Variant},
+    schedule::{Family, Tile, Timed, Tuning, TuningError, Variant},
 };
 pub use compile::{
-    CompileOptions, Compiled, Quantization, StageTime, check, compile, kernel_specs,
+    CompileOptions, Compiled, GpuLibrary, Quantization, StageTime, check, compile, kernel_specs,
 };
 pub use error::CompileError;
 pub use frontend::{ImportOptions, model_files};
@@ -41,5 +41,6 @@ pub use progress::{Progress, Silent};
 pub use sums::{Sum, sums};
 pub use training::{Group, Keep, Training, Zero};
 pub use tune::{
-    Clock, Product, TuneOptions, Tuned, WallClock, products, tune, tune_gpu, tuning_device,
+    Candidate, Clock, Product, TuneOptions, Tuned, WallClock, products, tune, tune_gpu,
+    tuning_device,
 };

@@ -20,6 +20,7 @@ use std::{
 
 use codegen::{
     kernels::{gemm::Gemm, matmul::Matmul},
+    library,
     schedule::{AXES, Entry, Family, Schedule, Tuning, class},
 };
 use exec::Device;
@@ -30,7 +31,7 @@ use crate::{
     compile::{after_passes, codegen, specs},
 };
 pub use device::tuning_device;
-pub use gpu::{Clock, WallClock, tune_gpu};
+pub use gpu::{Candidate, Clock, WallClock, tune_gpu};
 use trial::{Trial, failure};
 
 /// What is searched.
@@ -107,6 +108,12 @@ pub fn products(
         Some(model) => of_model(model, compile)?,
         None => common(compile),
     };
+    if compile.gpu_library.is_some() {
+        // A gate is two products of a library, or one of twice as many columns.
+        let halves = |p: &Product| [1, 2].map(|n| Product { n: n * p.n, gated: false, ..*p });
+        let more: Vec<Product> = all.iter().filter(|p| p.gated).flat_map(halves).collect();
+        all.extend(more);
+    }
     all.retain(|p| options.families.is_empty() || options.families.contains(&p.family));
     all.sort();
     let key = |p: &Product| (p.family, p.gated, class(p.n), class(p.k));
@@ -141,7 +148,13 @@ fn of_model(model: &Path, compile: &CompileOptions) -> Result<Vec<Product>, Comp
         let size = |size: i64| size.cast_unsigned();
         Product { family: Family::of_gemm(&p), n: size(p.n), k: size(p.k), gated: p.gated }
     };
-    Ok(specs.iter().filter_map(codegen::lower::gemm).map(of).collect())
+    let by_library = specs.iter().filter_map(library::product).map(|p| Product {
+        family: p.family,
+        n: p.n,
+        k: p.k,
+        gated: false,
+    });
+    Ok(specs.iter().filter_map(codegen::lower::gemm).map(of).chain(by_library).collect())
 }
 
 /// Searches a schedule for each product on a [`tuning_device`]; `found` hears of each when it is

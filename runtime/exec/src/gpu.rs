@@ -6,7 +6,7 @@ use std::{
     thread,
 };
 
-use cuda::{Address, CudaError, Device, Event, Kernel, Staging, Stream};
+use cuda::{Address, CudaError, Device, Event, Kernel, Multiplier, Staging, Stream};
 use ir::{CudaArch, CudaModule, artifact::Artifact};
 
 use crate::ExecError;
@@ -30,6 +30,8 @@ struct Inner {
     device: Device,
     stream: Stream,
     staging: Mutex<Staging>,
+    /// cuBLASLt, once a program needs it.
+    multiplier: Mutex<Option<Multiplier>>,
     /// What was free when it was opened.
     free_bytes: u64,
 }
@@ -39,7 +41,8 @@ impl Gpu {
         let (free_bytes, _) = device.memory()?;
         let stream = Stream::new(&device)?;
         let staging = Mutex::new(device.staging(STAGING_BYTES)?);
-        Ok(Gpu(Arc::new(Inner { device, stream, staging, free_bytes })))
+        let multiplier = Mutex::default();
+        Ok(Gpu(Arc::new(Inner { device, stream, staging, multiplier, free_bytes })))
     }
 
     pub(crate) fn device(&self) -> &Device {
@@ -52,6 +55,15 @@ impl Gpu {
 
     pub(crate) fn staging(&self) -> MutexGuard<'_, Staging> {
         self.0.staging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// cuBLASLt, which is opened now if it was not before.
+    pub(crate) fn multiplier(&self) -> Result<Multiplier, CudaError> {
+        let mut known = self.0.multiplier.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(multiplier) = &*known {
+            return Ok(multiplier.clone());
+        }
+        Ok(known.insert(Multiplier::new(&self.0.device)?).clone())
     }
 
     /// Bytes that were free when the device was opened.
@@ -183,8 +195,12 @@ impl Loaded {
 
 /// The architecture of a model's code that a device runs best.
 fn architecture(artifact: &Artifact, device: &Device) -> Result<CudaArch, ExecError> {
-    let modules = &artifact.manifest().modules;
-    let has = |arch: CudaArch| modules.iter().any(|module| module.arch == arch);
+    let manifest = artifact.manifest();
+    let of_modules = manifest.modules.iter().map(|module| module.arch);
+    // What libraries compute has no module.
+    let codes = manifest.programs.iter().flat_map(|p| &p.kernels).flat_map(|k| &k.cuda);
+    let archs: Vec<CudaArch> = of_modules.chain(codes.map(|code| code.arch)).collect();
+    let has = |arch: CudaArch| archs.contains(&arch);
     let facts = device.facts();
     if facts.capability == (9, 0) && has(CudaArch::Sm90a) {
         return Ok(CudaArch::Sm90a);
@@ -192,7 +208,8 @@ fn architecture(artifact: &Artifact, device: &Device) -> Result<CudaArch, ExecEr
     if facts.capability >= (8, 0) && has(CudaArch::Sm80) {
         return Ok(CudaArch::Sm80);
     }
-    let mut known: Vec<&str> = modules.iter().map(|module| module.arch.name()).collect();
+    let mut known: Vec<&str> = archs.iter().map(|arch| arch.name()).collect();
+    known.sort_unstable();
     known.dedup();
     let (major, minor) = facts.capability;
     Err(ExecError::Architecture {

@@ -9,7 +9,7 @@ use std::{collections::HashMap, sync::Arc};
 use ::cuda::{
     Device, Facts, TensorMap,
     driver::{Answer, Function, MAP_BYTES, Module, Shape, Value},
-    standin::{Ahead, Machine, StandIn, fault},
+    standin::{Ahead, Machine, Products, StandIn, fault},
 };
 use ::ptx::{Arch, Gpu, Launch, Param};
 use ir::{CudaArch, DType, Swizzle};
@@ -30,10 +30,11 @@ pub(crate) struct Emulated {
 /// The driver of an emulated device.
 pub(crate) type Driver = StandIn<Emulated>;
 
-/// A device of an architecture, and its driver.
+/// A device of an architecture, and its driver; it has a cuBLASLt.
 pub(super) fn device(arch: CudaArch) -> (Device, Arc<Driver>) {
     let driver = Arc::new(driver(arch, Ahead::First));
-    (Device::with(driver.clone()), driver)
+    let products = Arc::new(Products::new(driver.clone()));
+    (Device::with(driver.clone()).multiplying_by(products), driver)
 }
 
 /// The driver of a device of an architecture.

@@ -10,11 +10,13 @@
 //! - [`worker`]: runs cases on the device, in a process of its own, for a kernel that fails takes
 //!   the process's context with it, and one that hangs must be killed.
 //! - [`supervisor`]: starts workers and prints what they find.
+//! - [`library`]: the products that are timed, by cuBLASLt.
 //! - [`models`]: whole models, in the folder `models/`, held against what the CPU computes.
 
 mod case;
 pub mod compare;
 mod folder;
+pub mod library;
 pub mod models;
 pub mod noise;
 pub mod reference;

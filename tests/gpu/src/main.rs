@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::Parser;
-use gpu_check::{Case, Folder, models, report, supervisor, worker};
+use gpu_check::{Case, Folder, library, models, report, supervisor, worker};
 
 /// Checks, or times, the kernels of a folder of cases on the first GPU.
 ///
@@ -43,6 +43,13 @@ struct Args {
     /// A peer's microseconds by names of cases, in JSON, to be printed beside.
     #[arg(long, value_name = "FILE")]
     peer: Option<PathBuf>,
+    /// Compute the products among the cases that are timed by cuBLASLt, and write its microseconds
+    /// by names of cases to this file, in JSON.
+    #[arg(long, value_name = "FILE")]
+    by_library: Option<PathBuf>,
+    /// What `--by-library` has written, to be printed beside.
+    #[arg(long, value_name = "FILE")]
+    library: Option<PathBuf>,
     /// Be a worker: run the cases from this number on in this process, and say so in JSON.
     #[arg(long, value_name = "N")]
     worker_from: Option<usize>,
@@ -65,6 +72,13 @@ fn main() -> ExitCode {
     }
 }
 
+/// Microseconds by names, of a file.
+fn times(path: Option<&PathBuf>) -> Result<BTreeMap<String, f64>, Box<dyn std::error::Error>> {
+    let Some(path) = path else { return Ok(BTreeMap::new()) };
+    let times = serde_json::from_str(&fs::read_to_string(path)?);
+    Ok(times.map_err(|error| format!("{}: {error}", path.display()))?)
+}
+
 fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     if let [model, out] = &args.store[..] {
         models::store(model, out)?;
@@ -75,6 +89,14 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     }
     let folder = Folder::new(&args.folder);
     let mut cases = folder.read()?;
+    if let Some(path) = &args.by_library {
+        let names = cases.iter().filter_map(|case| Some(case.timing.as_ref()?.peer.as_str()));
+        let limit = Duration::from_secs(args.seconds);
+        let times = library::run(names, limit, |line| println!("{line}"))?;
+        fs::write(path, serde_json::to_string(&times.clone().unwrap_or_default())?)
+            .map_err(|error| format!("{}: {error}", path.display()))?;
+        return Ok(times.is_some());
+    }
     cases.retain(|case| case.timing.is_some() == args.timings && case.name.contains(&args.only));
     if let Some(first) = args.worker_from {
         let cases = cases.into_iter().enumerate().skip(first).step_by(args.worker_step.max(1));
@@ -101,12 +123,8 @@ fn run(args: &Args) -> Result<bool, Box<dyn std::error::Error>> {
     let findings = supervisor::run(&cases, Duration::from_secs(args.seconds), lanes, command)?;
     print!("{}", report::device(&findings));
     if args.timings {
-        let peer: BTreeMap<String, f64> = match &args.peer {
-            None => BTreeMap::new(),
-            Some(path) => serde_json::from_str(&fs::read_to_string(path)?)
-                .map_err(|error| format!("{}: {error}", path.display()))?,
-        };
-        print!("{}", report::timings(&cases, &findings, &peer));
+        let (peer, library) = (times(args.peer.as_ref())?, times(args.library.as_ref())?);
+        print!("{}", report::timings(&cases, &findings, &peer, &library));
     } else {
         print!("{}", report::checks(&cases, &findings));
     }

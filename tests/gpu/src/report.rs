@@ -130,15 +130,21 @@ pub fn checks(cases: &[Case], findings: &Findings) -> String {
     text
 }
 
-/// A line for each case that was timed, beside a peer's microseconds by its names.
+/// A line for each case that was timed, beside a peer's microseconds by its names, and those of
+/// cuBLASLt where the runtime has it compute the product.
 #[must_use]
-pub fn timings(cases: &[Case], findings: &Findings, peer: &BTreeMap<String, f64>) -> String {
+pub fn timings(
+    cases: &[Case],
+    findings: &Findings,
+    peer: &BTreeMap<String, f64>,
+    library: &BTreeMap<String, f64>,
+) -> String {
     let copied = findings.device.as_ref().and_then(|(_, copied)| *copied);
     let mut text = String::new();
     let _ = writeln!(
         text,
-        "{:<32} {:>10} {:>9} {:>9} {:>7} {:>10} {:>8}  check",
-        "", "us", "TFLOP/s", "GB/s", "of copy", "peer us", "peer/us"
+        "{:<32} {:>10} {:>9} {:>9} {:>7} {:>10} {:>8} {:>11}  check",
+        "", "us", "TFLOP/s", "GB/s", "of copy", "peer us", "peer/us", "cuBLASLt us"
     );
     for (case, outcome) in cases.iter().zip(&findings.outcomes) {
         let Some(timing) = &case.timing else { continue };
@@ -156,7 +162,7 @@ pub fn timings(cases: &[Case], findings: &Findings, peer: &BTreeMap<String, f64>
         let part = rate.zip(copied).map(|(rate, copied)| rate * 1e9 / copied);
         let _ = writeln!(
             text,
-            "{:<32} {:>10} {:>9} {:>9} {:>7} {:>10} {:>8}  {check}",
+            "{:<32} {:>10} {:>9} {:>9} {:>7} {:>10} {:>8} {:>11}  {check}",
             timing.peer,
             shown(us, 1),
             shown(us.map(|us| timing.flops / us / 1e6), 1),
@@ -164,6 +170,7 @@ pub fn timings(cases: &[Case], findings: &Findings, peer: &BTreeMap<String, f64>
             shown(part, 2),
             shown(peers.copied(), 1),
             shown(us.zip(peers).map(|(us, peer)| peer / us), 2),
+            shown(library.get(&timing.peer).copied(), 1),
         );
     }
     text

@@ -3,7 +3,7 @@
 //! Where operands would stay in the second-level cache, launches go round copies of them, so that
 //! each finds its operands in memory, as a model's layers find their weights.
 
-use cuda::{CudaError, Device, Event, Kernel, Stream};
+use cuda::{CudaError, Device, Event, Kernel, Memory, Stream};
 
 use crate::{Case, worker::Places};
 
@@ -24,19 +24,32 @@ pub(crate) fn launch(
     case: &Case,
     (places, bytes): (&Places, u64),
 ) -> Result<f64, CudaError> {
+    launches(device, stream, (&places.memory, bytes), |stream, memory, base| {
+        stream.launch(kernel, &case.launch, &places.args(memory, base))
+    })
+}
+
+/// Microseconds of a launch on operands of so many bytes in memory, or on copies of them: `launch`
+/// is told which memory, and where in it they begin.
+pub(crate) fn launches(
+    device: &Device,
+    stream: &Stream,
+    (operands, bytes): (&Memory, u64),
+    launch: impl Fn(&Stream, &Memory, u64) -> Result<(), CudaError>,
+) -> Result<f64, CudaError> {
     let copies = ROUND.div_ceil(bytes).clamp(1, 64);
     let memory = if copies == 1 {
-        places.memory.clone()
+        operands.clone()
     } else {
         let memory = device.allocate(copies * bytes)?;
         for copy in 0..copies {
-            stream.copy(&memory.at(copy * bytes), &places.memory.at(0), bytes)?;
+            stream.copy(&memory.at(copy * bytes), &operands.at(0), bytes)?;
         }
         memory
     };
     let round = |stream: &Stream, count: u64| {
         for i in 0..count {
-            stream.launch(kernel, &case.launch, &places.args(&memory, i % copies * bytes))?;
+            launch(stream, &memory, i % copies * bytes)?;
         }
         Ok(())
     };

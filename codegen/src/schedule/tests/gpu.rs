@@ -3,9 +3,12 @@
 use ir::{Dim, Target};
 
 use super::super::*;
-use crate::kernels::{
-    gemm::{Form, Matrix, tile},
-    matmul::Activation,
+use crate::{
+    kernels::{
+        gemm::{Form, Matrix, tile},
+        matmul::Activation,
+    },
+    library::LibraryProduct,
 };
 
 const TABLE: &str = r#"[[entry]]
@@ -95,6 +98,7 @@ fn tables_of_tiles_are_found_by_class_and_read_back() {
             gated,
             schedule: Schedule::default(),
             tiles: tile::defaults(&product(family, 4096, gated), &gpu),
+            library: Vec::new(),
         })
     });
     let all = Tuning { entries: all.collect() };
@@ -163,4 +167,44 @@ fn what_no_gpu_can_do_is_refused_by_tile_and_field() {
     assert!(large([2, 2], 128, 128).is_ok());
     assert!(large([2, 2], 256, 128).unwrap_err().contains("no registers"));
     assert!(large([4, 4], 256, 256).unwrap_err().contains("no registers"));
+}
+
+#[test]
+fn times_of_the_library_are_found_by_class_and_rows() {
+    let text = r#"
+        [[entry]]
+        target = "sm_90a"
+        family = "bf16"
+        n = 4096
+        k = 4096
+        library = [
+            { rows = 1, generated_ns = 10000, cublaslt_ns = 20000 },
+            { rows = 256, generated_ns = 40000, cublaslt_ns = 30000 },
+        ]
+    "#;
+    let table = Tuning::parse(text).unwrap();
+    assert_eq!(Tuning::parse(&table.text()).unwrap(), table);
+    let product = |n: u64| LibraryProduct { family: Family::Bf16, n, k: 5000 };
+    let ratio = |n: u64, rows: i64| table.library_ratio(&Target::sm_90a(), &product(n), rows);
+    assert_eq!(ratio(4096, 1), Some(2.0));
+    assert_eq!(ratio(8191, 15), Some(2.0), "16 is as near to 256");
+    assert_eq!(ratio(4096, 17), Some(0.75));
+    assert_eq!(ratio(4096, 100_000), Some(0.75));
+    assert_eq!(ratio(8192, 1), None, "another class");
+    assert_eq!(table.library_ratio(&Target::sm_80(), &product(4096), 1), None);
+    assert!(table.has_library(&Target::sm_90a()) && !table.has_library(&Target::sm_80()));
+    // Such an entry says nothing of tiles.
+    let hopper = Target::sm_90a();
+    let gemm = self::product(Family::Bf16, 4096, false);
+    let gpu = hopper.cuda.unwrap();
+    assert_eq!(table.tiles(&hopper, &gpu, &gemm), tile::defaults(&gemm, &gpu));
+    for (from, to, problem) in [
+        ("rows = 256", "rows = 1", "behind 1"),
+        ("generated_ns = 10000", "generated_ns = 0", "is 0"),
+        ("family = \"bf16\"", "family = \"q8\"", "bf16 and f16"),
+        ("target = \"sm_90a\"", "target = \"x86-64-v3\"", "`library` is for GPUs"),
+    ] {
+        let why = Tuning::parse(&text.replace(from, to)).unwrap_err().to_string();
+        assert!(why.contains(problem), "{why}");
+    }
 }

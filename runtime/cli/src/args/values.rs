@@ -141,6 +141,13 @@ pub(crate) enum Quantize {
     Fp8,
 }
 
+/// A library that may compute products on GPUs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum GpuLibrary {
+    /// cuBLASLt, which is part of CUDA
+    Cublaslt,
+}
+
 /// What the weights of products are made of.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[allow(missing_docs, reason = "the names are those of the types")]

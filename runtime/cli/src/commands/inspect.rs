@@ -26,13 +26,26 @@ pub(crate) fn inspect(args: &Inspect, cx: &Context) -> Result<()> {
         0 => String::new(),
         count => format!("\n{count} schedules from a table of `brolly tune`\n"),
     };
+    let library = match launches_by_library(&artifact) {
+        0 => String::new(),
+        count => format!("\n{count} launches are products that cuBLASLt computes\n"),
+    };
     output::print(&format!(
-        "{}: {}\n\n{}\n{}{tuning}",
+        "{}: {}\n\n{}\n{}{tuning}{library}",
         document.artifact,
         table::bytes(document.bytes),
         document.summary.table(),
         fusion_table(&document.fusions)
     ))
+}
+
+/// Launches, of all entries, of what a library computes.
+fn launches_by_library(artifact: &Artifact) -> usize {
+    let programs = &artifact.manifest().programs;
+    let launches = programs.iter().flat_map(|p| p.launches.iter().map(move |l| (p, l.kernel)));
+    let computes = |code: &ir::CudaCode| code.library.is_some();
+    let kernels = launches.filter_map(|(p, kernel)| p.kernels.get(kernel as usize));
+    kernels.filter(|kernel| kernel.cuda.iter().any(computes)).count()
 }
 
 fn document<'a>(artifact: &'a Artifact, report: &'a Report, cx: &Context) -> Result<Document<'a>> {

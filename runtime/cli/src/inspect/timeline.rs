@@ -19,7 +19,7 @@ const TOP: f64 = 18.0;
 
 /// Kinds of values by the operator that computes them: name, operators.
 const KINDS: [(&str, &[&str]); 4] = [
-    ("product", &["linear", "gated_linear", "matmul"]),
+    ("product", &["linear", "gated_linear", "cublaslt_linear", "matmul"]),
     (
         "attention",
         &["attention", "paged_attention", "quantize_heads", "kv_write", "rope", "rope_kv_write"],

@@ -223,3 +223,39 @@ fn opt_runs_a_pass_on_text() {
     let said = refused(&["opt", "--pass", "canonicalize", &wrong], 1);
     assert!(said.contains("wrong.ir") && said.contains("line 6") && said.contains("%q"), "{said}");
 }
+
+/// Products that a library computes are named where kernels are, and only asked for on GPUs.
+#[test]
+fn a_library_is_asked_for_and_named() {
+    let source = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let source = source.join("../../tests/data/families/llama-rope-llama3");
+    let source = source.to_str().unwrap();
+    let asked = ["--gpu-library", "cublaslt"];
+    let (table, out) = (file("library.toml", b""), file("library.brolly", b""));
+    let said = refused(&[&["compile", source, "-o", &out], &asked[..]].concat(), 2);
+    assert!(said.contains("--gpu-library is for GPUs"), "{said}");
+    let quantized = ["compile", source, "-o", &out, "--target", "cuda", "--quantize", "q8"];
+    let said = refused(&[&quantized, &asked[..]].concat(), 2);
+    assert!(said.contains("leave `--quantize` away"), "{said}");
+
+    let mut entries = String::new();
+    for (n, k) in (3..12).flat_map(|n| (3..12).map(move |k| (1 << n, 1 << k))) {
+        entries += &format!(
+            "[[entry]]\ntarget = \"sm_80\"\nfamily = \"bf16\"\nn = {n}\nk = {k}\n\
+             library = [{{ rows = 1, generated_ns = 9, cublaslt_ns = 1 }}]\n"
+        );
+    }
+    fs::write(&table, entries).unwrap();
+    let target = ["--target", "cuda:sm_80", "--dtype", "bf16", "--max-batch-tokens", "32"];
+    let compile = [&["compile", source, "-o", &out], &target[..], &asked].concat();
+    let said = brolly(&compile).output().unwrap();
+    let said = String::from_utf8(said.stderr).unwrap();
+    assert!(said.contains("no table has measured costs of it for sm_80"), "{said}");
+    let compiled = json(&[&compile[..], &["--tuning", &table, "--json"]].concat());
+    let note = compiled["gpu_library"].as_str().unwrap();
+    assert!(note.starts_with("cuBLASLt computes ") && note.contains(" launches"), "{note}");
+    let inspected = json(&["inspect", &out, "--json"]);
+    let kernels = inspected["programs"][0]["kernels"].as_array().unwrap();
+    assert!(kernels.iter().any(|kernel| kernel["symbol"] == "cublasLtMatmul"), "{kernels:?}");
+    assert!(accepted(&["inspect", &out]).contains("products that cuBLASLt computes"));
+}

@@ -4,12 +4,14 @@
 //! compiled, and run on the device at the largest of these numbers; the fastest replaces the best
 //! if it is clearly faster, until none is. What a row gives must not depend on any of that: results
 //! of a candidate are compared, bit for bit, with those of the default tiles for the most rows.
+//!
+//! Where a library is asked for, it is timed beside the best tiles, for several numbers of rows.
 
 mod trial;
 
 use std::time::Instant;
 
-use codegen::schedule::{Entry, Place, Tile, Tuning, Variant};
+use codegen::schedule::{Entry, Family, Place, Tile, Timed, Tuning, Variant};
 use exec::Device;
 
 use super::{CLEARLY, Product, ROUNDS, TuneOptions, Tuned, median, trial::failure};
@@ -19,6 +21,20 @@ use trial::{Bench, Trial};
 /// Rounds of neighbours of the best tile.
 const MOST_STEPS: usize = 6;
 
+/// Rows for which a library is timed, those that there may be.
+const LIBRARY_ROWS: [u64; 8] = [1, 4, 16, 64, 256, 1024, 4096, 16384];
+/// Columns that a library is given are multiples of this.
+const LIBRARY_ALIGN: u64 = 8;
+
+/// What is run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Candidate {
+    /// A generated kernel; of several for different numbers of rows, that for the fewest.
+    Tile(Tile),
+    /// The library's.
+    Library,
+}
+
 /// How long runs of a candidate take.
 pub trait Clock {
     /// Seconds of a run of so many rows, which `run` makes.
@@ -27,7 +43,7 @@ pub trait Clock {
     /// Those of `run`.
     fn seconds(
         &mut self,
-        tile: Tile,
+        candidate: Candidate,
         rows: u64,
         run: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<f64, String>;
@@ -41,7 +57,7 @@ pub struct WallClock;
 impl Clock for WallClock {
     fn seconds(
         &mut self,
-        _: Tile,
+        _: Candidate,
         _: u64,
         run: &mut dyn FnMut() -> Result<(), String>,
     ) -> Result<f64, String> {
@@ -72,13 +88,27 @@ pub fn tune_gpu(
     for product in products {
         let (bench, base) = Bench::new(product, compile, device)?;
         let mut search = Search { bench, end, clock: &mut *clock, candidates: 0 };
-        let tuned = search.run(&base)?;
+        let mut tuned = search.run(&base)?;
+        if compile.gpu_library.is_some() && is_for_library(product) {
+            tuned.entry.library = search.library(&tuned.entry.tiles)?;
+        }
         found(product, &tuned);
-        if tuned.entry.tiles != base {
-            table.entries.push(tuned.entry);
+        let mut entry = tuned.entry;
+        if entry.tiles == base {
+            entry.tiles.clear();
+        }
+        if !entry.tiles.is_empty() || !entry.library.is_empty() {
+            table.entries.push(entry);
         }
     }
     Ok(table)
+}
+
+/// Whether the library is asked for such products.
+fn is_for_library(product: &Product) -> bool {
+    let Product { family, n, k, gated } = *product;
+    let is_half = matches!(family, Family::Bf16 | Family::F16);
+    is_half && !gated && [n, k].iter().all(|size| size.is_multiple_of(LIBRARY_ALIGN))
 }
 
 struct Search<'a> {
@@ -133,6 +163,23 @@ impl Search<'_> {
         })
     }
 
+    /// Times of the library beside those of the tiles.
+    fn library(&mut self, tiles: &[Variant]) -> Result<Vec<Timed>, CompileError> {
+        let most = self.bench.compile.import.max_batch_tokens.max(1);
+        let mut all: Vec<u64> = LIBRARY_ROWS.into_iter().filter(|rows| *rows < most).collect();
+        all.push(most);
+        let mut times = Vec::new();
+        for rows in all {
+            let mut generated = self.bench.trial(tiles, rows)?;
+            let mut library = self.bench.library(rows)?;
+            let seconds = self.in_turns(&mut [&mut generated, &mut library], rows)?;
+            let each = |seconds: f64| (seconds * 1e9 / generated.weights as f64).round().max(1.0);
+            let [generated_ns, cublaslt_ns] = [seconds[0], seconds[1]].map(|s| each(s) as u64);
+            times.push(Timed { rows, generated_ns, cublaslt_ns });
+        }
+        Ok(times)
+    }
+
     /// The fastest tile for more than `above` and up to so many rows.
     fn best(
         &mut self,
@@ -144,9 +191,9 @@ impl Search<'_> {
         let place = Place { family, gated, gpu: self.bench.gpu };
         let mut first = self.bench.trial(&[Variant { rows: None, tile: base }], rows)?;
         let mut best = self.bench.trial(&[Variant { rows: None, tile: base }], rows)?;
-        let mut tried = vec![base];
+        let (mut tile, mut tried) = (base, vec![base]);
         for _ in 0..MOST_STEPS {
-            let mut near = place.around(best.tile, rows.cast_signed());
+            let mut near = place.around(tile, rows.cast_signed());
             near.retain(|tile| !tried.contains(tile) && self.bench.computes(*tile));
             if near.is_empty() || Instant::now() > self.end {
                 break;
@@ -161,18 +208,18 @@ impl Search<'_> {
             let times = self.in_turns(&mut all, rows)?;
             let fastest = (1..times.len()).min_by(|a, b| times[*a].total_cmp(&times[*b]));
             match fastest.filter(|i| times[*i] < CLEARLY * times[0]) {
-                Some(i) => best = others.swap_remove(i - 1),
+                Some(i) => (tile, best) = (near[i - 1], others.swap_remove(i - 1)),
                 None => break,
             }
         }
         let same = Found { tile: base, rows, ratio: 1.0 };
-        if best.tile == base {
+        if tile == base {
             return Ok(same);
         }
         let times = self.in_turns(&mut [&mut first, &mut best], rows)?;
         // What was faster by chance is not worth an entry.
         let ratio = times[1] / times[0];
-        Ok(if ratio < CLEARLY { Found { tile: best.tile, rows, ratio } } else { same })
+        Ok(if ratio < CLEARLY { Found { tile, rows, ratio } } else { same })
     }
 
     /// Compares a candidate's results with the beginning of those of the most rows.
@@ -183,7 +230,7 @@ impl Search<'_> {
                 let reason = format!(
                     "{:?} gives other results for {rows} rows than the default tiles: a bug of the \
                      code generator",
-                    other.tile
+                    other.candidate
                 );
                 return Err(failure(self.bench.product, reason));
             }
@@ -196,8 +243,8 @@ impl Search<'_> {
         let mut times = vec![Vec::with_capacity(ROUNDS); trials.len()];
         for _ in 0..ROUNDS {
             for (times, trial) in times.iter_mut().zip(trials.iter_mut()) {
-                let tile = trial.tile;
-                let seconds = self.clock.seconds(tile, rows, &mut || trial.run(rows));
+                let candidate = trial.candidate;
+                let seconds = self.clock.seconds(candidate, rows, &mut || trial.run(rows));
                 times.push(seconds.map_err(|reason| failure(self.bench.product, reason))?);
             }
         }

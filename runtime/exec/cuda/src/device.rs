@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     CudaError, Memory, Pinned, Staging,
+    cublaslt::{self, CublasLt},
     driver::{self, Driver},
     nccl::{self, Nccl, UniqueId},
 };
@@ -37,6 +38,8 @@ pub struct Device {
     driver: Arc<dyn Driver>,
     /// What stands for NCCL, if it is not NCCL.
     nccl: Option<Arc<dyn Nccl>>,
+    /// What stands for cuBLASLt, if it is not cuBLASLt.
+    cublaslt: Option<Arc<dyn CublasLt>>,
 }
 
 impl Device {
@@ -46,7 +49,7 @@ impl Device {
     /// [`CudaError::NoDriver`], [`CudaError::OldDriver`], [`CudaError::NoDevice`], or what the
     /// driver says.
     pub fn open(index: u32) -> Result<Device, CudaError> {
-        Ok(Device { driver: driver::open(index)?, nccl: None })
+        Ok(Device::with(driver::open(index)?))
     }
 
     /// How many devices the driver sees: those that `CUDA_VISIBLE_DEVICES` names, or all.
@@ -60,13 +63,29 @@ impl Device {
     /// A device behind another driver, such as one that emulates it.
     #[must_use]
     pub fn with(driver: Arc<dyn Driver>) -> Device {
-        Device { driver, nccl: None }
+        Device { driver, nccl: None, cublaslt: None }
     }
 
     /// The same device, whose ranks meet by something else than NCCL.
     #[must_use]
     pub fn meeting_by(self, nccl: Arc<dyn Nccl>) -> Device {
         Device { nccl: Some(nccl), ..self }
+    }
+
+    /// The same device, whose products that a library is to compute something else than cuBLASLt
+    /// does.
+    #[must_use]
+    pub fn multiplying_by(self, cublaslt: Arc<dyn CublasLt>) -> Device {
+        Device { cublaslt: Some(cublaslt), ..self }
+    }
+
+    /// cuBLASLt, which is opened now if it was not before.
+    ///
+    /// # Errors
+    /// [`CudaError::NoCublasLt`], [`CudaError::OldCublasLt`].
+    pub(crate) fn cublaslt(&self) -> Result<Arc<dyn CublasLt>, CudaError> {
+        let open = || cublaslt::open(self.facts().driver);
+        self.cublaslt.clone().map_or_else(open, Ok)
     }
 
     /// A new id for ranks to meet by.

@@ -1,6 +1,6 @@
 //! What can go wrong with a device.
 
-use crate::nccl::NcclError;
+use crate::{cublaslt::LtError, nccl::NcclError};
 
 /// What the driver answered to a call.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -144,6 +144,41 @@ pub enum CudaError {
         /// The oldest that will do.
         needed: u32,
     },
+    /// There is no cuBLASLt.
+    #[error(
+        "cuBLASLt cannot be opened: {reason}; the model was compiled with `--gpu-library \
+         cublaslt`: install libcublas of CUDA 12 or later (or the Python package \
+         nvidia-cublas-cu12), and set BROLLY_CUBLASLT to the path of its libcublasLt.so.12 where \
+         the linker does not find it, or compile the model without that option"
+    )]
+    NoCublasLt {
+        /// What the linker said.
+        reason: String,
+    },
+    /// cuBLASLt is too old.
+    #[error(
+        "libcublasLt is of cuBLAS {}.{}, and {}.{} is the oldest that will do: install libcublas \
+         of CUDA 12 or later, or set BROLLY_CUBLASLT to the path of another libcublasLt.so",
+        found / 10000, found % 10000 / 100, needed / 10000, needed % 10000 / 100
+    )]
+    OldCublasLt {
+        /// As cuBLAS counts: 120405 is 12.4.5.
+        found: u32,
+        /// The oldest that will do.
+        needed: u32,
+    },
+    /// cuBLASLt does not compute a product.
+    #[error(
+        "cuBLASLt has no algorithm for a product of {product}: compile the model without \
+         `--gpu-library`"
+    )]
+    NoAlgorithm {
+        /// Its sizes and types.
+        product: String,
+    },
+    /// cuBLASLt refused something.
+    #[error("cuBLASLt: {0}")]
+    CublasLt(#[from] LtError),
     /// Ranks on devices cannot meet.
     #[error("NCCL: {0}")]
     Nccl(#[from] NcclError),

@@ -35,7 +35,7 @@ impl Graph {
         let given: Vec<WeakAddress> = given.iter().map(Address::downgrade).collect();
         kept.retain(|keep| match keep {
             Keep::Memory(memory) => !given.iter().any(|place| place.is_in(memory)),
-            Keep::Kernel(_) | Keep::Graph(_) | Keep::Pinned(_) => true,
+            Keep::Kernel(_) | Keep::Multiplier(_) | Keep::Graph(_) | Keep::Pinned(_) => true,
         });
         Graph { captured: Arc::new(Captured { driver, handle, kept, given }) }
     }

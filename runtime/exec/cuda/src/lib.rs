@@ -29,10 +29,12 @@
 //!   touch it when that was waited for.
 //! - A [`Communicator`] moves bytes between the devices of several ranks, by NCCL, which is opened
 //!   when the first is made.
+//! - A [`Multiplier`] has products computed by cuBLASLt, which is opened when the first is made.
 //!
 //! Not here: what kernels compute, and which one a program launches.
 
 mod communicator;
+pub mod cublaslt;
 mod device;
 pub mod driver;
 mod error;
@@ -40,6 +42,7 @@ mod graph;
 mod kernel;
 mod launch;
 mod memory;
+mod multiplier;
 pub mod nccl;
 mod pinned;
 mod staging;
@@ -56,6 +59,7 @@ pub use graph::Graph;
 pub use kernel::Kernel;
 pub use launch::{Launch, Param, Swizzle, TensorMap};
 pub use memory::{Address, Memory, WeakAddress};
+pub use multiplier::Multiplier;
 pub use pinned::Pinned;
 pub use staging::Staging;
 pub use stream::{Event, Stream};

@@ -6,6 +6,7 @@
 //! host, while work that is not done uses it is a mistake; so is to use what has gone, or bytes
 //! that nothing has written. Unless they are asked for, mistakes fail the test in the end.
 
+mod cublaslt;
 mod driver;
 mod work;
 
@@ -22,6 +23,7 @@ use crate::{
     driver::{Answer, Function, MAP_BYTES, Module, Shape, StreamHandle, Value},
 };
 
+pub use self::cublaslt::Products;
 use self::work::{Task, Work};
 
 /// How long a device may take for what it is waited for.
@@ -114,6 +116,8 @@ pub enum Used {
     Module(usize),
     /// A graph.
     Graph(usize),
+    /// An algorithm for products.
+    Algorithm(usize),
 }
 
 /// What was done.
@@ -121,6 +125,8 @@ pub enum Used {
 pub struct Counts {
     /// Kernels that ran, also those of graphs.
     pub launches: u64,
+    /// Products, also those of graphs.
+    pub products: u64,
     /// Graphs that were started.
     pub replays: u64,
     /// Meetings with other devices.

@@ -6,8 +6,10 @@ use std::{
 };
 
 use crate::{
-    Address, CudaError, Device, Graph, Kernel, Launch, Memory, Pinned,
+    Address, CudaError, Device, Graph, Kernel, Launch, Memory, Multiplier, Pinned,
+    cublaslt::{Matmul, Places},
     driver::{Driver, EventHandle, StreamHandle},
+    multiplier,
     pinned::{Progress, Room},
 };
 
@@ -25,6 +27,7 @@ pub struct Stream {
 pub(crate) enum Keep {
     Memory(Memory),
     Kernel(Kernel),
+    Multiplier(Multiplier),
     Graph(Graph),
     Pinned(Arc<Room>),
 }
@@ -58,6 +61,24 @@ impl Stream {
         args.iter().for_each(|arg| self.keep_memory(arg));
         let launched = self.driver.launch(kernel.function(), shape, &values, self.handle);
         launched.map_err(|source| CudaError::Launch { kernel: launch.symbol.clone(), source })
+    }
+
+    /// Lets cuBLASLt compute a product of what lies at these places.
+    ///
+    /// # Errors
+    /// [`CudaError::Range`]; [`CudaError::Invalid`] for places of another product;
+    /// [`CudaError::NoAlgorithm`]; [`CudaError::CublasLt`] with what the library says. What goes
+    /// wrong while its kernel runs, [`Stream::synchronize`] says.
+    pub fn multiply(
+        &self,
+        by: &Multiplier,
+        matmul: &Matmul,
+        places: &Places<Address>,
+    ) -> Result<(), CudaError> {
+        let addresses = multiplier::addresses(matmul, places)?;
+        self.keep(Keep::Multiplier(by.clone()));
+        let _ = places.map(|place| self.keep_memory(place));
+        by.multiply(matmul, &addresses, self.handle)
     }
 
     /// Copies within the device.
@@ -224,6 +245,7 @@ impl Keep {
         match self {
             Keep::Memory(_) | Keep::Pinned(_) => Vec::new(),
             Keep::Kernel(kernel) => vec![kernel.symbol().to_owned()],
+            Keep::Multiplier(by) => vec![by.symbol().to_owned()],
             Keep::Graph(graph) => graph.symbols(),
         }
     }

@@ -3,4 +3,5 @@
 mod communicators;
 mod launches;
 mod lifetimes;
+mod products;
 mod standin;

@@ -14,6 +14,7 @@ mod fold;
 mod host;
 mod meet;
 mod ports;
+mod product;
 mod recorded;
 mod transfer;
 mod variant;
@@ -27,6 +28,7 @@ use self::{
     fold::Adder,
     meet::Exchange,
     ports::Ports,
+    product::Product,
     recorded::Recordings,
     variant::{Variant, launch, runnable},
 };
@@ -43,7 +45,7 @@ pub(crate) use self::transfer::pinned_bytes;
 #[derive(Debug)]
 pub(super) struct OnGpu {
     gpu: Gpu,
-    kernels: Vec<Vec<Variant>>,
+    computations: Vec<Computation>,
     launches: Vec<Planned>,
     meetings: Vec<Meeting>,
     /// Sums for these, where devices of ranks are linked.
@@ -56,6 +58,15 @@ pub(super) struct OnGpu {
     events: Vec<Event>,
     /// Before and after each collective.
     met: Vec<[Event; 2]>,
+}
+
+/// What a launch does.
+#[derive(Debug)]
+enum Computation {
+    /// Runs the first of these that fits.
+    Kernels(Vec<Variant>),
+    /// Lets a library run one of its kernels.
+    Library(Product),
 }
 
 #[derive(Debug)]
@@ -93,17 +104,24 @@ impl OnGpu {
         let artifact = model.artifact();
         let gpu = loaded.gpu().clone();
         let arena = gpu.device().allocate(program.arena_bytes)?;
-        let mut kernels = Vec::new();
+        let mut computations = Vec::new();
         for kernel in &program.kernels {
             // The artifact has been checked: code without an architecture's is a bug of ours.
             let code = kernel.cuda.iter().find(|code| code.arch == loaded.arch());
             let code = code.expect("code for the architecture");
+            if let Some(matmul) = &code.library {
+                let number = &mut |dim: &ir::Dim| sizes.number(program, dim);
+                let product = Product::new(matmul, gpu.multiplier()?, number)?;
+                computations.push(Computation::Library(product));
+                continue;
+            }
             let variants = runnable(code, gpu.device().facts())?.into_iter().map(|variant| {
                 let kernel = loaded.kernel(artifact, variant.module, &variant.symbol)?;
                 let dependent = loaded.arch() == CudaArch::Sm90a;
                 Variant::new(variant, kernel, dependent, &mut |dim| sizes.number(program, dim))
             });
-            kernels.push(variants.collect::<Result<Vec<_>, ExecError>>()?);
+            let variants = variants.collect::<Result<Vec<_>, ExecError>>()?;
+            computations.push(Computation::Kernels(variants));
         }
         let base_of = |region: &Region| match region {
             Region::Null => None,
@@ -144,7 +162,7 @@ impl OnGpu {
         let ports = Ports::new(gpu.device(), program)?;
         Ok(OnGpu {
             gpu,
-            kernels,
+            computations,
             launches,
             meetings,
             adders: adders.collect::<Result<_, _>>()?,
@@ -283,6 +301,7 @@ impl OnGpu {
             if measures {
                 for launch in segment.clone() {
                     self.events[2 * launch].record(self.gpu.stream())?;
+                    // An event lies between, so nothing is known of what is before.
                     self.launch(&self.launches[launch], run.sizes, states, true)?;
                     self.events[2 * launch + 1].record(self.gpu.stream())?;
                 }
@@ -351,10 +370,13 @@ impl OnGpu {
         if copies {
             self.ports.upload(stream, &self.arena)?;
         }
-        for (number, planned) in self.launches[segment.clone()].iter().enumerate() {
-            // Only a kernel can have launched what depends on it.
-            let follows_kernel = number > 0 || !copies;
-            self.launch(planned, run.sizes, states, follows_kernel)?;
+        // Only a kernel of ours lets what depends on it begin; a library's are waited for whole.
+        let before = segment.start.checked_sub(1).map(|number| self.launches[number].kernel);
+        let mut follows_kernel = !copies
+            && before.is_none_or(|k| matches!(self.computations[k], Computation::Kernels(_)));
+        for planned in &self.launches[segment.clone()] {
+            let launched = self.launch(planned, run.sizes, states, follows_kernel)?;
+            follows_kernel = launched.unwrap_or(follows_kernel);
         }
         if copies {
             self.ports.download(stream, &self.arena)?;
@@ -422,13 +444,14 @@ impl OnGpu {
         base.plus(sizes.count(*offset) as u64)
     }
 
+    /// Whether that was a kernel of ours; `None` if there was nothing to do.
     fn launch(
         &self,
         planned: &Planned,
         sizes: &Sizes,
         states: &[Address],
         follows_kernel: bool,
-    ) -> Result<(), ExecError> {
+    ) -> Result<Option<bool>, ExecError> {
         // Nothing is read at the address of what is absent.
         let address = |arg: &Option<(Base, usize)>| match arg {
             Some(place) => self.address(place, sizes, states),
@@ -436,7 +459,13 @@ impl OnGpu {
         };
         let args: Vec<Address> = planned.args.iter().map(address).collect();
         let constant = &planned.constant;
-        let kernel = &self.kernels[planned.kernel];
-        launch(self.gpu.stream(), kernel, sizes, (&args, constant), follows_kernel)
+        let stream = self.gpu.stream();
+        Ok(match &self.computations[planned.kernel] {
+            Computation::Kernels(variants) => {
+                let args = (&args[..], &constant[..]);
+                launch(stream, variants, sizes, args, follows_kernel)?.then_some(true)
+            }
+            Computation::Library(product) => product.launch(stream, sizes, &args)?.then_some(false),
+        })
     }
 }

@@ -51,7 +51,7 @@ pub(crate) fn on_gpu(file: &str, mut programs: Vec<Program>) -> (Arc<Model>, Arc
                 limit: None,
                 early: Vec::new(),
             };
-            kernel.cuda = vec![CudaCode { arch, variants: vec![variant] }];
+            kernel.cuda = vec![CudaCode { arch, variants: vec![variant], library: None }];
         }
     }
     let facts = Facts {

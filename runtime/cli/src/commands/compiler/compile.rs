@@ -24,6 +24,8 @@ struct Document<'a> {
     seconds: f64,
     stages: &'a [driver::StageTime],
     fusions: Vec<FusionCount>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    gpu_library: Option<&'a str>,
     #[serde(flatten)]
     summary: Summary,
 }
@@ -44,6 +46,9 @@ pub(crate) fn compile(args: &Compile, cx: &Context) -> Result<()> {
     let compiled = driver::compile(model, &args.output, &options, &progress)
         .map_err(|e| super::failure(model, &e, Vec::new()))?;
     drop(progress);
+    if let Some(library) = &compiled.library {
+        eprintln!("note: {library}");
+    }
     let artifact = Artifact::open_foreign(&args.output).map_err(Failure::input)?;
     let report: Report = artifact.report().map_err(Failure::input)?;
     let document = Document {
@@ -52,6 +57,7 @@ pub(crate) fn compile(args: &Compile, cx: &Context) -> Result<()> {
         seconds: compiled.stages.iter().map(|s| s.seconds).sum(),
         stages: &compiled.stages,
         fusions: counts(&report.fusions),
+        gpu_library: compiled.library.as_deref(),
         summary: Summary::of(artifact.manifest(), cx.threads().get())?,
     };
     if args.json {

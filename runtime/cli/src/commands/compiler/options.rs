@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use driver::{Assembler, Cache, CompileOptions, Quantization, Tuning};
+use driver::{Assembler, Cache, CompileOptions, GpuLibrary, Quantization, Tuning};
 use ir::{CudaArch, DType, Target};
 use text::TextBundle;
 
@@ -54,6 +54,7 @@ pub(super) fn bare(
                 .into(),
         ));
     }
+    let gpu_library = gpu_library(flags, &gpus)?;
     let kv_dtype = flags.kv_dtype.unwrap_or(match flags.dtype {
         _ if gpus.is_empty() => DType::F32,
         Some(dtype) => dtype,
@@ -68,6 +69,7 @@ pub(super) fn bare(
         gpus,
         assembler,
         quantize,
+        gpu_library,
         training: None,
         samples: false,
         is_plan: false,
@@ -111,6 +113,22 @@ fn gpus(flags: &args::CompileOptions) -> Result<Vec<Target>> {
         return Err(Failure::Usage("--target-cpu is for `--target cpu`".into()));
     }
     Ok(gpus)
+}
+
+/// The library that may compute products.
+fn gpu_library(flags: &args::CompileOptions, gpus: &[Target]) -> Result<Option<GpuLibrary>> {
+    let Some(args::GpuLibrary::Cublaslt) = flags.gpu_library else { return Ok(None) };
+    if gpus.is_empty() {
+        return Err(Failure::Usage(
+            "--gpu-library is for GPUs: compile with `--target cuda` too".into(),
+        ));
+    }
+    if flags.quantize.is_some() {
+        return Err(Failure::Usage(
+            "--gpu-library multiplies weights of bf16 and f16: leave `--quantize` away".into(),
+        ));
+    }
+    Ok(Some(GpuLibrary::CublasLt))
 }
 
 /// Reads a table of schedules.

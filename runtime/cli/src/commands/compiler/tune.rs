@@ -2,7 +2,7 @@
 
 use std::{path::Path, time::Duration};
 
-use driver::{Family, TuneOptions, Tuned, Tuning};
+use driver::{Family, Timed, TuneOptions, Tuned, Tuning};
 use serde_json::json;
 
 use super::options::{self, tuning};
@@ -33,6 +33,13 @@ fn schedule(tuned: &Tuned) -> String {
     json!(tuned.entry.tiles).to_string()
 }
 
+/// Times of the library as shares of the generated kernel's, by rows.
+fn library(tuned: &Tuned) -> String {
+    let ratio = |timed: &Timed| format!(" {:.2} of {}", timed.ratio(), timed.rows);
+    let ratios: String = tuned.entry.library.iter().map(ratio).collect();
+    if ratios.is_empty() { ratios } else { format!(", cuBLASLt takes{ratios}") }
+}
+
 pub(crate) fn tune(args: &Tune, cx: &Context) -> Result<()> {
     let shown = args.model.as_deref().unwrap_or(Path::new("common sizes"));
     let mut compile = options::bare(shown, &args.options, cx)?;
@@ -61,7 +68,7 @@ pub(crate) fn tune(args: &Tune, cx: &Context) -> Result<()> {
             |i: usize| format!("{:+.1} % of {}", (tuned.ratio[i] - 1.0) * 100.0, tuned.rows[i]);
         let [few, many] = [time(0), time(1)];
         let schedule = schedule(tuned);
-        eprintln!("{product}: {few}, {many} {schedule}");
+        eprintln!("{product}: {few}, {many} {schedule}{}", library(tuned));
         let [n, k] = [product.n, product.k].map(|v| v.to_string());
         table.row([weight, n, k, tuned.candidates.to_string(), few, many, schedule]);
         all.push(tuned.clone());

@@ -19,9 +19,12 @@ use ir::{
 };
 use passes::Plan;
 
-use super::super::{
-    Product, device,
-    trial::{Temporary, failure},
+use super::{
+    super::{
+        Product, device,
+        trial::{Temporary, failure},
+    },
+    Candidate,
 };
 use crate::{CompileError, CompileOptions};
 
@@ -47,8 +50,9 @@ pub(super) struct Bench<'a> {
 
 /// A candidate.
 pub(super) struct Trial {
-    /// Its only tile, or the first.
-    pub(super) tile: Tile,
+    pub(super) candidate: Candidate,
+    /// How many weights a run multiplies with.
+    pub(super) weights: usize,
     product: Product,
     executable: Executable,
     dtype: DType,
@@ -57,7 +61,7 @@ pub(super) struct Trial {
 /// An artifact of a candidate.
 pub(super) struct Written {
     file: Temporary,
-    tile: Tile,
+    candidate: Candidate,
     weights: usize,
     dtype: DType,
 }
@@ -78,7 +82,7 @@ impl Bench<'_> {
             )]));
         }
         let codegen = Codegen::new(compile.target.clone());
-        let (plan, _) = plan(product, 1, 1, &codegen)?;
+        let (plan, _) = plan(product, Form::Packed, (1, 1), &codegen)?;
         let gemm = plan.specs.iter().find_map(codegen::lower::gemm);
         let gemm = gemm.ok_or_else(|| fail("has no kernel"))?;
         let base = Tuning::builtin().tiles(&compile.target, &gpu, &gemm);
@@ -100,14 +104,29 @@ impl Bench<'_> {
         self.open(self.write(tiles, rows)?)
     }
 
+    /// The library's product, loaded.
+    pub(super) fn library(&self, rows: u64) -> Result<Trial, CompileError> {
+        self.open(self.write_as(Candidate::Library, &[], rows)?)
+    }
+
     /// Compiles, for up to so many rows.
     pub(super) fn write(&self, tiles: &[Variant], rows: u64) -> Result<Written, CompileError> {
+        self.write_as(Candidate::Tile(tiles[0].tile), tiles, rows)
+    }
+
+    fn write_as(
+        &self,
+        candidate: Candidate,
+        tiles: &[Variant],
+        rows: u64,
+    ) -> Result<Written, CompileError> {
         let Product { family, n, k, gated } = *self.product;
         let target = &self.compile.target;
         let entry = Entry { gated, tiles: tiles.to_vec(), ..Entry::of(target, family, n, k) };
         let mut codegen = Codegen::new(target.clone())
             .with_assembler(self.compile.assembler.clone())
             .with_tuning(Tuning { entries: vec![entry] })
+            .with_library(candidate == Candidate::Library)
             .on_threads(std::num::NonZeroUsize::MIN);
         if let Some(cache) = &self.compile.kernel_cache {
             codegen = codegen.with_objects(Arc::new(cache.clone()));
@@ -117,7 +136,11 @@ impl Bench<'_> {
             _ => FLOPS / (2 * rows * n * k).max(1),
         };
         let weights = weights.clamp(1, MOST_WEIGHTS);
-        let (plan, module) = plan(self.product, rows, weights, &codegen)?;
+        let form = match candidate {
+            Candidate::Library => Form::AsStored,
+            Candidate::Tile(_) => Form::Packed,
+        };
+        let (plan, module) = plan(self.product, form, (rows, weights), &codegen)?;
         let code = codegen.compile(&plan.specs, &|_, _| {}).map_err(CompileError::Codegen)?;
         let mut program = plan.program;
         program.kernels = code.kernels;
@@ -155,12 +178,12 @@ impl Bench<'_> {
         let file = Temporary::new();
         write(&file.0, contents, |_| Err("there is none to be stored"))?;
         let weights = usize::try_from(weights).unwrap_or(1);
-        Ok(Written { file, tile: tiles[0].tile, weights, dtype })
+        Ok(Written { file, candidate, weights, dtype })
     }
 
     /// Loads.
     pub(super) fn open(&self, written: Written) -> Result<Trial, CompileError> {
-        let Written { file, tile, weights, dtype } = written;
+        let Written { file, candidate, weights, dtype } = written;
         let artifact = Artifact::open(&file.0)?;
         let executable = Model::load(Arc::new(artifact), self.device.clone())
             .and_then(|model| Executable::load(&model, "main", &[]))
@@ -171,7 +194,7 @@ impl Bench<'_> {
                 Ok(executable)
             });
         let executable = executable.map_err(|e| failure(self.product, e.to_string()))?;
-        Ok(Trial { tile, product: *self.product, executable, dtype })
+        Ok(Trial { candidate, weights, product: *self.product, executable, dtype })
     }
 }
 
@@ -201,10 +224,22 @@ impl Trial {
     }
 }
 
+/// How a weight lies in memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Form {
+    /// As generated kernels read it.
+    Packed,
+    /// Column by column, as checkpoints have it.
+    AsStored,
+}
+
 /// The weight's type.
-fn weight(product: &Product) -> TensorType {
+fn weight(product: &Product, form: Form) -> TensorType {
     let Product { family, n, k, gated } = *product;
     let size = |v: u64| usize::try_from(v).unwrap_or(usize::MAX);
+    if form == Form::AsStored {
+        return TensorType::new(activation(family), [size(n), size(k)]);
+    }
     let panels = size(n).div_ceil(PANEL) * if gated { 2 } else { 1 };
     let k = size(k);
     match family {
@@ -222,7 +257,7 @@ fn weight(product: &Product) -> TensorType {
 }
 
 fn weight_bytes(product: &Product) -> u64 {
-    let ty = weight(product);
+    let ty = weight(product, Form::Packed);
     let elements = ty.const_shape().expect("constant").iter().product::<usize>();
     (elements * ty.dtype.size()).max(1) as u64
 }
@@ -230,28 +265,34 @@ fn weight_bytes(product: &Product) -> u64 {
 /// `y = x · w` for each of so many weights, as the products of a model have it.
 fn plan(
     product: &Product,
-    rows: u64,
-    weights: u64,
+    form: Form,
+    (rows, weights): (u64, u64),
     codegen: &Codegen,
 ) -> Result<(Plan, Module), CompileError> {
-    let module = module(product, rows, weights).map_err(|e| failure(product, e.to_string()))?;
+    let module =
+        module(product, form, (rows, weights)).map_err(|e| failure(product, e.to_string()))?;
     let plan = passes::plan_memory(&module, "main", &[], codegen).map_err(CompileError::Pass)?;
     Ok((plan, module))
 }
 
-fn module(product: &Product, rows: u64, weights: u64) -> Result<Module, OpError> {
+/// The type of what is multiplied.
+fn activation(family: Family) -> DType {
+    match family {
+        Family::F32 => DType::F32,
+        Family::F16 => DType::F16,
+        _ => DType::Bf16,
+    }
+}
+
+fn module(product: &Product, form: Form, (rows, weights): (u64, u64)) -> Result<Module, OpError> {
     let Product { family, n, k, gated } = *product;
     let int = |v: u64| i64::try_from(v).unwrap_or(i64::MAX);
     let mut module = Module::new("product");
     module.symbols = Symbols::from_iter([("T".into(), Bounds { lo: 1, hi: int(rows) })]);
-    let dtype = match family {
-        Family::F32 => DType::F32,
-        Family::F16 => DType::F16,
-        _ => DType::Bf16,
-    };
+    let dtype = activation(family);
     module.weight("x", TensorType::new(dtype, [int(rows), int(k)].map(Dim::from)));
     for i in 0..weights {
-        module.weight(&format!("w{i}"), weight(product));
+        module.weight(&format!("w{i}"), weight(product, form));
     }
     let mut b = module.builder("main");
     let x = b.weight("x")?;
@@ -261,6 +302,10 @@ fn module(product: &Product, rows: u64, weights: u64) -> Result<Module, OpError>
     let mut attrs =
         Attrs::none().with("n", int(n)).with("act", if gated { "silu" } else { "none" });
     let op = match family {
+        _ if form == Form::AsStored => {
+            attrs = Attrs::none().with("dtype", dtype);
+            "cublaslt_linear"
+        }
         Family::Q8 | Family::Q4 | Family::Fp8 => {
             attrs = attrs.with("gated", Attr::Bool(gated));
             "quantized_linear"

@@ -7,8 +7,11 @@ use std::{
     thread,
 };
 
-use super::{Capture, Machine, Meeting, StandIn, State, Used, fault};
-use crate::driver::{Answer, Function, Pinned, Shape, StreamHandle, Value};
+use super::{Capture, Machine, Meeting, StandIn, State, Used, cublaslt, fault};
+use crate::{
+    cublaslt::{Matmul, Places},
+    driver::{Answer, Function, Pinned, Shape, StreamHandle, Value},
+};
 
 /// Work, and what has to stay until it is done.
 #[derive(Debug)]
@@ -20,6 +23,7 @@ pub(super) struct Task {
 #[derive(Debug)]
 pub(super) enum Work {
     Launch { function: Function, shape: Shape, params: Vec<Value> },
+    Multiply { matmul: Matmul, places: Places<u64> },
     Copy { to: u64, from: u64, bytes: u64 },
     Fill { to: u64, byte: u8, bytes: u64 },
     Upload { to: u64, from: Pinned, offset: usize, bytes: usize },
@@ -34,6 +38,7 @@ impl Work {
     fn name(&self) -> &'static str {
         match self {
             Work::Launch { .. } => "a launch",
+            Work::Multiply { .. } => "a product",
             Work::Copy { .. } => "a copy",
             Work::Fill { .. } => "a fill",
             Work::Upload { .. } => "an upload",
@@ -79,6 +84,16 @@ impl State {
     pub(super) fn queue(&mut self, stream: StreamHandle, work: Work, uses: BTreeSet<Used>) {
         for used in uses.iter().filter(|used| !self.alive.contains(used)) {
             self.mistakes.push(format!("{} uses {used:?}, which is not there", work.name()));
+        }
+        let before = match &self.captured {
+            Some(captured) if captured.stream == stream.0 => captured.work.last(),
+            _ => self.streams.get(&stream.0).and_then(VecDeque::back),
+        };
+        let is_product = |task: &Arc<Task>| matches!(task.work, Work::Multiply { .. });
+        if matches!(work, Work::Launch { shape: Shape { dependent: true, .. }, .. })
+            && before.is_some_and(is_product)
+        {
+            self.mistakes.push("a launch depends on a library's, which lets nothing begin".into());
         }
         let task = Arc::new(Task { work, uses });
         match &mut self.captured {
@@ -150,6 +165,10 @@ impl<M: Machine> StandIn<M> {
             Work::Launch { function, shape, params } => {
                 state.counts.launches += 1;
                 machine.launch(*function, *shape, params)?;
+            }
+            Work::Multiply { matmul, places } => {
+                state.counts.products += 1;
+                cublaslt::multiply(&mut *machine, matmul, places)?;
             }
             Work::Copy { to, from, bytes } => {
                 let data = machine.read(*from, size(*bytes))?;

@@ -53,6 +53,6 @@ impl Adder {
         let steps = i64::try_from(elements.div_ceil(Fold::STEP)).unwrap_or(i64::MAX);
         // Parts of a collective are shorter than what overflows.
         sizes.evaluate(&mut vec![steps]).expect("a size in bounds");
-        launch(stream, &self.variants, &sizes, (places, &[]), true)
+        launch(stream, &self.variants, &sizes, (places, &[]), true).map(drop)
     }
 }

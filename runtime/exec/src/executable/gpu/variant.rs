@@ -54,20 +54,21 @@ pub(super) fn runnable<'a>(
 }
 
 /// Launches the first variant of a kernel that fits, on arguments and whether nothing writes to
-/// each of them during a run; `follows_kernel` tells whether it comes behind a kernel, not a copy.
+/// each of them during a run; `follows_kernel` tells whether it comes behind a kernel of ours, not
+/// a copy or a library's kernel. Whether there was anything to launch.
 pub(super) fn launch(
     stream: &Stream,
     variants: &[Variant],
     sizes: &Sizes,
     (args, constant): (&[Address], &[bool]),
     follows_kernel: bool,
-) -> Result<(), ExecError> {
+) -> Result<bool, ExecError> {
     let fits = |v: &&Variant| v.limit.is_none_or(|(size, most)| sizes.values[size] <= most);
     // The artifact has been checked: the last variant has no limit.
     let variant = variants.iter().find(fits).expect("a variant");
     let grid = variant.grid.map(|size| u32::try_from(sizes.values[size]).unwrap_or(u32::MAX));
     if grid.contains(&0) {
-        return Ok(());
+        return Ok(false);
     }
     // Without it, the launch comes behind the end of what was launched before.
     let mut early = variant.early.iter();
@@ -83,7 +84,8 @@ pub(super) fn launch(
         shared_bytes: variant.shared_bytes,
         dependent,
     };
-    Ok(stream.launch(&variant.kernel, &launch, args)?)
+    stream.launch(&variant.kernel, &launch, args)?;
+    Ok(true)
 }
 
 impl Variant {
@@ -164,7 +166,7 @@ mod tests {
         let all =
             [("few", 64, Some(8)), ("some", 120, Some(64)), ("many", 160, None), ("any", 90, None)];
         let variants = all.map(|(symbol, kib, most)| variant(symbol, kib, most)).into();
-        let code = CudaCode { arch: CudaArch::Sm80, variants };
+        let code = CudaCode { arch: CudaArch::Sm80, variants, library: None };
         let on = |kib: u32| {
             let facts = Facts {
                 name: "a GPU".into(),
