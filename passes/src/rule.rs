@@ -24,6 +24,9 @@ pub enum Numerics {
     /// Equal up to the rounding of constants in the source, and of finite scores beside the -1e30
     /// or less of a mask.
     Approximate,
+    /// Equal where activations are what the type of the weight holds: the right side rounds them
+    /// first, as generated kernels for tensor cores do too. Only in tables that are asked for.
+    Rounds,
 }
 
 /// A pair of equal terms that shows what a rule does; a test checks that it does.

@@ -194,6 +194,7 @@ pub(crate) mod tests {
                 Numerics::Exact => (Precision::F32, 0.0),
                 Numerics::Reassociates => (Precision::F64, 1e-12),
                 Numerics::Approximate => (Precision::F64, 1e-6),
+                Numerics::Rounds => (Precision::F64, 2e-2),
             };
             let [x, y] = [e.before, e.after].map(|t| eval(e.leaves, t, precision));
             for (x, y) in x.iter().zip(&y) {

@@ -1,8 +1,6 @@
 //! `cublaslt_linear`: product with a weight as a checkpoint holds it, by NVIDIA's library.
 
-use super::adjoint::exchange;
 use super::elementwise::spread;
-use super::matmul::rows;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
     Vjp,
@@ -13,7 +11,7 @@ use crate::{
 ///
 /// The library chooses its kernel, and the order of its sums, by the number of rows: of one row it
 /// may give other bits in another batch, which `linear` never does. So this is a choice of the
-/// user's, and nothing rewrites to it unasked. Sums are f32.
+/// user's, and nothing rewrites to it unasked. Sums are f32. It has no derivative.
 /// # Shapes
 /// `x: [.., K]` and `w: [n, K]`, both bf16 or both f16, `bias: [n]`, `residual: [.., n]` →
 /// `[.., n]`; `bias`, `residual` and the result are of the attribute `dtype`, f32 or that of `x`.
@@ -84,25 +82,7 @@ impl OpDef for CublasltLinear {
         results[0].elements() * k * Dim::from(2i64)
     }
     fn vjp(&self, _: &Attrs, _: &[Option<TensorType>]) -> Vjp {
-        Vjp::Rule(|cx| {
-            let ([x, w], dtype) = ([0, 1].map(|i| cx.arg(i)), cx.attrs.dtype("dtype"));
-            let dy = cx.cotangent(0)?;
-            let by_x = cx.when(0, |cx| {
-                let shape = cx.ty(0).shape.to_vec();
-                let dy = rows(cx.b, dy)?;
-                let w = cx.b.cast(w, dtype)?;
-                let dx = cx.b.matmul(dy, w)?;
-                cx.b.reshape(dx, shape)
-            })?;
-            let by_w = cx.when(1, |cx| {
-                let x = cx.b.cast(x, dtype)?;
-                let x = rows(cx.b, x)?;
-                let dy = rows(cx.b, dy)?;
-                let dy = exchange(cx.b, dy, 2, 1)?;
-                cx.b.matmul(dy, x)
-            })?;
-            Ok(vec![by_x, by_w, Some(dy), Some(dy)])
-        })
+        Vjp::Refused("is for programs that serve: a training step is compiled without a library")
     }
     fn samples(&self) -> Vec<Sample> {
         let make = |rows: usize, half: DType, dtype: DType, is_whole: bool| {

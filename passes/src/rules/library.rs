@@ -29,7 +29,7 @@ pub(super) static PRODUCTS: &[Rule] = &[Rule {
         let exchanged = Attrs::none().with("perm", vec![1i64, 0]);
         m.set_op("?v", "transpose", &exchanged, &[m.id("?w")])
     },
-    numerics: Numerics::Approximate,
+    numerics: Numerics::Rounds,
     example: Example {
         leaves: &["f32[3,8]", "weight bf16[8,16]", "weight f32[16]", "f32[3,16]"],
         before: "(linear %0 (pack %1) %2 %3 16 :none)",

@@ -71,7 +71,8 @@ pub struct CompileOptions {
     /// What weights become; they stay as they are stored where `None`.
     pub quantize: Option<Quantization>,
     /// A library that may compute products of bf16 and f16 on GPUs, where `tuning` has measured it
-    /// to be faster. Results of a row may then depend on the number of rows.
+    /// to be faster. Results of a row may then depend on the number of rows. Of no effect on what
+    /// trains.
     pub gpu_library: Option<GpuLibrary>,
     /// What to train, for an artifact that trains instead of one that serves.
     pub training: Option<Training>,
@@ -196,7 +197,7 @@ pub(crate) fn codegen(options: &CompileOptions) -> Codegen {
     let codegen = Codegen::new(options.target.clone()).with_assembler(options.assembler.clone());
     let codegen = codegen
         .with_tuning(options.tuning.clone().over(Tuning::builtin()))
-        .with_library(options.gpu_library.is_some());
+        .with_library(options.gpu_library.is_some() && options.training.is_none());
     if options.gpus.is_empty() { codegen } else { codegen.for_gpus(&options.gpus) }
 }
 

@@ -164,6 +164,7 @@ impl Search<'_> {
     }
 
     /// Times of the library beside those of the tiles.
+    #[allow(clippy::cast_possible_truncation, reason = "nanoseconds of a product")]
     fn library(&mut self, tiles: &[Variant]) -> Result<Vec<Timed>, CompileError> {
         let most = self.bench.compile.import.max_batch_tokens.max(1);
         let mut all: Vec<u64> = LIBRARY_ROWS.into_iter().filter(|rows| *rows < most).collect();
