@@ -11,7 +11,7 @@ mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    fmt::Debug,
+    fmt::{self, Debug},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, ThreadId},
     time::{Duration, Instant},
@@ -142,6 +142,17 @@ pub struct StandIn<M: Machine> {
     ahead: Ahead,
     machine: Mutex<M>,
     state: Mutex<State>,
+    behind_wait: Mutex<Hook>,
+}
+
+/// What is called once.
+#[derive(Default)]
+struct Hook(Option<Box<dyn FnOnce() + Send>>);
+
+impl Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hook").field(&self.0.is_some()).finish()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -174,7 +185,8 @@ struct Capture {
 impl<M: Machine> StandIn<M> {
     /// A driver before a machine.
     pub fn new(facts: Facts, machine: M, ahead: Ahead) -> StandIn<M> {
-        StandIn { facts, ahead, machine: Mutex::new(machine), state: Mutex::default() }
+        let (state, behind_wait) = (Mutex::default(), Mutex::default());
+        StandIn { facts, ahead, machine: Mutex::new(machine), state, behind_wait }
     }
 
     /// The machine, of which all work is done that somebody has waited for.
@@ -206,6 +218,16 @@ impl<M: Machine> StandIn<M> {
     /// Lets the device fail at the next wait.
     pub fn fail(&self) {
         self.state().fails = true;
+    }
+
+    /// Does something when the next wait for a stream has ended and whoever waits does not know it
+    /// yet, as another thread may.
+    pub fn behind_wait(&self, work: impl FnOnce() + Send + 'static) {
+        self.hook().0 = Some(Box::new(work));
+    }
+
+    fn hook(&self) -> MutexGuard<'_, Hook> {
+        self.behind_wait.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Queues what other devices take part in.
