@@ -1,7 +1,7 @@
 //! Products of a warp by `mma.sync.m16n8k16`, whose operands come from shared memory.
 //!
-//! Sums of 16 x 8 lie in lanes as the parts of a left operand do, so they go from one product to the
-//! next in registers, rounded to the type of the operands.
+//! Sums of 16 x 8 lie in lanes as the parts of a left operand do, so they go from one product to
+//! the next in registers, rounded to the type of the operands.
 
 use super::{Block, WORD, shared::Matrix};
 use crate::emit::{Elem, Val};
