@@ -89,6 +89,9 @@ pub trait Meeting: Debug + Send + Sync {
     /// What the device finds wrong.
     fn attempt(&self, machine: &mut dyn Machine) -> Answer<bool>;
 
+    /// The memory that it uses: addresses and bytes.
+    fn places(&self) -> Vec<(u64, u64)>;
+
     /// Waits a moment, or until something moves.
     fn wait(&self);
 }
@@ -238,7 +241,9 @@ impl<M: Machine> StandIn<M> {
         let mut state = self.state();
         let captured = state.captured.as_ref().map(|captured| captured.stream);
         assert!(captured != Some(stream.0), "devices meet between graphs");
-        state.queue(stream, Work::Meet(meeting), BTreeSet::new());
+        let places = meeting.places().into_iter();
+        let uses = places.filter_map(|(start, bytes)| state.memory(start, bytes)).collect();
+        state.queue(stream, Work::Meet(meeting), uses);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
