@@ -1,5 +1,5 @@
-//! What ranks on GPUs hand each other between programs: in order, as it was, kept until it has come,
-//! and with nobody waiting for one that has failed.
+//! What ranks on GPUs hand each other between programs: in order, as it was, kept until it has
+//! come, and with nobody waiting for one that has failed.
 
 use exec::{Channel, ExecError};
 
