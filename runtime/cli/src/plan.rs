@@ -24,6 +24,10 @@ const KINDS: [(&str, &[&str]); 5] = [
 const KEYS_VALUES: &str = "keys and values";
 const OPTIMIZER: &str = "optimizer";
 
+/// What people call memory of the host that copies to and from a GPU go through: it is beside the
+/// peak, which is the GPU's.
+pub(crate) const PINNED: &str = "pinned on the host";
+
 /// The memory of one rank.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Plan {
@@ -31,6 +35,8 @@ pub(crate) struct Plan {
     pub(crate) predicted_peak_bytes: u64,
     /// What is held for as long as the program runs, and the arenas.
     pub(crate) categories: Vec<Category>,
+    /// Pinned memory of the host, which is in none of them.
+    pub(crate) pinned_bytes: u64,
     pub(crate) entries: Vec<Entry>,
     #[serde(skip)]
     memory: Memory,
@@ -140,6 +146,7 @@ impl Plan {
         tensors.sort_by(|a, b| b.1.cmp(&a.1).then_with(|| a.0.cmp(&b.0)));
         Ok(Plan {
             predicted_peak_bytes: memory.total(),
+            pinned_bytes: memory.pinned_bytes,
             categories: parts.map(|(name, bytes)| Category { name, bytes }).collect(),
             entries: manifest.programs.iter().map(|program| entry(program, threads)).collect(),
             memory,
@@ -184,6 +191,9 @@ impl Plan {
             memory.row([(*name).into(), table::bytes(*bytes)]);
         }
         memory.row(["predicted peak".into(), table::bytes(self.predicted_peak_bytes)]);
+        if self.pinned_bytes > 0 {
+            memory.row([PINNED.into(), table::bytes(self.pinned_bytes)]);
+        }
         let mut entries = Table::new(&["entry", ">launches", ">activations", ">scratch"]);
         for Entry { name, launches, arena_bytes, scratch_bytes } in &self.entries {
             let [arena, scratch] = [arena_bytes, scratch_bytes].map(|bytes| table::bytes(*bytes));

@@ -20,7 +20,7 @@ use std::{
 
 use ir::{Dim, Port, Program, Region, Tensor};
 
-pub(crate) use self::gpu::pinned_bytes;
+pub(crate) use self::gpu::{Lent, pinned_bytes};
 use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes};
 use crate::{
     ExecError, Groups, Model, States, Trace,

@@ -30,6 +30,7 @@
 
 mod arena;
 mod bind;
+mod channel;
 mod code;
 pub mod collectives;
 mod device;
@@ -48,6 +49,7 @@ mod testing;
 mod trace;
 
 pub use arena::Arena;
+pub use channel::Channel;
 pub use device::{Device, Model};
 pub use error::ExecError;
 pub use executable::{Executable, LaunchTime};

@@ -1,4 +1,5 @@
-//! Ranks on GPUs: their devices send each other what the collectives of programs are about.
+//! Ranks on GPUs: their devices send each other what the collectives of programs are about, and
+//! what programs hand each other.
 //!
 //! The ranks have met before, on the host, and tell each other there how to meet by NCCL. Devices
 //! wait for each other without deadlines; so a thread looks whether the job has failed, and ends
@@ -41,17 +42,17 @@ pub enum Route {
     NcclSums,
 }
 
-/// A rank's connections along the axes of the mesh.
+/// A rank's connections, by the names of its groups.
 #[derive(Debug)]
 pub(crate) struct Links {
-    axes: BTreeMap<String, Link>,
+    groups: BTreeMap<String, Link>,
     adds: bool,
     gpu: Gpu,
     stream: Stream,
     staging: Mutex<Option<cuda::Memory>>,
 }
 
-/// The connections along one axis.
+/// The connections of one group.
 #[derive(Debug)]
 pub(crate) struct Link {
     pub(crate) group: Group,
@@ -67,9 +68,9 @@ impl Links {
         route: Route,
     ) -> Result<Result<Arc<Links>, String>, ExecError> {
         let nccl = gpu.device().nccl().map(drop);
-        let mut axes = BTreeMap::new();
+        let mut linked = BTreeMap::new();
         let mut reason = None;
-        for (axis, group) in groups.iter().filter(|(_, group)| group.size() > 1) {
+        for (name, group) in groups.iter().filter(|(_, group)| group.size() > 1) {
             let lacking = lacking(group, nccl.is_ok())?;
             if let Some(rank) = lacking {
                 let theirs = || format!("rank {rank} cannot open NCCL");
@@ -89,23 +90,29 @@ impl Links {
                 Some(failure) => failed(failure.into()),
                 None => error.into(),
             })?;
-            axes.insert(axis.clone(), Link { group: group.clone(), communicator });
+            linked.insert(name.clone(), Link { group: group.clone(), communicator });
         }
         match reason {
             Some(reason) if route != Route::Auto => return Err(ExecError::Route { reason }),
-            Some(reason) if axes.is_empty() => return Ok(Err(reason)),
+            Some(reason) if linked.is_empty() => return Ok(Err(reason)),
             _ => {}
         }
         let (stream, adds) = (Stream::new(gpu.device())?, route == Route::NcclSums);
         let staging = Mutex::default();
-        let links = Arc::new(Links { axes, adds, gpu: gpu.clone(), stream, staging });
+        let gpu = gpu.clone();
+        let links = Arc::new(Links { groups: linked, adds, gpu, stream, staging });
         links.watch();
         Ok(Ok(links))
     }
 
-    /// The connections along an axis, if there are some.
-    pub(crate) fn along(&self, axis: &str) -> Option<&Link> {
-        self.axes.get(axis)
+    /// The connections of a group, such as that along an axis, if there are some.
+    pub(crate) fn along(&self, group: &str) -> Option<&Link> {
+        self.groups.get(group)
+    }
+
+    /// This rank's device.
+    pub(crate) fn gpu(&self) -> &Gpu {
+        &self.gpu
     }
 
     /// Whether NCCL is to add.
@@ -135,7 +142,7 @@ impl Links {
 
     /// The failure that has ended the job, if one has.
     pub(crate) fn failure(&self) -> Option<Arc<Failure>> {
-        self.axes.values().find_map(|link| link.group.failure())
+        self.groups.values().find_map(|link| link.group.failure())
     }
 
     /// Has a thread look after the devices.
@@ -146,13 +153,26 @@ impl Links {
     }
 
     fn abort(&self) {
-        self.axes.values().for_each(|link| link.communicator.abort());
+        self.groups.values().for_each(|link| link.communicator.abort());
     }
 }
 
 impl Link {
+    /// An error of the ranks together, if it is one; one of this rank's NCCL ends the job.
+    pub(crate) fn explain(&self, label: &str, error: ExecError) -> ExecError {
+        let failed =
+            |source: CollectiveError| ExecError::Collective { label: label.into(), source };
+        match (self.group.failure(), error) {
+            (Some(failure), _) => failed(failure.into()),
+            (None, ExecError::Cuda(error @ (CudaError::Nccl(_) | CudaError::Aborted))) => {
+                failed(self.fail(&error))
+            }
+            (None, error) => error,
+        }
+    }
+
     /// Ends the job by an error of this rank's NCCL; what it fails by.
-    pub(crate) fn fail(&self, error: &CudaError) -> CollectiveError {
+    fn fail(&self, error: &CudaError) -> CollectiveError {
         self.group.fail(Cause::Failed(error.to_string()))
     }
 }
@@ -176,7 +196,7 @@ fn watch(links: &Weak<Links>) {
         if links.failure().is_some() {
             return links.abort();
         }
-        for link in links.axes.values() {
+        for link in links.groups.values() {
             if let Err(error) = link.communicator.check() {
                 link.fail(&error);
                 return links.abort();

@@ -7,15 +7,15 @@ use std::{collections::BTreeMap, slice, sync::Arc};
 use ir::{Collective, CollectiveOp, DType};
 
 use crate::{
-    Device, ExecError, Route,
+    Channel, Device, ExecError, Route,
     collectives::{CollectiveError, Group, Handle, Mesh, Reduce, Shards, Turn, World},
     links::Links,
 };
 
-/// Whom a rank meets, by the axes of the mesh.
+/// Whom a rank meets, by the axes of the mesh and other names.
 #[derive(Clone, Debug, Default)]
 pub struct Groups {
-    axes: BTreeMap<String, Group>,
+    named: BTreeMap<String, Group>,
     links: Option<Arc<Links>>,
 }
 
@@ -32,8 +32,23 @@ impl Groups {
     /// [`CollectiveError::Mesh`] if the mesh has another number of ranks than the job.
     pub fn new(world: &World, mesh: &Mesh) -> Result<Groups, CollectiveError> {
         let group = |(axis, _)| Ok((String::from(axis), world.group(mesh, &[axis])?));
-        let axes = mesh.axes().map(group).collect::<Result<_, CollectiveError>>()?;
-        Ok(Groups { axes, links: None })
+        let named = mesh.axes().map(group).collect::<Result<_, CollectiveError>>()?;
+        Ok(Groups { named, links: None })
+    }
+
+    /// Adds a group under a name that no axis has, before devices are linked.
+    pub fn add(&mut self, name: &str, group: Group) {
+        self.named.insert(name.to_owned(), group);
+    }
+
+    /// What the ranks of a group hand each other by, between the devices where these are linked;
+    /// `None` if there is no such group, or nobody else in it.
+    ///
+    /// # Errors
+    /// [`ExecError::Cuda`].
+    pub fn channel(&self, name: &str) -> Result<Option<Channel>, ExecError> {
+        let group = self.along(name).filter(|group| group.size() > 1);
+        group.map(|group| Channel::new(name, group, self.links.as_ref())).transpose()
     }
 
     /// Lets programs on GPUs meet between the devices, if so they are to: by NCCL, of which all
@@ -44,10 +59,10 @@ impl Groups {
     /// [`ExecError::Route`] if NCCL was asked for and cannot be had; [`ExecError::Cuda`] with what
     /// it says; [`ExecError::Collective`] if the job has failed.
     pub fn link(&mut self, device: &Device, route: Route) -> Result<Option<String>, ExecError> {
-        let meets = self.axes.values().any(|group| group.size() > 1);
+        let meets = self.named.values().any(|group| group.size() > 1);
         match device.gpu() {
             Some(gpu) if meets && route != Route::Host => {
-                let (links, reason) = match Links::new(gpu, &self.axes, route)? {
+                let (links, reason) = match Links::new(gpu, &self.named, route)? {
                     Ok(links) => (Some(links), None),
                     Err(reason) => (None, Some(reason)),
                 };
@@ -65,10 +80,10 @@ impl Groups {
         self.links.as_deref()
     }
 
-    /// The group along an axis; `None` of an axis that the mesh lacks.
+    /// The group along an axis, or of another name; `None` of one that is not there.
     #[must_use]
     pub fn along(&self, axis: &str) -> Option<&Group> {
-        self.axes.get(axis)
+        self.named.get(axis)
     }
 
     /// Whether a program's collectives find their groups, of the size that they were compiled for.

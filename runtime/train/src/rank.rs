@@ -22,6 +22,11 @@ const PIPELINE: &str = "pipeline";
 /// The axis along which ranks compute parts of every row.
 const SEQUENCE: &str = "sequence";
 
+/// The stages of a pipeline: by the axis, what goes on; what goes back; the first and the last.
+pub(crate) const FORWARD: &str = PIPELINE;
+pub(crate) const BACK: &str = "pipeline back";
+pub(crate) const ENDS: &str = "pipeline ends";
+
 /// How often ranks that wait for the first look whether it is done.
 const GLANCE: Duration = Duration::from_millis(10);
 
@@ -43,10 +48,6 @@ pub struct Rank {
     all: Option<Group>,
     /// Of all ranks, those of this one's place along the data axis.
     replica: Vec<usize>,
-    /// The stages of its pipeline once more, for what goes back.
-    back: Option<Group>,
-    /// The first and the last stage of its pipeline, in these.
-    ends: Option<Group>,
     index: usize,
 }
 
@@ -65,19 +66,18 @@ impl Rank {
         let mesh = Mesh::new(&axes(mesh))?;
         let all = world.group(&mesh, &[PIPELINE, DATA, SEQUENCE, TENSOR])?;
         let replica = mesh.members(world.rank(), &[PIPELINE, SEQUENCE, TENSOR])?;
-        let groups = Groups::new(world, &mesh)?;
+        let mut groups = Groups::new(world, &mesh)?;
         let stages = mesh.members(world.rank(), &[PIPELINE])?;
-        let back = match stages.len() {
-            1 => None,
-            _ => Some(world.group_of_ranks("pipeline back", &stages)?),
-        };
-        let ends = match &stages[..] {
+        if stages.len() > 1 {
+            groups.add(BACK, world.group_of_ranks(BACK, &stages)?);
+        }
+        match &stages[..] {
             [first, .., last] if [first, last].contains(&&world.rank()) => {
-                Some(world.group_of_ranks("pipeline ends", &[*first, *last])?)
+                groups.add(ENDS, world.group_of_ranks(ENDS, &[*first, *last])?);
             }
-            _ => None,
-        };
-        Ok(Rank { groups, all: Some(all), replica, back, ends, index: world.rank() })
+            _ => {}
+        }
+        Ok(Rank { groups, all: Some(all), replica, index: world.rank() })
     }
 
     /// The stage of layers that it computes.
@@ -97,19 +97,9 @@ impl Rank {
         self.groups.along(PIPELINE).filter(|group| group.size() > 1)
     }
 
-    /// The same, for messages that go the other way.
-    pub(crate) fn back(&self) -> Option<&Group> {
-        self.back.as_ref()
-    }
-
     /// All ranks of the job.
     pub(crate) fn everybody(&self) -> Option<&Group> {
         self.all.as_ref()
-    }
-
-    /// The first and the last stage, in these.
-    pub(crate) fn ends(&self) -> Option<&Group> {
-        self.ends.as_ref()
     }
 
     /// Whether it is in the pipeline of the first rank.

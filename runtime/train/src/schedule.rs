@@ -136,4 +136,91 @@ mod tests {
             }
         }
     }
+
+    /// What a rank asks of its device, or waits for, where stages are on linked GPUs.
+    #[derive(Clone, Copy, Debug)]
+    enum Step {
+        /// Waits on the host until a message was announced, and posts its receipt.
+        Receive(usize, usize),
+        /// Waits for what was received last along the first channel, if it receives there, and
+        /// until the device has sent what the program gave last along the second.
+        Run(usize, usize),
+        /// Announces a message, and posts it.
+        Send(usize, usize),
+        /// Behind the first of a channel, waits on the host for the first receipt to be posted:
+        /// that is when the two sides connect.
+        Connect(usize),
+    }
+
+    /// Channel 0 goes on, channel 1 back.
+    fn steps(stage: usize, stages: usize, micro_batches: usize) -> Vec<Step> {
+        let (is_first, is_last) = (stage == 0, stage + 1 == stages);
+        let of = |turn| match turn {
+            Turn::Forward(i) => [
+                (!is_first).then_some(Step::Receive(0, i)),
+                // The last one computes its backward too.
+                Some(Step::Run(0, usize::from(is_last))),
+                (!is_last).then_some(Step::Send(0, i)),
+                (!is_last && i == 0).then_some(Step::Connect(0)),
+            ],
+            Turn::Backward(i) => [
+                (!is_last).then_some(Step::Receive(1, i)),
+                (!is_last).then_some(Step::Run(1, 1)),
+                (!is_first).then_some(Step::Send(1, i)),
+                (!is_first && i == 0).then_some(Step::Connect(1)),
+            ],
+        };
+        turns(stage, stages, micro_batches).into_iter().flat_map(of).flatten().collect()
+    }
+
+    /// Each channel of a stage is a stream, whose work ends in order: a message when both sides
+    /// have come to it.
+    #[test]
+    fn no_device_waits_for_ever() {
+        for (stages, micro_batches) in (2..=6).flat_map(|s| (1..=9).map(move |m| (s, m))) {
+            let mut left: Vec<VecDeque<Step>> =
+                (0..stages).map(|s| steps(s, stages, micro_batches).into()).collect();
+            // Of each stage and channel: whether it is a send, and the micro-batch.
+            let mut streams = vec![[VecDeque::<(bool, usize)>::new(), VecDeque::new()]; stages];
+            let mut announced = vec![[0; 2]; stages];
+            let mut is_connected = vec![[false; 2]; stages];
+            while left.iter().any(|steps| !steps.is_empty()) {
+                let mut is_stuck = true;
+                for stage in 0..stages {
+                    let next = |channel: usize| if channel == 0 { stage + 1 } else { stage - 1 };
+                    let pending = |channel: usize, is_send: bool| {
+                        streams[stage][channel].iter().any(|(of, _)| *of == is_send)
+                    };
+                    match left[stage].front() {
+                        Some(Step::Receive(channel, i)) if announced[stage][*channel] > *i => {
+                            streams[stage][*channel].push_back((false, *i));
+                            is_connected[stage][*channel] = true;
+                        }
+                        Some(Step::Connect(channel)) if is_connected[next(*channel)][*channel] => {}
+                        Some(Step::Run(from, to))
+                            if !pending(*from, false) && !pending(*to, true) => {}
+                        Some(Step::Send(channel, i)) => {
+                            streams[stage][*channel].push_back((true, *i));
+                            announced[next(*channel)][*channel] = i + 1;
+                        }
+                        _ => continue,
+                    }
+                    left[stage].pop_front();
+                    is_stuck = false;
+                }
+                for (stage, channel) in (0..stages).flat_map(|s| [(s, 0), (s, 1)]) {
+                    let Some((true, i)) = streams[stage][channel].front().copied() else {
+                        continue;
+                    };
+                    let to = if channel == 0 { stage + 1 } else { stage - 1 };
+                    if streams[to][channel].front() == Some(&(false, i)) {
+                        streams[stage][channel].pop_front();
+                        streams[to][channel].pop_front();
+                        is_stuck = false;
+                    }
+                }
+                assert!(!is_stuck, "{stages} stages, {micro_batches} micro-batches: {left:?}");
+            }
+        }
+    }
 }

@@ -86,6 +86,12 @@ impl Work {
             Work::Whole(entry) | Work::Halves { backward: entry, .. } => entry,
         }
     }
+
+    fn last_mut(&mut self) -> &mut Entry {
+        match self {
+            Work::Whole(entry) | Work::Halves { backward: entry, .. } => entry,
+        }
+    }
 }
 
 /// An entry, and what of a step it takes.
@@ -120,7 +126,7 @@ impl TrainStep {
     /// [`TrainError::Exec`] if the artifact was not compiled for training or for so many ranks, or
     /// there is no memory.
     pub fn load(model: &Arc<Model>, rank: &Rank) -> Result<TrainStep, TrainError> {
-        let place = Place::new(rank);
+        let place = Place::new(rank)?;
         let manifest = model.artifact().manifest();
         place.check(manifest)?;
         let load = |entry: &str| Entry::load(model, &place.entry(entry), rank);
@@ -148,13 +154,14 @@ impl TrainStep {
             weights.iter().flat_map(|w| &w.sources).map(|name| name.as_str().into()).collect();
         frozen.sort_unstable();
         frozen.dedup();
-        let work = match place.is_last() {
+        let mut work = match place.is_last() {
             true => Work::Whole(load(ACCUMULATE)?),
             false => Work::Halves { forward: load("forward")?, backward: load("backward")? },
         };
         let norm = load("norm")?;
         let evaluates = manifest.program(&place.entry(EVALUATE)).is_some();
-        let evaluate = if evaluates { Some(load(EVALUATE)?) } else { None };
+        let mut evaluate = if evaluates { Some(load(EVALUATE)?) } else { None };
+        place.prepare(&mut work, evaluate.as_mut())?;
         let is_stale = refresh.is_some();
         let mut step = TrainStep {
             work,

@@ -20,6 +20,7 @@ use crate::{
     failure::{Failure, Result},
     keys_values::KeysValues,
     output,
+    plan::PINNED,
     session::failure,
     source,
     table::{self, Table},
@@ -289,6 +290,9 @@ fn render(d: &Document) -> String {
     let mut memory = Table::new(&["memory", ">predicted", ">measured"]);
     let [predicted, measured] = [&d.predicted_memory, &d.measured_memory].map(uses);
     for ((name, predicted), (_, measured)) in predicted.into_iter().zip(measured) {
+        if name == PINNED && predicted + measured == 0 {
+            continue;
+        }
         memory.row([name.into(), table::bytes(predicted), table::bytes(measured)]);
     }
     out += &format!("\n{}", memory.render());
@@ -300,7 +304,7 @@ fn render(d: &Document) -> String {
     out
 }
 
-fn uses(m: &Memory) -> [(&'static str, u64); 7] {
+fn uses(m: &Memory) -> [(&'static str, u64); 8] {
     [
         ("weights", m.weight_bytes),
         ("code", m.code_bytes),
@@ -309,6 +313,7 @@ fn uses(m: &Memory) -> [(&'static str, u64); 7] {
         ("keys and values", m.state_bytes),
         ("overhead, stated", m.host_bytes),
         ("peak", m.total()),
+        (PINNED, m.pinned_bytes),
     ]
 }
 

@@ -12,6 +12,7 @@ use crate::{
     context::Context,
     failure::{Failure, Result},
     output,
+    plan::PINNED,
     session::failure,
     source, table,
 };
@@ -82,13 +83,17 @@ fn reserved(engine: &Engine) -> String {
     let memory = engine.memory();
     let total = table::bytes(memory.total());
     let weights = table::bytes(memory.weight_bytes);
+    let pinned = match memory.pinned_bytes {
+        0 => String::new(),
+        bytes => format!("; {} {PINNED}", table::bytes(bytes)),
+    };
     match engine.limits() {
         Some(limits) => format!(
-            "{total} reserved: weights {weights}, keys and values {} for {} tokens",
+            "{total} reserved: weights {weights}, keys and values {} for {} tokens{pinned}",
             table::bytes(memory.state_bytes),
             limits.positions()
         ),
-        None => format!("{total} reserved: weights {weights}"),
+        None => format!("{total} reserved: weights {weights}{pinned}"),
     }
 }
 

@@ -5,7 +5,7 @@ mod parts;
 use std::fmt::Write as _;
 
 use super::{Document, document::Entry, timeline::timeline};
-use crate::table;
+use crate::{plan::PINNED, table};
 use parts::{Column, bar, cell, data_table, facts, graph, kernels, number};
 
 const STYLE: &str = include_str!("page.css");
@@ -64,6 +64,11 @@ fn memory(document: &Document<'_>) -> String {
     };
     let mut rows: Vec<_> = parts.iter().map(|(name, bytes)| row(name, *bytes)).collect();
     rows.push(row("predicted peak", summary.predicted_peak_bytes));
+    if summary.memory.pinned_bytes > 0 {
+        // No share of what it is not a part of.
+        let bytes = summary.memory.pinned_bytes;
+        rows.push(vec![cell(PINNED), number(bytes as f64, &table::bytes(bytes)), cell("")]);
+    }
     out += &data_table(&columns, &rows);
     let keys = if summary.memory.state_bytes > 0 {
         " Keys and values have room for one sequence of the greatest length."

@@ -7,6 +7,7 @@ use serde::Serialize;
 use crate::{
     failure::{Failure, Result},
     keys_values::KeysValues,
+    plan::PINNED,
     table::{self, Table},
 };
 
@@ -134,6 +135,9 @@ impl Summary {
             memory.row([name.into(), table::bytes(bytes)]);
         }
         memory.row(["predicted peak".into(), table::bytes(self.predicted_peak_bytes)]);
+        if self.memory.pinned_bytes > 0 {
+            memory.row([PINNED.into(), table::bytes(self.memory.pinned_bytes)]);
+        }
         format!("{}\n{}", facts.render(), memory.render())
     }
 }

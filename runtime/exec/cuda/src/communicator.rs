@@ -89,18 +89,18 @@ impl Communicator {
     ) -> Result<(), CudaError> {
         let place = |message: &Message| {
             let bytes = usize::try_from(message.bytes).unwrap_or(usize::MAX);
-            stream.keep_memory(&message.place);
             Ok::<_, CudaError>((message.place.range(message.bytes)?, bytes, message.peer))
         };
         let list = |messages: &[Message]| {
             let some = messages.iter().filter(|message| message.bytes > 0);
             some.map(place).collect::<Result<Vec<_>, _>>()
         };
+        let places: Vec<&Address> = sends.iter().chain(receives).map(|m| &m.place).collect();
         let (sends, receives) = (list(sends)?, list(receives)?);
         if sends.is_empty() && receives.is_empty() {
             return Ok(());
         }
-        self.work(stream, |nccl, comm, stream| {
+        self.work(stream, &places, |nccl, comm, stream| {
             for (from, bytes, peer) in sends {
                 nccl.send(comm, from, bytes, peer, stream)?;
             }
@@ -123,9 +123,10 @@ impl Communicator {
         bytes: u64,
     ) -> Result<(), CudaError> {
         let (source, target) = (from.range(bytes)?, to.range(bytes * self.ranks as u64)?);
-        [from, to].into_iter().for_each(|end| stream.keep_memory(end));
         let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
-        self.work(stream, |nccl, comm, stream| nccl.all_gather(comm, source, target, bytes, stream))
+        self.work(stream, &[from, to], |nccl, comm, stream| {
+            nccl.all_gather(comm, source, target, bytes, stream)
+        })
     }
 
     /// The sum of all ranks' elements, in whatever order NCCL adds.
@@ -141,8 +142,9 @@ impl Communicator {
     ) -> Result<(), CudaError> {
         let bytes = (sum.elements * sum.dtype.size()) as u64;
         let (source, target) = (from.range(bytes)?, to.range(bytes)?);
-        [from, to].into_iter().for_each(|end| stream.keep_memory(end));
-        self.work(stream, |nccl, comm, stream| nccl.all_reduce(comm, source, target, sum, stream))
+        self.work(stream, &[from, to], |nccl, comm, stream| {
+            nccl.all_reduce(comm, source, target, sum, stream)
+        })
     }
 
     /// This rank's part of that sum; `sum` is of a part.
@@ -158,10 +160,9 @@ impl Communicator {
     ) -> Result<(), CudaError> {
         let bytes = (sum.elements * sum.dtype.size()) as u64;
         let (source, target) = (from.range(bytes * self.ranks as u64)?, to.range(bytes)?);
-        [from, to].into_iter().for_each(|end| stream.keep_memory(end));
         let add =
             |nccl: &dyn Nccl, comm, stream| nccl.reduce_scatter(comm, source, target, sum, stream);
-        self.work(stream, add)
+        self.work(stream, &[from, to], add)
     }
 
     /// Whether it works, and the other ranks are heard of.
@@ -185,8 +186,20 @@ impl Communicator {
         self.handle.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Gives the stream something to do.
+    /// Gives the stream something to do that uses these places.
     fn work(
+        &self,
+        stream: &Stream,
+        places: &[&Address],
+        calls: impl FnOnce(&dyn Nccl, CommHandle, StreamHandle) -> NcclAnswer,
+    ) -> Result<(), CudaError> {
+        let worked = self.call(stream, calls);
+        // Not before the stream has it, for whoever waits for that lets go what it keeps.
+        places.iter().for_each(|place| stream.keep_memory(place));
+        worked
+    }
+
+    fn call(
         &self,
         stream: &Stream,
         calls: impl FnOnce(&dyn Nccl, CommHandle, StreamHandle) -> NcclAnswer,

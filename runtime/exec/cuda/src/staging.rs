@@ -54,10 +54,10 @@ impl Staging {
         for part in data.chunks(self.bytes) {
             let half = self.turn()?;
             half.driver.write_pinned(half.pinned, 0, part);
-            stream.keep_memory(&to);
             let (address, handle) = (to.device(), stream.handle());
             half.busy = true;
-            half.driver.upload(address, half.pinned, 0, part.len(), handle)?;
+            let upload = || half.driver.upload(address, half.pinned, 0, part.len(), handle);
+            stream.give_with(&[&to], upload)?;
             half.copied.record(stream)?;
             to = to.plus(part.len() as u64);
         }
@@ -85,9 +85,10 @@ impl Staging {
             }
             let address = to.range(data.len() as u64)?;
             half.driver.write_pinned(half.pinned, at, data);
-            stream.keep_memory(&to);
             half.busy = true;
-            half.driver.upload(address, half.pinned, at, data.len(), stream.handle())?;
+            let handle = stream.handle();
+            let upload = || half.driver.upload(address, half.pinned, at, data.len(), handle);
+            stream.give_with(&[&to], upload)?;
             at += data.len();
         }
         half.copied.record(stream)
@@ -130,8 +131,9 @@ impl Staging {
         let mut at = 0;
         for (from, data) in pieces.iter().filter(|(_, data)| !data.is_empty()) {
             let address = from.range(data.len() as u64)?;
-            stream.keep_memory(from);
-            half.driver.download(half.pinned, at, address, data.len(), stream.handle())?;
+            let handle = stream.handle();
+            let download = || half.driver.download(half.pinned, at, address, data.len(), handle);
+            stream.give_with(&[from], download)?;
             at += data.len();
         }
         stream.synchronize()?;
@@ -156,9 +158,9 @@ impl Staging {
         let mut from = from.range(data.len() as u64).map(|_| from.clone())?;
         for part in data.chunks_mut(self.bytes) {
             let half = self.turn()?;
-            stream.keep_memory(&from);
             let (address, handle) = (from.device(), stream.handle());
-            half.driver.download(half.pinned, 0, address, part.len(), handle)?;
+            let download = || half.driver.download(half.pinned, 0, address, part.len(), handle);
+            stream.give_with(&[&from], download)?;
             stream.synchronize()?;
             half.driver.read_pinned(half.pinned, 0, part);
             from = from.plus(part.len() as u64);

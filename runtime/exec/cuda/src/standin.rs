@@ -12,7 +12,7 @@ mod work;
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashMap, VecDeque},
-    fmt::Debug,
+    fmt::{self, Debug},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     thread::{self, ThreadId},
     time::{Duration, Instant},
@@ -91,6 +91,9 @@ pub trait Meeting: Debug + Send + Sync {
     /// What the device finds wrong.
     fn attempt(&self, machine: &mut dyn Machine) -> Answer<bool>;
 
+    /// The memory that it uses: addresses and bytes.
+    fn places(&self) -> Vec<(u64, u64)>;
+
     /// Waits a moment, or until something moves.
     fn wait(&self);
 }
@@ -148,6 +151,17 @@ pub struct StandIn<M: Machine> {
     ahead: Ahead,
     machine: Mutex<M>,
     state: Mutex<State>,
+    behind_wait: Mutex<Hook>,
+}
+
+/// What is called once.
+#[derive(Default)]
+struct Hook(Option<Box<dyn FnOnce() + Send>>);
+
+impl Debug for Hook {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Hook").field(&self.0.is_some()).finish()
+    }
 }
 
 #[derive(Debug, Default)]
@@ -180,7 +194,8 @@ struct Capture {
 impl<M: Machine> StandIn<M> {
     /// A driver before a machine.
     pub fn new(facts: Facts, machine: M, ahead: Ahead) -> StandIn<M> {
-        StandIn { facts, ahead, machine: Mutex::new(machine), state: Mutex::default() }
+        let (state, behind_wait) = (Mutex::default(), Mutex::default());
+        StandIn { facts, ahead, machine: Mutex::new(machine), state, behind_wait }
     }
 
     /// The machine, of which all work is done that somebody has waited for.
@@ -214,6 +229,16 @@ impl<M: Machine> StandIn<M> {
         self.state().fails = true;
     }
 
+    /// Does something when the next wait for a stream has ended and whoever waits does not know it
+    /// yet, as another thread may.
+    pub fn behind_wait(&self, work: impl FnOnce() + Send + 'static) {
+        self.hook().0 = Some(Box::new(work));
+    }
+
+    fn hook(&self) -> MutexGuard<'_, Hook> {
+        self.behind_wait.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Queues what other devices take part in.
     ///
     /// # Panics
@@ -222,7 +247,9 @@ impl<M: Machine> StandIn<M> {
         let mut state = self.state();
         let captured = state.captured.as_ref().map(|captured| captured.stream);
         assert!(captured != Some(stream.0), "devices meet between graphs");
-        state.queue(stream, Work::Meet(meeting), BTreeSet::new());
+        let places = meeting.places().into_iter();
+        let uses = places.filter_map(|(start, bytes)| state.memory(start, bytes)).collect();
+        state.queue(stream, Work::Meet(meeting), uses);
     }
 
     fn state(&self) -> MutexGuard<'_, State> {

@@ -57,9 +57,9 @@ impl Stream {
         let shape = kernel.prepare(launch)?;
         let values = launch.pack(&*self.driver, args)?;
         debug_assert!(kernel.takes(&values), "sizes were compared");
-        self.keep(Keep::Kernel(kernel.clone()));
-        args.iter().for_each(|arg| self.keep_memory(arg));
-        let launched = self.driver.launch(kernel.function(), shape, &values, self.handle);
+        let uses = args.iter().map(memory).chain([Keep::Kernel(kernel.clone())]);
+        let launched =
+            self.give(uses, || self.driver.launch(kernel.function(), shape, &values, self.handle));
         launched.map_err(|source| CudaError::Launch { kernel: launch.symbol.clone(), source })
     }
 
@@ -76,9 +76,9 @@ impl Stream {
         places: &Places<Address>,
     ) -> Result<(), CudaError> {
         let addresses = multiplier::addresses(matmul, places)?;
-        self.keep(Keep::Multiplier(by.clone()));
-        let _ = places.map(|place| self.keep_memory(place));
-        by.multiply(matmul, &addresses, self.handle)
+        let mut uses = vec![Keep::Multiplier(by.clone())];
+        let _ = places.map(|place| uses.push(memory(place)));
+        self.give(uses, || by.multiply(matmul, &addresses, self.handle))
     }
 
     /// Copies within the device.
@@ -87,8 +87,8 @@ impl Stream {
     /// [`CudaError::Range`]; what the driver says.
     pub fn copy(&self, to: &Address, from: &Address, bytes: u64) -> Result<(), CudaError> {
         let (target, source) = (to.range(bytes)?, from.range(bytes)?);
-        [to, from].into_iter().for_each(|end| self.keep_memory(end));
-        Ok(self.driver.copy(target, source, bytes, self.handle)?)
+        let copy = || self.driver.copy(target, source, bytes, self.handle);
+        Ok(self.give([to, from].map(memory), copy)?)
     }
 
     /// Sets every byte.
@@ -97,8 +97,7 @@ impl Stream {
     /// [`CudaError::Range`]; what the driver says.
     pub fn fill(&self, to: &Address, byte: u8, bytes: u64) -> Result<(), CudaError> {
         let target = to.range(bytes)?;
-        self.keep_memory(to);
-        Ok(self.driver.fill(target, byte, bytes, self.handle)?)
+        Ok(self.give([memory(to)], || self.driver.fill(target, byte, bytes, self.handle))?)
     }
 
     /// Copies bytes of pinned memory to the device, as they are when the stream comes to it.
@@ -113,9 +112,11 @@ impl Stream {
     ) -> Result<(), CudaError> {
         let (target, room) = (to.range(bytes as u64)?, from.room());
         room.range(offset, bytes)?;
-        self.keep_memory(to);
-        self.keep_pinned(room);
-        Ok(self.driver.upload(target, room.handle(), offset, bytes, self.handle)?)
+        let upload = || {
+            room.is_copied_by(&self.progress);
+            self.driver.upload(target, room.handle(), offset, bytes, self.handle)
+        };
+        Ok(self.give([memory(to), Keep::Pinned(room.clone())], upload)?)
     }
 
     /// Copies bytes of the device to pinned memory, where they are once this was waited for.
@@ -130,9 +131,11 @@ impl Stream {
     ) -> Result<(), CudaError> {
         let (source, room) = (from.range(bytes as u64)?, to.room());
         room.range(offset, bytes)?;
-        self.keep_memory(from);
-        self.keep_pinned(room);
-        Ok(self.driver.download(room.handle(), offset, source, bytes, self.handle)?)
+        let download = || {
+            room.is_copied_by(&self.progress);
+            self.driver.download(room.handle(), offset, source, bytes, self.handle)
+        };
+        Ok(self.give([memory(from), Keep::Pinned(room.clone())], download)?)
     }
 
     /// Starts a graph's launches.
@@ -154,10 +157,12 @@ impl Stream {
                 reason: "their graph was recorded with other memory".into(),
             });
         }
-        self.keep(Keep::Graph(graph.clone()));
-        graph.pinned().for_each(|room| room.is_copied_by(&self.progress));
-        given.iter().for_each(|place| self.keep_memory(place));
-        Ok(self.driver.launch_graph(graph.handle(), self.handle)?)
+        let uses = given.iter().map(memory).chain([Keep::Graph(graph.clone())]);
+        let start = || {
+            graph.pinned().for_each(|room| room.is_copied_by(&self.progress));
+            self.driver.launch_graph(graph.handle(), self.handle)
+        };
+        Ok(self.give(uses, start)?)
     }
 
     /// Lets what is launched from here on wait for an event.
@@ -168,20 +173,27 @@ impl Stream {
         Ok(self.driver.wait(self.handle, event.handle)?)
     }
 
-    /// Waits for all work.
+    /// Waits for all work that it has been given so far.
     ///
     /// # Errors
     /// [`CudaError::Lost`], with the kernels that were running, if the device failed.
     pub fn synchronize(&self) -> Result<(), CudaError> {
-        let given = self.progress.given();
+        // What other threads give it from here on may not have been waited for.
+        let mut pending = self.pending();
+        let (given, mut kept) = (self.progress.given(), std::mem::take(&mut *pending));
+        drop(pending);
         let done = self.driver.synchronize(self.handle);
-        let pending = std::mem::take(&mut *self.pending());
+        if let Err(source) = &done
+            && !source.is_fatal()
+        {
+            let mut pending = self.pending();
+            kept.append(&mut pending);
+            *pending = kept;
+            return Err(source.clone().into());
+        }
         self.progress.is_done(given);
         done.map_err(|source| {
-            if !source.is_fatal() {
-                return source.into();
-            }
-            let symbols = pending.iter().flat_map(Keep::symbols).collect::<BTreeSet<_>>();
+            let symbols = kept.iter().flat_map(Keep::symbols).collect::<BTreeSet<_>>();
             let kernels = symbols.into_iter().collect::<Vec<_>>().join("`, `");
             CudaError::Lost { kernels, source }
         })
@@ -208,11 +220,11 @@ impl Stream {
         given: &[Address],
         work: impl FnOnce(&Stream) -> Result<(), CudaError>,
     ) -> Result<Graph, CudaError> {
-        let before = self.pending().len();
-        self.driver.begin_capture(self.handle)?;
-        let done = work(self);
-        let handle = self.driver.end_capture(self.handle);
-        let kept = self.pending().split_off(before);
+        let before = std::mem::take(&mut *self.pending());
+        let begun = self.driver.begin_capture(self.handle);
+        let recorded = begun.map(|()| (work(self), self.driver.end_capture(self.handle)));
+        let kept = std::mem::replace(&mut *self.pending(), before);
+        let (done, handle) = recorded?;
         done?;
         Ok(Graph::new(self.driver.clone(), handle?, kept, given))
     }
@@ -221,22 +233,32 @@ impl Stream {
         self.handle
     }
 
+    /// As [`give`](Self::give), for work that uses memory alone.
+    pub(crate) fn give_with<T>(&self, places: &[&Address], work: impl FnOnce() -> T) -> T {
+        self.give(places.iter().map(|place| memory(place)), work)
+    }
+
+    /// Keeps the memory of work that it was given, which the caller has kept until now.
     pub(crate) fn keep_memory(&self, address: &Address) {
-        self.keep(Keep::Memory(address.memory().clone()));
+        self.pending().push(memory(address));
     }
 
-    fn keep_pinned(&self, room: &Arc<Room>) {
-        room.is_copied_by(&self.progress);
-        self.keep(Keep::Pinned(room.clone()));
-    }
-
-    fn keep(&self, what: Keep) {
-        self.pending().push(what);
+    /// Gives the driver work that uses this.
+    fn give<T>(&self, uses: impl IntoIterator<Item = Keep>, work: impl FnOnce() -> T) -> T {
+        // Until the driver has it, nobody who waits may take what it uses for used.
+        let mut pending = self.pending();
+        pending.extend(uses);
+        work()
     }
 
     fn pending(&self) -> MutexGuard<'_, Vec<Keep>> {
         self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// The memory that a place is in.
+fn memory(address: &Address) -> Keep {
+    Keep::Memory(address.memory().clone())
 }
 
 impl Keep {

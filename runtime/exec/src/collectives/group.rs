@@ -232,8 +232,18 @@ impl Core {
 
     /// The next message to a rank of the job.
     pub(super) fn call_to(&self, rank: usize, bytes: usize) -> Call {
-        let seq = advance(&self.sent, rank);
-        self.numbered(seq, Op::Send, DType::U8, bytes, 0)
+        self.numbered(self.next_to(rank), Op::Send, DType::U8, bytes, 0)
+    }
+
+    /// A message that goes between devices.
+    pub(super) fn announcement(&self, seq: u64, bytes: u64, digest: u64) -> Call {
+        let bytes = usize::try_from(bytes).unwrap_or(usize::MAX);
+        self.numbered(seq, Op::Send, DType::U8, bytes, digest)
+    }
+
+    /// The number of the next message to a rank of the job.
+    pub(super) fn next_to(&self, rank: usize) -> u64 {
+        advance(&self.sent, rank)
     }
 
     /// The number of the next message from a rank of the job.

@@ -38,6 +38,41 @@ impl Group {
         self.expect(from)?.wait(data)
     }
 
+    /// Tells another member of a message that goes between devices: so many bytes, in parts whose
+    /// lengths have this digest. It takes that message's place in the order.
+    pub(crate) fn announce(
+        &self,
+        to: usize,
+        bytes: u64,
+        digest: u64,
+    ) -> Result<(), CollectiveError> {
+        let core = &self.0;
+        core.check_other("send", to)?;
+        let to = core.members[to];
+        let call = core.announcement(core.next_to(to), bytes, digest);
+        let sends = [Outgoing { to, bytes: &[] }];
+        core.shared.record(&call, 0, |transport| {
+            transport.exchange(&call, 0, &sends, true, &[], &mut |_, _, _| ())
+        })
+    }
+
+    /// Returns when another member has told of its next message, if it is such a one.
+    pub(crate) fn announced(
+        &self,
+        from: usize,
+        bytes: u64,
+        digest: u64,
+    ) -> Result<(), CollectiveError> {
+        let core = &self.0;
+        core.check_other("recv", from)?;
+        let from = core.members[from];
+        let call = core.announcement(core.next_from(from), bytes, digest);
+        let from = [Incoming { from, bytes: 0 }];
+        core.shared.record(&call, 0, |transport| {
+            transport.exchange(&call, 0, &[], true, &from, &mut |_, _, _| ())
+        })
+    }
+
     /// Takes a place in the order of messages from a member, to receive into later.
     ///
     /// # Errors

@@ -12,6 +12,7 @@
 
 mod fold;
 mod host;
+mod lent;
 mod meet;
 mod ports;
 mod product;
@@ -39,7 +40,7 @@ use crate::{
     links::Links,
 };
 
-pub(crate) use self::transfer::pinned_bytes;
+pub(crate) use self::{lent::Lent, transfer::pinned_bytes};
 
 /// A program's launches over an arena on a GPU.
 #[derive(Debug)]
@@ -58,6 +59,8 @@ pub(super) struct OnGpu {
     events: Vec<Event>,
     /// Before and after each collective.
     met: Vec<[Event; 2]>,
+    /// What of the last run is being sent.
+    lent: Vec<Lent>,
 }
 
 /// What a launch does.
@@ -172,7 +175,18 @@ impl OnGpu {
             recorded: Recordings::default(),
             events: Vec::new(),
             met: Vec::new(),
+            lent: Vec::new(),
         })
+    }
+
+    /// A place in the arena.
+    pub(super) fn at(&self, offset: u64) -> Address {
+        self.arena.at(offset)
+    }
+
+    /// Lets the next run wait for what is being sent of the last one.
+    pub(super) fn lend(&mut self, lent: Lent) {
+        self.lent.push(lent);
     }
 
     pub(super) fn arena_bytes(&self) -> u64 {
@@ -207,12 +221,21 @@ impl OnGpu {
     }
 
     pub(super) fn run(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {
-        let done = self.compute(run, times);
+        let lent = std::mem::take(&mut self.lent);
+        let held = lent.iter().try_for_each(|lent| lent.hold(self.gpu.stream()));
+        let done = held.and_then(|()| self.compute(run, times));
         if done.is_err() {
             // Pinned memory is to be at rest for the next run.
             let _ = self.gpu.stream().synchronize();
         }
-        done
+        // Where other ranks are waited for, what was aborted seems to have ended.
+        match run.groups.links().and_then(Links::failure) {
+            Some(failure) if !matches!(done, Err(ExecError::Collective { .. })) => {
+                let label = run.program.name.clone();
+                Err(ExecError::Collective { label, source: failure.into() })
+            }
+            _ => done.and_then(|()| lent.into_iter().try_for_each(Lent::end)),
+        }
     }
 
     fn compute(&mut self, run: &mut Run<'_>, times: &mut Times) -> Result<(), ExecError> {

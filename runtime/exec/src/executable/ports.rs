@@ -2,9 +2,10 @@
 
 use std::ops::Range;
 
+use cuda::Address;
 use ir::{ModelKind, Port, Program, Region};
 
-use super::{Engine, Executable, sizes::Sizes};
+use super::{Engine, Executable, Lent, sizes::Sizes};
 use crate::{ExecError, States, bind::Symbolic};
 
 /// A port with its sizes by number.
@@ -109,6 +110,27 @@ impl Executable {
             let reason = format!("does not exist; there are {}", known.join(", "));
             Symbolic::new(self.program()).port("output", output, reason)
         })
+    }
+
+    /// Where an output of the last run lies in a GPU's memory, and its bytes.
+    pub(crate) fn place(&self, output: &str) -> Result<(Address, u64), ExecError> {
+        let index = self.number(output)?;
+        let slot = &self.outputs[index];
+        let range = self.sizes.range(slot).filter(|_| slot.region == Region::Arena);
+        match (&self.engine, range) {
+            (Engine::Gpu(gpu), Some(range)) => Ok((gpu.at(range.start as u64), range.len() as u64)),
+            _ => {
+                let reason = "is not in the memory of a GPU: nothing has run, or it is a state";
+                Err(Symbolic::new(self.program()).port("output", output, reason))
+            }
+        }
+    }
+
+    /// Lets the next run wait until outputs of the last one have been sent.
+    pub(crate) fn lend(&mut self, lent: Lent) {
+        if let Engine::Gpu(gpu) = &mut self.engine {
+            gpu.lend(lent);
+        }
     }
 
     pub(super) fn output_bytes(&self, index: usize) -> Result<&[u8], ExecError> {

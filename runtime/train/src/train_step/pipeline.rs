@@ -1,22 +1,20 @@
 //! A step in stages: this rank's layers, and what it hands over.
 //!
 //! Stages hand each other values between programs, from one rank to its neighbours along the
-//! pipeline axis. Messages travel while both sides compute; a stage sends the next one when the one
-//! before has been taken, so that one each way is all that waits in memory. The receiver knows how
-//! long each is from its own micro-batch, for all stages read the same ones. What a forward keeps
-//! for its backward changes hands without a copy.
+//! pipeline axis, by an [`exec::Channel`] each way: messages travel while both sides compute, and
+//! one each way is all that waits in memory. The receiver knows how long each is from its own
+//! micro-batch, for all stages read the same ones. What a forward keeps for its backward changes
+//! hands without a copy.
 
 use std::{borrow::Cow, collections::VecDeque, sync::Arc};
 
-use exec::{
-    ExecError, Executable, States,
-    collectives::{Group, Reduce},
-};
-use ir::{DType, Env, Program, artifact::Manifest};
+use exec::{Channel, ExecError, Executable, States};
+use ir::{Env, Program, artifact::Manifest};
 
 use super::{EVALUATE, Entry, TrainStep, Work};
 use crate::{
     MicroBatch, Rank, TrainError,
+    rank::{BACK, ENDS, FORWARD},
     schedule::{Turn, in_flight, turns},
 };
 
@@ -25,9 +23,8 @@ const HANDED: &str = "handed.";
 const COTANGENT: &str = "cotangent.";
 const RETURNED: &str = "returned.";
 
-/// What a stage says when it has taken what it was sent, so that more can come: messages wait in
-/// the memory of those that they are for.
-const TAKEN: [u8; 1] = [1];
+/// What the first rank says to a stage that is to send it a tensor.
+const WANTED: [u8; 1] = [1];
 
 /// The programs of an artifact that a rank of a stage runs.
 #[must_use]
@@ -54,9 +51,12 @@ pub(super) struct Place {
     made: usize,
     /// Sets that a step of a run takes.
     sets: usize,
-    /// Whether the next stage may not have taken yet what it was handed, and the one before what
-    /// was handed back.
-    is_under_way: [bool; 2],
+    /// From each stage to the next.
+    forward: Option<Channel>,
+    /// From each stage to the one before.
+    back: Option<Channel>,
+    /// Between the first and the last, in these.
+    ends: Option<Channel>,
 }
 
 /// What the micro-batches of a step came to.
@@ -71,16 +71,39 @@ pub(crate) struct Found {
 }
 
 impl Place {
-    pub(super) fn new(rank: &Rank) -> Place {
+    pub(super) fn new(rank: &Rank) -> Result<Place, TrainError> {
         let (stage, stages) = (rank.stage(), rank.stages());
-        Place {
+        let channel = |name: &str| rank.groups().channel(name);
+        Ok(Place {
             stage,
             stages,
             free: Vec::new(),
             made: 0,
             sets: stages - stage,
-            is_under_way: [false; 2],
-        }
+            forward: channel(FORWARD)?,
+            back: channel(BACK)?,
+            ends: channel(ENDS)?,
+        })
+    }
+
+    /// Says of the programs which of their outputs are sent.
+    pub(super) fn prepare(
+        &self,
+        work: &mut Work,
+        evaluate: Option<&mut Entry>,
+    ) -> Result<(), TrainError> {
+        let prepare = |channel: Option<&Channel>, entry: &mut Entry, kind: &str| match channel {
+            Some(channel) => {
+                let outputs = outputs(entry.exe.program(), kind);
+                let outputs: Vec<&str> = outputs.iter().map(|name| &**name).collect();
+                channel.prepare(&mut entry.exe, &outputs).map_err(TrainError::from)
+            }
+            None => Ok(()),
+        };
+        let forward = self.forward.as_ref().filter(|_| !self.is_last());
+        prepare(forward, work.first_mut(), HANDED)?;
+        evaluate.map_or(Ok(()), |evaluate| prepare(forward, evaluate, HANDED))?;
+        prepare(self.back.as_ref().filter(|_| self.stage > 0), work.last_mut(), RETURNED)
     }
 
     /// The name of an entry of this stage.
@@ -107,15 +130,14 @@ impl Place {
         self.stage + 1 == self.stages
     }
 
-    /// Sends the next stage what the last run hands on, when it has taken what came before.
-    fn hand_on(&mut self, rank: &Rank, exe: &Executable) -> Result<(), TrainError> {
-        let to = self.stage + 1;
-        send(rank.pipeline(), to, &mut self.is_under_way[0], (exe, HANDED))
+    /// Sends the next stage what the last run hands on.
+    fn hand_on(&mut self, exe: &mut Executable) -> Result<(), TrainError> {
+        send(self.forward.as_mut(), self.stage + 1, (exe, HANDED))
     }
 
-    /// Sends the stage before what the last run hands back, when it has taken what came before.
-    fn hand_back(&mut self, rank: &Rank, exe: &Executable) -> Result<(), TrainError> {
-        send(rank.back(), self.stage - 1, &mut self.is_under_way[1], (exe, RETURNED))
+    /// Sends the stage before what the last run hands back.
+    fn hand_back(&mut self, exe: &mut Executable) -> Result<(), TrainError> {
+        send(self.back.as_mut(), self.stage - 1, (exe, RETURNED))
     }
 
     pub(super) fn resident_bytes(&self) -> u64 {
@@ -125,19 +147,40 @@ impl Place {
 
 /// Sends the outputs of one kind of a program's last run.
 fn send(
-    group: Option<&Group>,
+    channel: Option<&mut Channel>,
     to: usize,
-    is_under_way: &mut bool,
-    (exe, kind): (&Executable, &str),
+    (exe, kind): (&mut Executable, &str),
 ) -> Result<(), TrainError> {
-    let Some(group) = group else { return Ok(()) };
-    if std::mem::replace(is_under_way, true) {
-        group.recv(to, &mut [0; TAKEN.len()])?;
+    let Some(channel) = channel else { return Ok(()) };
+    let outputs = outputs(exe.program(), kind);
+    let outputs: Vec<&str> = outputs.iter().map(|name| &**name).collect();
+    channel.send(to, exe, &outputs).map_err(between_ranks)
+}
+
+/// Names of the outputs of one kind.
+fn outputs(program: &Program, kind: &str) -> Vec<Arc<str>> {
+    let names = program.outputs.iter().map(|port| port.name.clone());
+    names.filter(|name| name.starts_with(kind)).collect()
+}
+
+/// That a job has failed says the same wherever it is noticed.
+fn between_ranks(error: ExecError) -> TrainError {
+    match error {
+        ExecError::Collective { source, .. } => source.into(),
+        error => error.into(),
     }
-    for port in exe.program().outputs.iter().filter(|port| port.name.starts_with(kind)) {
-        group.send(to, exe.output::<u8>(&port.name)?)?;
-    }
-    Ok(())
+}
+
+/// Receives what another stage sends into states.
+fn receive(
+    channel: Option<&mut Channel>,
+    from: usize,
+    parts: Option<Vec<(String, usize)>>,
+    into: &mut States,
+) -> Result<(), TrainError> {
+    let (Some(channel), Some(parts)) = (channel, parts) else { return Ok(()) };
+    // The planner has made room for the largest.
+    channel.receive(from, &parts, into).map_err(between_ranks)
 }
 
 /// Values for all symbols of a program: those given, else their upper bounds.
@@ -276,7 +319,7 @@ impl TrainStep {
         let set = self.states.take(Program::is_in_flight);
         ran?;
         if !self.place.is_last() {
-            self.place.hand_on(&self.rank, &self.work.first().exe)?;
+            self.place.hand_on(&mut self.work.first_mut().exe)?;
         }
         Ok(set)
     }
@@ -293,8 +336,8 @@ impl TrainStep {
             let entry = if behind + 1 == self.place.stages { "accumulate" } else { "backward" };
             let mut cotangents = self.states.take(|name| name.starts_with(COTANGENT));
             let kinds = (RETURNED, "cotangent.handed.");
-            let group = self.rank.back();
-            let received = self.receive(group, (entry, behind), kinds, batch, &mut cotangents);
+            let parts = self.parts((entry, behind), kinds, batch);
+            let received = receive(self.place.back.as_mut(), behind, parts, &mut cotangents);
             self.states.append(&mut cotangents);
             received?;
         }
@@ -305,7 +348,7 @@ impl TrainStep {
             ran?;
         }
         if self.place.stage > 0 {
-            self.place.hand_back(&self.rank, &self.work.last().exe)?;
+            self.place.hand_back(&mut self.work.last_mut().exe)?;
         }
         Ok(set)
     }
@@ -326,13 +369,13 @@ impl TrainStep {
         if self.place.is_last() {
             return Ok(evaluate.exe.output::<f32>("loss")?[0]);
         }
-        self.place.hand_on(&self.rank, &evaluate.exe)?;
+        self.place.hand_on(&mut evaluate.exe)?;
         Ok(0.0)
     }
 
     /// Receives what the stage before hands on from such an entry.
     fn receive_hidden(
-        &self,
+        &mut self,
         entry: &str,
         batch: &MicroBatch,
         set: &mut States,
@@ -340,55 +383,39 @@ impl TrainStep {
         match self.place.stage.checked_sub(1) {
             None => Ok(()),
             Some(before) => {
-                let group = self.rank.pipeline();
-                self.receive(group, (entry, before), (HANDED, HIDDEN), batch, set)
+                let parts = self.parts((entry, before), (HANDED, HIDDEN), batch);
+                receive(self.place.forward.as_mut(), before, parts, set)
             }
         }
     }
 
-    /// Receives the outputs of one kind that an entry of another stage gives for a micro-batch into
-    /// the states of another kind.
-    fn receive(
+    /// What an entry of another stage gives for a micro-batch, of its outputs of one kind: the
+    /// states of another kind that they become, and bytes. `None` if there is no such entry.
+    fn parts(
         &self,
-        group: Option<&Group>,
         (entry, from): (&str, usize),
         (kind, own): (&str, &str),
         batch: &MicroBatch,
-        into: &mut States,
-    ) -> Result<(), TrainError> {
+    ) -> Option<Vec<(String, usize)>> {
         let manifest = self.model().artifact().manifest();
-        let program = manifest.program(&format!("{entry}.{from}"));
-        let (Some(program), Some(group)) = (program, group) else { return Ok(()) };
+        let program = manifest.program(&format!("{entry}.{from}"))?;
         let mut env: Env =
             self.rank.symbols().into_iter().map(|(name, n)| (name.into(), n)).collect();
         let size = |n: usize| i64::try_from(n).unwrap_or(i64::MAX);
         env.extend(batch.sizes().map(|(name, n)| (name.into(), size(n))));
-        for port in &program.outputs {
-            let Some(number) = port.name.strip_prefix(kind) else { continue };
+        let parts = program.outputs.iter().filter_map(|port| {
+            let number = port.name.strip_prefix(kind)?;
             let bytes = port.ty.bytes().eval(&env).ok().and_then(|n| usize::try_from(n).ok());
-            let bytes = bytes.unwrap_or(0);
-            let received = into.change(&format!("{own}{number}"), |room| {
-                // The planner has made room for the largest.
-                group.recv(from, &mut room[..bytes]).map_err(TrainError::from)
-            })?;
-            if received.is_none() {
-                // Nothing here reads it.
-                group.recv(from, &mut vec![0; bytes])?;
-            }
-        }
-        group.send(from, &TAKEN)?;
-        Ok(())
+            Some((format!("{own}{number}"), bytes.unwrap_or(0)))
+        });
+        Some(parts.collect())
     }
 
     /// Adds up the gradients of weights that the first and the last stage read.
     fn add_up_shared(&mut self) -> Result<(), TrainError> {
-        let Some(ends) = self.rank.ends() else { return Ok(()) };
-        for name in &self.shared {
-            self.states.change(&format!("grad.{name}"), |grad| {
-                ends.all_reduce(Reduce::Sum, DType::F32, grad).map_err(TrainError::from)
-            })?;
-        }
-        Ok(())
+        let Some(ends) = &mut self.place.ends else { return Ok(()) };
+        let names: Vec<String> = self.shared.iter().map(|name| format!("grad.{name}")).collect();
+        ends.sum(&names, &mut self.states).map_err(between_ranks)
     }
 
     /// What the first rank needs to write a tensor that another stage holds; all ranks have to ask.
@@ -406,14 +433,14 @@ impl TrainStep {
         };
         match &own {
             Some(whole) if self.place.stage == owner => {
-                all.recv(0, &mut [0; TAKEN.len()])?;
+                all.recv(0, &mut [0; WANTED.len()])?;
                 all.send(0, whole)?;
             }
             _ if self.place.stage == 0 => {
                 let mut whole = vec![0; bytes];
                 // One at a time, so that no more than one is in memory here.
                 let owner = stages.members()[owner];
-                all.send(owner, &TAKEN)?;
+                all.send(owner, &WANTED)?;
                 all.recv(owner, &mut whole)?;
                 return Ok(Some(whole.into()));
             }

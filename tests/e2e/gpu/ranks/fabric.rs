@@ -3,10 +3,7 @@
 
 use std::{
     collections::{BTreeSet, HashMap, VecDeque},
-    sync::{
-        Arc, Condvar, Mutex, MutexGuard,
-        atomic::{AtomicBool, Ordering::Relaxed},
-    },
+    sync::{Arc, Condvar, Mutex, MutexGuard},
     time::Duration,
 };
 
@@ -31,7 +28,9 @@ struct State {
     ids: u64,
     comms: HashMap<UniqueId, Comm>,
     /// By whom, for whom, of which communicator.
-    mail: HashMap<(UniqueId, usize, usize), VecDeque<Mail>>,
+    mail: HashMap<Way, VecDeque<Mail>>,
+    /// Mail so far.
+    sent: u64,
     /// Where ranks did not mean the same.
     faults: BTreeSet<String>,
 }
@@ -42,9 +41,17 @@ struct Comm {
     aborted: BTreeSet<usize>,
 }
 
+/// What a rank sends one other, in an order of their own.
+const MESSAGE: &str = "message";
+
+/// Communicator, by whom, for whom.
+type Way = (UniqueId, usize, usize);
+
 #[derive(Debug)]
 struct Mail {
-    /// Which meeting of the communicator it is of, and what kind.
+    number: u64,
+    /// Which meeting of the communicator it is of, 0 of a message, which its place in the order of
+    /// a pair's tells; and what kind.
     of: (u64, &'static str),
     data: Vec<u8>,
 }
@@ -66,8 +73,25 @@ pub(super) struct Meeting {
     rank: usize,
     seq: u64,
     parts: Vec<Part>,
-    has_sent: AtomicBool,
+    progress: Mutex<Progress>,
     fabric: Arc<Fabric>,
+}
+
+/// How far a rank is with its parts.
+#[derive(Debug, Default)]
+struct Progress {
+    sent: Option<Vec<Sent>>,
+    has_received: bool,
+}
+
+/// Mail that a rank has sent, and where it lies.
+#[derive(Debug)]
+struct Sent {
+    way: Way,
+    number: u64,
+    kind: &'static str,
+    from: u64,
+    data: Vec<u8>,
 }
 
 impl Fabric {
@@ -82,21 +106,83 @@ impl Fabric {
 }
 
 impl standin::Meeting for Meeting {
-    /// Meets, if all have come.
+    /// Meets, if all have come: what is sent must have been taken too.
     fn attempt(&self, machine: &mut dyn Machine) -> Answer<bool> {
-        if !self.has_sent.swap(true, Relaxed) {
-            for (peer, kind, from, bytes) in self.sends() {
-                let data = read(machine, from, bytes)?;
-                let mail = Mail { of: (self.seq, kind), data };
-                let key = (self.id, self.rank, peer);
-                self.fabric.state().mail.entry(key).or_default().push_back(mail);
-            }
-            self.fabric.moved.notify_all();
+        let mut progress = self.progress.lock().unwrap();
+        if progress.sent.is_none() {
+            progress.sent = Some(self.send(machine)?);
         }
-        let mut state = self.fabric.state();
-        if state.comms[&self.id].aborted.contains(&self.rank) {
+        if self.fabric.state().comms[&self.id].aborted.contains(&self.rank) {
             return Ok(true);
         }
+        if !progress.has_received {
+            progress.has_received = self.receive(machine)?;
+        }
+        let state = self.fabric.state();
+        let is_taken = |Sent { way, number, .. }: &Sent| {
+            !state.mail[way].iter().any(|mail| mail.number == *number)
+        };
+        let is_done = progress.has_received && progress.sent.iter().flatten().all(is_taken);
+        drop(state);
+        for Sent { way, kind, from, data, .. } in progress.sent.iter().flatten() {
+            // A device may read what it sends until the end.
+            if is_done && *kind == MESSAGE && read(machine, *from, data.len())? != *data {
+                let fault = format!("what rank {} sends rank {} has changed", way.1, way.2);
+                self.fabric.state().faults.insert(fault);
+            }
+        }
+        Ok(is_done)
+    }
+
+    fn places(&self) -> Vec<(u64, u64)> {
+        let mut places = Vec::new();
+        for part in &self.parts {
+            let (ends, bytes) = match *part {
+                Part::Send { from: end, bytes, .. } | Part::Recv { to: end, bytes, .. } => {
+                    ([end; 2], [bytes; 2])
+                }
+                Part::Gather { from, to, bytes } => ([from, to], [bytes, bytes * self.ranks]),
+                Part::Add { from, to, sum, scatters } => {
+                    let own = sum.elements * sum.dtype.size();
+                    ([from, to], [self.added(sum, scatters), own])
+                }
+            };
+            places.extend(ends.into_iter().zip(bytes.map(|bytes| bytes as u64)));
+        }
+        places
+    }
+
+    fn wait(&self) {
+        let state = self.fabric.state();
+        let _ = self.fabric.moved.wait_timeout(state, Duration::from_millis(5)).unwrap();
+    }
+}
+
+fn read(machine: &mut dyn Machine, from: u64, bytes: usize) -> Answer<Vec<u8>> {
+    let written: Option<Vec<u8>> = machine.read(from, bytes)?.into_iter().collect();
+    written.ok_or_else(|| fault("a meeting", "of what nothing has written"))
+}
+
+impl Meeting {
+    fn send(&self, machine: &mut dyn Machine) -> Answer<Vec<Sent>> {
+        let mut sent = Vec::new();
+        for (peer, kind, from, bytes) in self.sends() {
+            let data = read(machine, from, bytes)?;
+            let way = (self.id, self.rank, peer);
+            let mut state = self.fabric.state();
+            state.sent += 1;
+            let number = state.sent;
+            let mail = Mail { number, of: (self.seq_of(kind), kind), data: data.clone() };
+            state.mail.entry(way).or_default().push_back(mail);
+            sent.push(Sent { way, number, kind, from, data });
+        }
+        self.fabric.moved.notify_all();
+        Ok(sent)
+    }
+
+    /// Takes what comes, if all is there.
+    fn receive(&self, machine: &mut dyn Machine) -> Answer<bool> {
+        let mut state = self.fabric.state();
         let receives = self.receives();
         // Several of one rank come one after the other.
         let mut seen: HashMap<usize, usize> = HashMap::new();
@@ -105,7 +191,7 @@ impl standin::Meeting for Meeting {
             let mail = state.mail.get(&(self.id, *peer, self.rank));
             let Some(mail) = mail.and_then(|mail| mail.get(*at)) else { return Ok(false) };
             *at += 1;
-            let wanted = (self.seq, *kind, *bytes);
+            let wanted = (self.seq_of(kind), *kind, *bytes);
             let found = (mail.of.0, mail.of.1, mail.data.len());
             if wanted != found {
                 // Devices that do not mean the same wait for ever.
@@ -126,18 +212,10 @@ impl standin::Meeting for Meeting {
         Ok(true)
     }
 
-    fn wait(&self) {
-        let state = self.fabric.state();
-        let _ = self.fabric.moved.wait_timeout(state, Duration::from_millis(5)).unwrap();
+    fn seq_of(&self, kind: &str) -> u64 {
+        if kind == MESSAGE { 0 } else { self.seq }
     }
-}
 
-fn read(machine: &mut dyn Machine, from: u64, bytes: usize) -> Answer<Vec<u8>> {
-    let written: Option<Vec<u8>> = machine.read(from, bytes)?.into_iter().collect();
-    written.ok_or_else(|| fault("a meeting", "of what nothing has written"))
-}
-
-impl Meeting {
     fn others(&self) -> impl Iterator<Item = usize> {
         let rank = self.rank;
         (0..self.ranks).filter(move |peer| *peer != rank)
@@ -148,7 +226,7 @@ impl Meeting {
         let mut sends = Vec::new();
         for part in &self.parts {
             match part {
-                Part::Send { peer, from, bytes } => sends.push((*peer, "message", *from, *bytes)),
+                Part::Send { peer, from, bytes } => sends.push((*peer, MESSAGE, *from, *bytes)),
                 Part::Recv { .. } => {}
                 Part::Gather { from, bytes, .. } => {
                     sends.extend(self.others().map(|peer| (peer, "gather", *from, *bytes)));
@@ -168,7 +246,7 @@ impl Meeting {
         for part in &self.parts {
             match part {
                 Part::Send { .. } => {}
-                Part::Recv { peer, bytes, .. } => receives.push((*peer, "message", *bytes)),
+                Part::Recv { peer, bytes, .. } => receives.push((*peer, MESSAGE, *bytes)),
                 Part::Gather { bytes, .. } => {
                     receives.extend(self.others().map(|peer| (peer, "gather", *bytes)));
                 }
@@ -305,10 +383,10 @@ impl Nccl for Emulated {
         let (id, ranks, rank, meetings) = &mut own.comms[comm.0];
         *meetings += 1;
         let parts = calls.into_iter().map(|(.., part)| part).collect();
-        let has_sent = AtomicBool::new(false);
         let (id, ranks, rank, seq) = (*id, *ranks, *rank, *meetings);
         let fabric = self.fabric.clone();
-        let meeting = Meeting { id, ranks, rank, seq, parts, has_sent, fabric };
+        let progress = Mutex::default();
+        let meeting = Meeting { id, ranks, rank, seq, parts, progress, fabric };
         self.device.meet(Arc::new(meeting), stream);
         Ok(())
     }

@@ -198,7 +198,12 @@ impl<M: Machine> Driver for StandIn<M> {
         state.counts.waits += 1;
         state.refuse_while_recording("a stream is waited for");
         drop(state);
-        self.work_until(|state| state.streams[&stream.0].is_empty())
+        let done = self.work_until(|state| state.streams[&stream.0].is_empty());
+        let work = self.hook().0.take();
+        if let Some(work) = work {
+            work();
+        }
+        done
     }
 
     fn wait(&self, stream: StreamHandle, event: EventHandle) -> Answer {

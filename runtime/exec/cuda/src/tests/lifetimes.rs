@@ -1,5 +1,13 @@
 //! Nothing is released, or written over, before the work that uses it is done.
 
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
+};
+
 use super::standin::{BYTES, Blank, device};
 use crate::{
     CudaError, Device, Event, Kernel, Launch, Param, Stream,
@@ -37,6 +45,45 @@ fn memory_and_kernels_outlive_their_launches() {
         stream.launch(&kernel, &launch(1), &[memory.at(512)]).unwrap();
     }
     assert_eq!(driver.alive().len(), 2, "still in use");
+    stream.synchronize().unwrap();
+    assert_eq!(driver.alive(), []);
+    assert_clean(&driver);
+}
+
+#[test]
+fn work_that_another_thread_gives_while_a_wait_ends_is_kept() {
+    let (device, driver) = device(&[8]);
+    let stream = Arc::new(Stream::new(&device).unwrap());
+    let (given, on) = (stream.clone(), device.clone());
+    driver.behind_wait(move || {
+        let memory = on.allocate(64).unwrap();
+        let kernel = Kernel::load(&on, b"\x7fELF", "k").unwrap();
+        given.launch(&kernel, &launch(1), &[memory.at(0)]).unwrap();
+    });
+    stream.synchronize().unwrap();
+    assert_eq!(driver.alive().len(), 2, "still in use");
+    stream.synchronize().unwrap();
+    assert_eq!(driver.alive(), []);
+    assert_clean(&driver);
+}
+
+#[test]
+fn threads_may_give_a_stream_work_that_others_wait_for() {
+    let (device, driver) = device(&[]);
+    let stream = Stream::new(&device).unwrap();
+    let is_over = AtomicBool::new(false);
+    thread::scope(|scope| {
+        let waiting = scope.spawn(|| {
+            while !is_over.load(Ordering::Relaxed) {
+                stream.synchronize().unwrap();
+            }
+        });
+        for _ in 0..2000 {
+            stream.fill(&device.allocate(64).unwrap().at(0), 1, 64).unwrap();
+        }
+        is_over.store(true, Ordering::Relaxed);
+        waiting.join().unwrap();
+    });
     stream.synchronize().unwrap();
     assert_eq!(driver.alive(), []);
     assert_clean(&driver);

@@ -10,7 +10,7 @@ use ir::{Collective, CollectiveOp, Fold};
 use super::fold::Adder;
 use crate::{
     ExecError,
-    collectives::{CollectiveError, Handle, Shards, digest},
+    collectives::{Handle, Shards, digest},
     executable::{Run, sizes::Sizes},
     links::{Link, Links},
 };
@@ -77,22 +77,7 @@ impl Exchange<'_> {
             }
             _ => self.add(links, link, adders),
         };
-        put.map_err(|error| self.explain(error, link))
-    }
-
-    /// An error of the ranks together, if it is one.
-    fn explain(&self, error: ExecError, link: &Link) -> ExecError {
-        let failed = |source: CollectiveError| ExecError::Collective {
-            label: self.collective.label.clone(),
-            source,
-        };
-        match (link.group.failure(), error) {
-            (Some(failure), _) => failed(failure.into()),
-            (None, ExecError::Cuda(error @ (CudaError::Nccl(_) | CudaError::Aborted))) => {
-                failed(link.fail(&error))
-            }
-            (None, error) => error,
-        }
+        put.map_err(|error| link.explain(&self.collective.label, error))
     }
 
     fn is_even(&self, link: &Link) -> bool {
