@@ -6,10 +6,12 @@
 
 mod cpu;
 mod gpu;
+mod outputs;
 mod ports;
 mod sizes;
 #[cfg(test)]
 mod tests;
+mod times;
 
 use std::{
     borrow::Cow,
@@ -18,10 +20,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ir::{Dim, Port, Program, Region, Tensor};
+use ir::{Port, Program, Tensor};
 
 pub(crate) use self::gpu::{Lent, pinned_bytes};
-use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes};
+pub use self::times::LaunchTime;
+use self::{cpu::Cpu, gpu::OnGpu, ports::Slot, sizes::Sizes, times::Times};
 use crate::{
     ExecError, Groups, Model, States, Trace,
     bind::{Symbolic, Values},
@@ -54,15 +57,6 @@ enum Engine {
     Gpu(Box<OnGpu>),
 }
 
-/// How long parts of the last run took.
-#[derive(Debug, Default)]
-struct Times {
-    /// Of each launch, where they are measured.
-    launches: Option<Vec<Duration>>,
-    /// How long collectives were waited for, by their number.
-    waits: Vec<(usize, Duration)>,
-}
-
 /// A run whose sizes are known and whose states and inputs fit.
 struct Run<'a> {
     model: &'a Model,
@@ -75,21 +69,6 @@ struct Run<'a> {
     states: &'a mut States,
     /// What is to be done while a device computes.
     beside: &'a mut dyn FnMut(),
-}
-
-/// How long a launch took.
-#[derive(Clone, Copy, Debug)]
-pub struct LaunchTime<'a> {
-    /// What it computes.
-    pub label: &'a str,
-    /// Its kernel.
-    pub kernel: &'a ir::Kernel,
-    /// From the barrier before it to the barrier after it.
-    pub time: Duration,
-    /// Floating point operations, for the symbols of this run.
-    pub flops: u64,
-    /// Bytes that it must read and write, for the symbols of this run.
-    pub bytes: u64,
 }
 
 /// What a run works with, kept for its memory.
@@ -278,104 +257,6 @@ impl Executable {
             Ok((port.name, Tensor::from_bytes(port.ty.dtype, &shape, bytes)))
         };
         ports.into_iter().enumerate().map(tensor).collect()
-    }
-
-    /// An output of the last run, in row-major order, as elements of its type.
-    ///
-    /// # Errors
-    /// [`ExecError::Port`] if there is no such output or `T` is no type for its elements.
-    pub fn output<T: bytemuck::AnyBitPattern>(&self, name: &str) -> Result<&[T], ExecError> {
-        let index = self.number(name)?;
-        let symbolic = Symbolic::new(self.program());
-        let ports = &self.program().outputs;
-        let element_bytes = ports[index].ty.dtype.size();
-        // Nothing lies nowhere in particular.
-        let elements = match self.output_bytes(index)? {
-            [] => Some(&[][..]),
-            bytes => bytemuck::try_cast_slice(bytes).ok(),
-        };
-        elements.filter(|_| [1, element_bytes].contains(&size_of::<T>())).ok_or_else(|| {
-            let reason = format!("has elements of type {}", ports[index].ty.dtype);
-            symbolic.port("output", name, reason)
-        })
-    }
-
-    /// Leaves these outputs where a device computes them, from the next run on: they are not copied
-    /// back with the others, and [`output_rows`](Self::output_rows) reads what is needed of them.
-    /// On the CPU that makes no difference.
-    ///
-    /// # Errors
-    /// [`ExecError::Port`] if there is no such output.
-    pub fn leave_outputs(&mut self, names: &[&str]) -> Result<(), ExecError> {
-        let numbers: Result<Vec<usize>, _> = names.iter().map(|name| self.number(name)).collect();
-        let numbers = numbers?;
-        if let Engine::Gpu(gpu) = &mut self.engine {
-            gpu.leave(&numbers);
-        }
-        Ok(())
-    }
-
-    /// Copies rows along the first axis of an output of the last run, wherever that is, with one
-    /// wait for as many as a buffer for copies holds.
-    ///
-    /// # Errors
-    /// As [`output`](Self::output); [`ExecError::Port`] for rows that it does not have, and
-    /// whatever the device reports.
-    pub fn output_rows<T: bytemuck::Pod>(
-        &self,
-        name: &str,
-        rows: &[usize],
-    ) -> Result<Vec<Box<[T]>>, ExecError> {
-        let index = self.number(name)?;
-        let (port, slot) = (&self.program().outputs[index], &self.outputs[index]);
-        let fail = |reason: String| Symbolic::new(self.program()).port("output", name, reason);
-        if size_of::<T>() != port.ty.dtype.size() {
-            return Err(fail(format!("has elements of type {}", port.ty.dtype)));
-        }
-        let extent = |size: &usize| usize::try_from(*self.sizes.values.get(*size)?).ok();
-        let count = slot.shape.first().and_then(extent).unwrap_or(0);
-        if let Some(row) = rows.iter().find(|row| **row >= count) {
-            return Err(fail(format!("has {count} rows, and row {row} is asked for")));
-        }
-        let each: Option<usize> = slot.shape[1..].iter().map(extent).product();
-        let each = each.ok_or_else(|| fail("cannot be read: nothing has run".into()))?;
-        if let (Engine::Gpu(gpu), Region::Arena) = (&self.engine, slot.region) {
-            let start = self.sizes.range(slot).map_or(0, |range| range.start);
-            let places = rows.iter().map(|row| start + row * each * size_of::<T>());
-            let mut found = vec![vec![T::zeroed(); each].into_boxed_slice(); rows.len()];
-            let parts = found.iter_mut().map(|row| bytemuck::cast_slice_mut(row));
-            gpu.copy_back(places.zip(parts))?;
-            return Ok(found);
-        }
-        let all = self.output::<T>(name)?;
-        Ok(rows.iter().map(|row| all[row * each..][..each].into()).collect())
-    }
-
-    /// Whether to measure each launch from now on, which costs some ten nanoseconds a launch.
-    pub fn set_profiling(&mut self, on: bool) {
-        self.times.launches = on.then(Vec::new);
-    }
-
-    /// Records every run and launch from now on; `None` ends that.
-    pub fn set_trace(&mut self, trace: Option<Trace>) {
-        self.set_profiling(trace.is_some());
-        self.trace = trace;
-    }
-
-    /// The launches of the last run in order; none unless [`set_profiling`](Self::set_profiling).
-    pub fn launch_times(&self) -> impl Iterator<Item = LaunchTime<'_>> {
-        let program = self.program();
-        let symbols = &self.sizes.symbols;
-        let eval = move |dim: &Dim| {
-            let value = dim.compile(&program.symbols).ok().and_then(|d| d.eval(symbols));
-            value.and_then(|v| u64::try_from(v).ok()).unwrap_or(0)
-        };
-        let times = self.times.launches.as_deref().unwrap_or_default();
-        program.launches.iter().zip(times).map(move |(launch, time)| {
-            let kernel = &program.kernels[launch.kernel as usize];
-            let (flops, bytes) = (eval(&kernel.flops), eval(&kernel.bytes));
-            LaunchTime { label: &launch.label, kernel, time: *time, flops, bytes }
-        })
     }
 
     fn run_with(

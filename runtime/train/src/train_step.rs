@@ -1,16 +1,22 @@
 //! The generated step: entries of a training artifact and the states that they share.
 
+mod entry;
+mod finite;
+mod held;
 mod pipeline;
 
-use std::{borrow::Cow, sync::Arc};
+use std::sync::Arc;
 
-use exec::{ExecError, Executable, Memory, Model, States, Trace};
-use ir::{DType, Dim, Port, Program, ShardOf, artifact::Manifest};
+use exec::{Executable, Memory, Model, States, Trace};
+use ir::{DType, Program, artifact::Manifest};
 
-use crate::{MicroBatch, Rank, TrainError, lora, parts};
+use crate::{MicroBatch, Rank, TrainError, lora};
 
+pub(crate) use finite::is_finite;
 pub use pipeline::{sets, stage_manifest};
 
+use entry::{Entry, Work};
+use held::extents;
 use pipeline::{Place, at_most};
 
 /// A parameter of the model.
@@ -47,66 +53,6 @@ pub struct TrainStep {
     shared: Vec<Arc<str>>,
     frozen: Vec<Arc<str>>,
 }
-
-/// Forward and backward.
-#[allow(clippy::large_enum_variant, reason = "a step has one")]
-#[derive(Debug)]
-enum Work {
-    /// At once.
-    Whole(Entry),
-    /// In two, for there are stages behind this one.
-    Halves { forward: Entry, backward: Entry },
-}
-
-impl Work {
-    fn entries(&self) -> impl Iterator<Item = &Entry> {
-        let (first, second) = match self {
-            Work::Whole(accumulate) => (accumulate, None),
-            Work::Halves { forward, backward } => (forward, Some(backward)),
-        };
-        [first].into_iter().chain(second)
-    }
-
-    /// The one that computes the forward.
-    fn first(&self) -> &Entry {
-        match self {
-            Work::Whole(entry) | Work::Halves { forward: entry, .. } => entry,
-        }
-    }
-
-    fn first_mut(&mut self) -> &mut Entry {
-        match self {
-            Work::Whole(entry) | Work::Halves { forward: entry, .. } => entry,
-        }
-    }
-
-    /// The one that computes gradients.
-    fn last(&self) -> &Entry {
-        match self {
-            Work::Whole(entry) | Work::Halves { backward: entry, .. } => entry,
-        }
-    }
-
-    fn last_mut(&mut self) -> &mut Entry {
-        match self {
-            Work::Whole(entry) | Work::Halves { backward: entry, .. } => entry,
-        }
-    }
-}
-
-/// An entry, and what of a step it takes.
-#[derive(Debug)]
-struct Entry {
-    exe: Executable,
-    inputs: Vec<Arc<str>>,
-    /// Its symbols, each with its lowest value.
-    symbols: Vec<(Arc<str>, i64)>,
-    /// Those that say which rank it is.
-    bound: Vec<(String, i64)>,
-}
-
-/// Name of the input that what is dropped follows from.
-const DROPOUT_KEY: &str = "dropout_key";
 
 /// Names of entries; the last makes weights of parameters.
 const ACCUMULATE: &str = "accumulate";
@@ -229,113 +175,6 @@ impl TrainStep {
         entries.chain(&self.refresh).map(|entry| &entry.exe).collect()
     }
 
-    /// Names of the states that are not computed from others, with their types.
-    pub fn states(&self) -> impl Iterator<Item = &Port> {
-        self.update.exe.program().states.iter()
-    }
-
-    /// The same of all stages together, each once.
-    pub(crate) fn states_of_stages(&self) -> Vec<&Port> {
-        let mut all: Vec<&Port> = Vec::new();
-        for port in updates(self.model().artifact().manifest()).flat_map(|program| &program.states)
-        {
-            if !all.iter().any(|known| known.name == port.name) {
-                all.push(port);
-            }
-        }
-        all
-    }
-
-    /// The first stage that has a state, with its program.
-    fn find(&self, name: &str) -> Option<(usize, &Program, &Port)> {
-        updates(self.model().artifact().manifest()).enumerate().find_map(|(stage, program)| {
-            let port = program.states.iter().find(|port| *port.name == *name)?;
-            Some((stage, program, port))
-        })
-    }
-
-    /// The bytes of a state that this rank holds, such as of `param.lm_head.weight`; `None` if
-    /// there is none.
-    ///
-    /// # Errors
-    /// [`TrainError::Exec`] if they are on a GPU that fails.
-    pub fn state(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, TrainError> {
-        Ok(self.states.read(name)?)
-    }
-
-    /// Whether this rank has a state of that name.
-    #[must_use]
-    pub fn has_state(&self, name: &str) -> bool {
-        self.states.bytes_of(name).is_some()
-    }
-
-    /// The bytes of a state on all ranks together, which all have to ask for; `None` if there is
-    /// none, and on ranks of stages that do not have it, but the first rank of all.
-    ///
-    /// # Errors
-    /// [`TrainError::Ranks`] if the job has failed.
-    pub fn whole_state(&self, name: &str) -> Result<Option<Cow<'_, [u8]>>, TrainError> {
-        let Some((owner, program, port)) = self.find(name) else { return Ok(None) };
-        let own = match (self.state(name)?, self.shard_of(name)) {
-            (Some(own), Some(of)) => {
-                let whole = parts::whole(of, port.ty.dtype, self.rank.groups(), &own)?;
-                Some(Cow::Owned(whole.into_owned()))
-            }
-            (own, _) => own,
-        };
-        let elements: usize = extents(program, port).into_iter().product();
-        self.on_first(owner, own, elements * port.ty.dtype.size())
-    }
-
-    /// Sets what this rank holds of a state whose bytes on all ranks together are these; `false` if
-    /// there is none of so many bytes.
-    ///
-    /// # Errors
-    /// As [`state`](Self::state).
-    pub fn set_state(&mut self, name: &str, whole: &[u8]) -> Result<bool, TrainError> {
-        let own = match (self.shard_of(name), self.port(name)) {
-            (Some(of), Some(port)) => parts::own(of, port.ty.dtype, self.rank.groups(), whole),
-            _ => Some(whole.into()),
-        };
-        self.is_stale |= self.refresh.is_some() && of_kind("param", name).is_some();
-        let Some(own) = own else { return Ok(false) };
-        let is_set = self.states.change(name, |state| {
-            let fits = state.len() == own.len();
-            if fits {
-                state.copy_from_slice(&own);
-            }
-            Ok::<_, TrainError>(fits)
-        })?;
-        Ok(is_set.unwrap_or(false))
-    }
-
-    fn port(&self, name: &str) -> Option<&Port> {
-        self.states().find(|port| *port.name == *name)
-    }
-
-    fn shard_of(&self, name: &str) -> Option<&ShardOf> {
-        let shards = &self.update.exe.program().shards;
-        shards.iter().find(|shard| *shard.state == *name).map(|shard| &shard.of)
-    }
-
-    /// Whether ranks hold a parameter, by its number, cut along one of its axes.
-    pub(crate) fn is_split(&self, number: usize) -> bool {
-        let name = self.parameters.get(number).map(|p| format!("param.{}", p.name));
-        let of = name.and_then(|name| self.shard_of(&name));
-        of.is_some_and(|of| of.split.is_some())
-    }
-
-    /// Extents of a state on all ranks together.
-    #[must_use]
-    pub fn state_shape(&self, name: &str) -> Option<Vec<usize>> {
-        self.find(name).map(|(_, program, port)| extents(program, port))
-    }
-
-    /// Names of all states that have memory of their own, and how much.
-    pub fn state_bytes(&self) -> impl Iterator<Item = (&str, u64)> {
-        self.states.sizes()
-    }
-
     /// What was planned, which is never exceeded.
     ///
     /// # Errors
@@ -456,149 +295,6 @@ impl TrainStep {
         self.is_stale = false;
         Ok(())
     }
-
-    /// Where what the last micro-batch made is not finite: the number of the first place on the way
-    /// from the embeddings to the loss, for [`place`](Self::place).
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn first_bad_place(&self) -> Result<Option<usize>, TrainError> {
-        let exe = &self.work.first().exe;
-        let mut next = 0;
-        for port in &exe.program().outputs {
-            let Some((number, _)) = probe(&port.name) else { continue };
-            if !exe.output::<f32>(&port.name)?[0].is_finite() {
-                return Ok(Some(number));
-            }
-            next = number + 1;
-        }
-        let is_bad = self.place.is_last() && !exe.output::<f32>("loss")?[0].is_finite();
-        Ok(is_bad.then_some(next))
-    }
-
-    /// The name of a place by its number.
-    #[must_use]
-    pub fn place(&self, number: usize) -> String {
-        let programs = &self.model().artifact().manifest().programs;
-        let outputs = programs.iter().flat_map(|program| &program.outputs);
-        let mut probes = outputs.filter_map(|port| probe(&port.name));
-        match probes.find(|(known, _)| *known == number) {
-            Some((_, place)) => format!("what comes out of `{place}`"),
-            None => "the loss".to_owned(),
-        }
-    }
-
-    /// The last parameter, by its number, whose gradient of the last micro-batch is not finite as
-    /// this rank computed it. With one rank gradients are looked at when they are added up.
-    ///
-    /// # Errors
-    /// None in practice.
-    pub fn last_bad_gradient(&self) -> Result<Option<usize>, TrainError> {
-        let exe = &self.work.last().exe;
-        for number in self.own.iter().rev().copied() {
-            let name = format!("local.{}", self.parameters[number].name);
-            let is_there = exe.program().outputs.iter().any(|port| *port.name == *name);
-            if is_there && !exe.output::<f32>(&name)?[0].is_finite() {
-                return Ok(Some(number));
-            }
-        }
-        Ok(None)
-    }
-
-    /// The first parameter, by its number, with an element of this rank that is not finite.
-    ///
-    /// # Errors
-    /// As [`state`](Self::state).
-    pub fn first_bad_parameter(&self) -> Result<Option<usize>, TrainError> {
-        for number in self.own.iter().copied() {
-            let p = &self.parameters[number];
-            let bytes = self.state(&format!("param.{}", p.name))?.unwrap_or_default();
-            if !is_finite(p.dtype, &bytes) {
-                return Ok(Some(number));
-            }
-        }
-        Ok(None)
-    }
-}
-
-/// Whether every element is finite; integers are.
-pub(crate) fn is_finite(dtype: DType, bytes: &[u8]) -> bool {
-    // All bits of the exponent are set in infinities and what is no number.
-    let narrow = |exponent: u16| {
-        let bits = bytes.as_chunks::<2>().0.iter().map(|b| u16::from_le_bytes(*b));
-        bits.into_iter().all(|bits| bits & exponent != exponent)
-    };
-    match dtype {
-        DType::F64 => bytes.as_chunks::<8>().0.iter().all(|b| f64::from_le_bytes(*b).is_finite()),
-        DType::F32 => bytes.as_chunks::<4>().0.iter().all(|b| f32::from_le_bytes(*b).is_finite()),
-        DType::Bf16 => narrow(0x7f80),
-        DType::F16 => narrow(0x7c00),
-        _ => true,
-    }
-}
-
-impl Entry {
-    fn load(model: &Arc<Model>, name: &str, rank: &Rank) -> Result<Entry, TrainError> {
-        let symbols = rank.symbols();
-        let program = model.artifact().program(name).map_err(ExecError::from)?;
-        let is_known = |(symbol, _): &(String, i64)| program.symbols.contains_key(symbol.as_str());
-        let bound: Vec<(String, i64)> = symbols.into_iter().filter(is_known).collect();
-        let values: Vec<_> = bound.iter().map(|(symbol, n)| (symbol.as_str(), *n)).collect();
-        let mut exe = Executable::load(model, name, &values)?;
-        exe.join(rank.groups())?;
-        let program = exe.program();
-        let inputs = program.inputs.iter().map(|port| port.name.clone()).collect();
-        let is_free = |name: &Arc<str>| bound.iter().all(|(bound, _)| **bound != **name);
-        let symbols = program.symbols.iter().filter(|(name, _)| is_free(name));
-        let symbols = symbols.map(|(name, bounds)| (name.clone(), bounds.lo)).collect();
-        Ok(Entry { exe, inputs, symbols, bound })
-    }
-
-    /// The loss of a micro-batch.
-    fn sum_of_losses(
-        &mut self,
-        states: &mut States,
-        batch: &MicroBatch,
-    ) -> Result<f32, TrainError> {
-        self.run(states, Some(batch), &[])?;
-        Ok(self.exe.output::<f32>("loss")?[0])
-    }
-
-    /// Runs it with those inputs that it reads.
-    fn run(
-        &mut self,
-        states: &mut States,
-        batch: Option<&MicroBatch>,
-        scalars: &[(&str, f32)],
-    ) -> Result<(), TrainError> {
-        let none = MicroBatch::default();
-        let MicroBatch { tokens, positions, cu_seqlens, rows, targets, dropout_key } =
-            batch.unwrap_or(&none);
-        let lists = [
-            ("tokens", tokens),
-            ("positions", positions),
-            ("cu_seqlens", cu_seqlens),
-            ("logit_rows", rows),
-            ("targets", targets),
-        ];
-        let sizes = batch.unwrap_or(&none).sizes();
-        let Entry { exe, inputs, symbols, .. } = self;
-        let is_read = |name: &str| inputs.iter().any(|input| **input == *name);
-        let lists = lists.into_iter().filter(|(name, _)| batch.is_some() && is_read(name));
-        let lists = lists.map(|(name, list)| (name, bytemuck::cast_slice::<i32, u8>(list)));
-        let scalars = scalars.iter().filter(|(name, _)| is_read(name));
-        let scalars = scalars.map(|(name, x)| (*name, bytemuck::bytes_of(x)));
-        let key = is_read(DROPOUT_KEY).then(|| (DROPOUT_KEY, bytemuck::bytes_of(dropout_key)));
-        let inputs: Vec<(&str, &[u8])> = lists.chain(scalars).chain(key).collect();
-        let given = |symbol: &str| {
-            let (_, n) = sizes.iter().find(|(name, _)| *name == symbol && batch.is_some())?;
-            i64::try_from(*n).ok()
-        };
-        // Without a batch no size depends on a symbol.
-        let symbols = symbols.iter().map(|(name, lo)| (&**name, given(name).unwrap_or(*lo)));
-        let symbols: Vec<(&str, i64)> = symbols.collect();
-        Ok(exe.run(states, &symbols, &inputs)?)
-    }
 }
 
 /// The programs that update, one stage's after the other's.
@@ -616,20 +312,4 @@ fn parameters_of(program: &Program) -> impl Iterator<Item = ParameterInfo> {
         dtype: port.ty.dtype,
         shape: extents(program, port),
     })
-}
-
-/// Number and name of a place on the way from the embeddings to the loss, from an output's name.
-fn probe(output: &str) -> Option<(usize, &str)> {
-    let (number, place) = of_kind("probe", output)?.split_once('.')?;
-    Some((number.parse().ok()?, place))
-}
-
-/// Extents of a state on all ranks together.
-fn extents(program: &Program, port: &Port) -> Vec<usize> {
-    let size = |n: u64| usize::try_from(n).unwrap_or(usize::MAX);
-    if let Some(shard) = program.shards.iter().find(|shard| shard.state == port.name) {
-        return shard.of.shape.iter().map(|n| size(*n)).collect();
-    }
-    let extent = |dim: &Dim| dim.as_const().and_then(|n| usize::try_from(n).ok()).unwrap_or(0);
-    port.ty.shape.iter().map(extent).collect()
 }

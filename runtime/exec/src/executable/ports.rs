@@ -1,11 +1,10 @@
-//! Inputs, outputs and states of a run.
+//! Inputs and states of a run.
 
 use std::ops::Range;
 
-use cuda::Address;
 use ir::{ModelKind, Port, Program, Region};
 
-use super::{Engine, Executable, Lent, sizes::Sizes};
+use super::{Executable, sizes::Sizes};
 use crate::{ExecError, States, bind::Symbolic};
 
 /// A port with its sizes by number.
@@ -100,54 +99,5 @@ impl Executable {
             return Err(symbolic.port("input", name, reason));
         }
         Ok(())
-    }
-
-    /// The number of an output.
-    pub(super) fn number(&self, output: &str) -> Result<usize, ExecError> {
-        let ports = &self.program().outputs;
-        ports.iter().position(|port| *port.name == *output).ok_or_else(|| {
-            let known: Vec<_> = ports.iter().map(|p| format!("`{}`", p.name)).collect();
-            let reason = format!("does not exist; there are {}", known.join(", "));
-            Symbolic::new(self.program()).port("output", output, reason)
-        })
-    }
-
-    /// Where an output of the last run lies in a GPU's memory, and its bytes.
-    pub(crate) fn place(&self, output: &str) -> Result<(Address, u64), ExecError> {
-        let index = self.number(output)?;
-        let slot = &self.outputs[index];
-        let range = self.sizes.range(slot).filter(|_| slot.region == Region::Arena);
-        match (&self.engine, range) {
-            (Engine::Gpu(gpu), Some(range)) => Ok((gpu.at(range.start as u64), range.len() as u64)),
-            _ => {
-                let reason = "is not in the memory of a GPU: nothing has run, or it is a state";
-                Err(Symbolic::new(self.program()).port("output", output, reason))
-            }
-        }
-    }
-
-    /// Lets the next run wait until outputs of the last one have been sent.
-    pub(crate) fn lend(&mut self, lent: Lent) {
-        if let Engine::Gpu(gpu) = &mut self.engine {
-            gpu.lend(lent);
-        }
-    }
-
-    pub(super) fn output_bytes(&self, index: usize) -> Result<&[u8], ExecError> {
-        let slot = &self.outputs[index];
-        let range = self.sizes.range(slot);
-        let bytes = match (slot.region, &self.engine) {
-            (Region::Arena, Engine::Cpu(cpu)) => range.and_then(|range| cpu.memory().get(range)),
-            (Region::Arena, Engine::Gpu(gpu)) => gpu.output(index),
-            (Region::Weight(w), _) => {
-                range.and_then(|range| self.model.artifact().weight(w as usize).get(range))
-            }
-            (Region::State(_) | Region::Null, _) => None,
-        };
-        bytes.ok_or_else(|| {
-            let name = &self.program().outputs[index].name;
-            let reason = "cannot be read: nothing has run, it is a state, or it was left";
-            Symbolic::new(self.program()).port("output", name, reason)
-        })
     }
 }
