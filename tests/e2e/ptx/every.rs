@@ -71,6 +71,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
         "gather",
         "pack",
         "reduce_sum",
+        "reduce_sum_square",
         "reduce_mean",
         "embedding_grad",
         "logsumexp",
