@@ -25,7 +25,7 @@ use crate::{
 /// # Errors
 /// What those kernels do not support: batches of right matrices, sizes of those known only at run
 /// time, columns that are dense in neither direction.
-pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
+pub(in crate::lower) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     let [Some(a), Some(b)] = spec.operands.as_slice() else {
         return Err("takes two matrices".into());
     };
@@ -59,6 +59,7 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         bias: None,
         residual: None,
         y: matrix(2, &spec.results[0])?.1,
+        map: None,
     })
 }
 
@@ -113,7 +114,7 @@ pub(super) fn outer_kernel(spec: &KernelSpec, outer: &Outer, multiprocessors: u3
 }
 
 /// An operand as one matrix of dense rows, and the number of those.
-fn matrix(arg: u32, layout: &Layout) -> Result<(ir::Dim, Matrix), String> {
+pub(in crate::lower) fn matrix(arg: u32, layout: &Layout) -> Result<(ir::Dim, Matrix), String> {
     let all = strides(layout);
     let (inner, lead) = all.split_last().ok_or("a scalar")?;
     if !inner.is(1) {
