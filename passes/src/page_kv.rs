@@ -357,7 +357,8 @@ fn position_wise(graph: &Graph, id: NodeId, entry: bool) -> Result<(), String> {
                 (_, false) => Err("is batched, not packed".into()),
             };
         }
-        "reduce_sum" | "reduce_mean" | "reduce_max" | "reduce_min" | "reduce_prod" => {
+        "reduce_sum" | "reduce_sum_square" | "reduce_mean" | "reduce_max" | "reduce_min"
+        | "reduce_prod" => {
             let zero = |a: &i64| ir::normalize_axis(*a, inputs[0].rank()) == Some(0);
             !node.attrs.ints("axes").iter().any(zero)
         }

@@ -203,8 +203,11 @@ fn is_narrow(ty: &TensorType) -> bool {
 /// Sums of squares, in f32: of each row and then of the rows, so that all threads take part.
 fn sum_of_squares(b: &mut Builder<'_>, x: Value) -> Result<Value, OpError> {
     let x = b.cast(x, DType::F32)?;
-    let squares = b.mul(x, x)?;
-    let mut sum = squares;
+    if b.ty(x).rank() == 0 {
+        let square = b.mul(x, x)?;
+        return b.reshape(square, vec![1.into()]);
+    }
+    let mut sum = b.reduce("reduce_sum_square", x, &[-1], false)?;
     while b.ty(sum).rank() > 0 {
         sum = b.reduce("reduce_sum", sum, &[-1], false)?;
     }

@@ -3,6 +3,7 @@
 
 mod assemble;
 mod attention;
+mod behind;
 mod buffer;
 mod case;
 mod device;

@@ -19,6 +19,7 @@
 
 mod epilogue;
 pub mod fp8;
+mod map;
 pub mod quantized;
 pub(crate) mod ring;
 pub mod simt;
@@ -30,7 +31,10 @@ mod walk;
 
 use ir::Dim;
 
-pub use self::tile::{Tile, Variant};
+pub use self::{
+    map::{Elementwise, Map},
+    tile::{Tile, Variant},
+};
 use super::matmul::Activation;
 use crate::{
     cuda::TensorMap,
@@ -103,6 +107,8 @@ pub struct Gemm {
     pub residual: Option<Matrix>,
     /// `[rows, n]`.
     pub y: Matrix,
+    /// What `y` is instead, of all that and of other matrices.
+    pub map: Option<Map>,
 }
 
 /// A kernel without its name.

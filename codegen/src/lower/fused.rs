@@ -3,9 +3,10 @@
 //!
 //! Axes that all operands walk as one are merged, so that dense operands give one flat loop. The
 //! innermost axis goes sixteen elements at a time; operands that are neither dense nor constant
-//! along it are gathered lane by lane.
+//! along it are gathered lane by lane. On a GPU a function may begin with a product.
 
 mod cuda;
+mod product;
 
 use std::collections::BTreeMap;
 
@@ -16,11 +17,11 @@ use super::{
     cx::{Cx, TILE_ELEMENTS, operand_types, refuse, table_flops},
     elementwise::{self, Apply, literal},
     space::{Space, broadcast_strides},
-    view::{View, computable, register_elem},
+    view::{View, computable, memory_elem, register_elem},
 };
 use crate::{
     cuda::CudaKernel,
-    emit::{Emitter, Ty, Val},
+    emit::{Elem, Emitter, Ty, Val},
 };
 
 /// The family, for these operators.
@@ -34,6 +35,7 @@ impl Fused {
 }
 
 /// A value of the function.
+#[derive(Debug)]
 enum Step {
     /// An operand, by number.
     Operand(usize),
@@ -48,10 +50,12 @@ enum Step {
 }
 
 /// The function as straight-line code.
-#[derive(Default)]
+#[derive(Debug, Default)]
 struct Code {
     steps: Vec<(Step, DType)>,
     results: Vec<usize>,
+    /// Whether a cast to a narrow float rounds at once, and not where that is stored.
+    rounds: bool,
 }
 
 impl Code {
@@ -106,21 +110,40 @@ impl Code {
     /// As [`Code::of`]; a `copy` moves bits.
     fn for_kernel(spec: &KernelSpec) -> Result<Code, String> {
         match spec.op {
-            "copy" => Ok(Code { steps: vec![(Step::Operand(0), DType::I8)], results: vec![0] }),
+            "copy" => {
+                let steps = vec![(Step::Operand(0), DType::I8)];
+                Ok(Code { steps, results: vec![0], rounds: false })
+            }
             _ => Code::of(spec),
         }
     }
 
     fn read(&mut self, body: &Graph, rank: usize) -> Result<(), String> {
         let mut at: BTreeMap<Value, usize> = BTreeMap::new();
-        for (i, param) in body.param_values().enumerate() {
+        // A product is one more operand of what follows, which does not read the product's.
+        let product = product::product(body);
+        let factors =
+            |v: &Value| product.is_some_and(|id| body.node(id).inputs().contains(&Some(*v)));
+        for (i, param) in body.param_values().enumerate().filter(|(_, v)| !factors(v)) {
             let index = self.push(Step::Operand(i), body.ty(param).dtype)?;
             at.insert(param, index);
+        }
+        if let Some(id) = product {
+            let own = Value { node: id, port: 0 };
+            let index = self.push(Step::Operand(body.params().len()), body.ty(own).dtype)?;
+            at.insert(own, index);
         }
         for id in body.topo() {
             let node = body.node(id);
             let value = Value { node: id, port: 0 };
             let ty = body.ty(value);
+            if Some(id) == product {
+                continue;
+            }
+            let known = node.inputs().iter().flatten().all(|v| at.contains_key(v));
+            if !known {
+                return Err("a factor of a product that is read elsewhere".into());
+            }
             let args = || node.inputs().iter().flatten().map(|v| at[v]).collect::<Vec<_>>();
             let step = match node.op.name() {
                 "param" => continue,
@@ -148,7 +171,9 @@ impl Code {
             let index = self.push(step, ty.dtype)?;
             at.insert(value, index);
         }
-        self.results = body.outputs.iter().map(|(_, v)| at[v]).collect();
+        let result = |v: &Value| at.get(v).copied().ok_or("a factor of a product as a result");
+        let results = body.outputs.iter().map(|(_, v)| result(v));
+        self.results = results.collect::<Result<_, _>>()?;
         Ok(())
     }
 
@@ -160,17 +185,35 @@ impl Code {
         operand: impl Fn(usize) -> Val,
         coordinate: impl Fn(usize) -> Val,
     ) -> Vec<Val> {
-        let e = &cx.e;
+        let size = |dim: &Dim| cx.e.splat(cx.size(dim), lanes);
+        self.emit_on(&cx.e, lanes, operand, size, coordinate)
+    }
+
+    /// As [`Self::emit`]; `size` is a run-time size on all lanes.
+    fn emit_on(
+        &self,
+        e: &Emitter,
+        lanes: u32,
+        operand: impl Fn(usize) -> Val,
+        size: impl Fn(&Dim) -> Val,
+        coordinate: impl Fn(usize) -> Val,
+    ) -> Vec<Val> {
         let mut values: Vec<Val> = Vec::with_capacity(self.steps.len());
         for (step, dtype) in &self.steps {
             let value = match step {
                 Step::Operand(i) => operand(*i),
                 Step::Constant { float, int } => literal(e, *dtype, lanes, *float, *int),
-                Step::Size(dim) => of_index(e, e.splat(cx.size(dim), lanes), *dtype),
+                Step::Size(dim) => of_index(e, size(dim), *dtype),
                 Step::Coordinate(axis) => of_index(e, coordinate(*axis), *dtype),
                 Step::Apply { op, args } => {
                     let operands: Vec<Val> = args.iter().map(|a| values[*a]).collect();
-                    self.apply(op, *dtype, args).emit(e, &operands)
+                    let value = self.apply(op, *dtype, args).emit(e, &operands);
+                    let is_narrow = matches!(dtype, DType::Bf16 | DType::F16);
+                    if self.rounds && *op == "cast" && is_narrow {
+                        e.cast(e.cast(value, memory_elem(*dtype)), Elem::F32)
+                    } else {
+                        value
+                    }
                 }
             };
             values.push(value);
@@ -204,6 +247,9 @@ impl Lower for Fused {
             let same = operand.ty.dtype == spec.results[0].ty.dtype;
             return if same { Ok(()) } else { Err("copy does not convert".into()) };
         }
+        if spec.body.as_ref().is_some_and(|body| product::product(body).is_some()) {
+            return Err("loops behind products are for GPUs".into());
+        }
         Code::of(spec).map(|_| ())
     }
 
@@ -215,7 +261,10 @@ impl Lower for Fused {
         Ok(cx.finish(tiles, 0))
     }
 
-    fn emit_cuda(&self, spec: &KernelSpec, _: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+    fn emit_cuda(&self, spec: &KernelSpec, target: &Target) -> Result<Vec<CudaKernel>, LowerError> {
+        if spec.body.as_ref().is_some_and(|body| product::product(body).is_some()) {
+            return product::kernels(spec, target);
+        }
         self.supports(spec).map_err(|reason| refuse(spec, reason))?;
         let code = Code::for_kernel(spec).map_err(|reason| refuse(spec, reason))?;
         Ok(vec![cuda::kernel(spec, &code)])
@@ -226,7 +275,11 @@ impl Lower for Fused {
             None => table_flops(spec),
             Some(body) => {
                 let nodes = body.topo().len() - body.params().len();
-                spec.results[0].ty.elements() * Dim::from(nodes)
+                let loops = spec.results[0].ty.elements() * Dim::from(nodes);
+                match product::product(body) {
+                    Some(id) => loops + product::flops(spec, body, id),
+                    None => loops,
+                }
             }
         }
     }

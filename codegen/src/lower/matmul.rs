@@ -30,6 +30,7 @@ use crate::{
 };
 
 pub(super) use block::{Block, Lhs};
+pub(super) use cuda::{matrix, product};
 
 /// The family.
 pub(super) struct Matmul;

@@ -37,7 +37,14 @@ fn check(spec: &KernelSpec) -> Result<(), String> {
 
 impl Lower for Reduce {
     fn ops(&self) -> &'static [&'static str] {
-        &["reduce_sum", "reduce_mean", "reduce_max", "reduce_min", "reduce_prod"]
+        &[
+            "reduce_sum",
+            "reduce_sum_square",
+            "reduce_mean",
+            "reduce_max",
+            "reduce_min",
+            "reduce_prod",
+        ]
     }
 
     fn supports(&self, spec: &KernelSpec) -> Result<(), String> {
@@ -124,6 +131,11 @@ impl Fold<'_> {
         literal(e, self.dtype, lanes, float, int)
     }
 
+    /// What an element counts as.
+    fn term(&self, e: &Emitter, x: Val) -> Val {
+        if self.op == "reduce_sum_square" { e.mul(x, x) } else { x }
+    }
+
     fn combine(&self, e: &Emitter, a: Val, b: Val) -> Val {
         match self.op {
             "reduce_max" => maximum(e, a, b),
@@ -162,8 +174,9 @@ fn rows(cx: &Cx<'_>, x: &View, y: &View, fold: &Fold<'_>, kept: &Space, gone: Sp
         let turns = cx.size(&outer.points());
         let sums = e.for_loop(e.i64(0), turns, 1, &init, |turn, sums| {
             let x = x.at(cx, e.add(at[0], outer.offsets(cx, turn)[0]));
-            let load =
-                |i: Val, lanes: u32| x.load_strip(cx, cx.scale(i, &steps[0]), &steps[0], lanes);
+            let load = |i: Val, lanes: u32| {
+                fold.term(e, x.load_strip(cx, cx.scale(i, &steps[0]), &steps[0], lanes))
+            };
             let strips = e.for_loop(e.i64(0), whole, LANES.into(), &sums[..1], |i, sums| {
                 vec![fold.combine(e, sums[0], load(i, LANES))]
             });
@@ -193,7 +206,7 @@ fn columns(cx: &Cx<'_>, x: &View, y: &View, fold: &Fold<'_>, kept: Space, gone: 
             let count = cx.size(&gone.points());
             let sums = e.for_loop(e.i64(0), count, 1, &[fold.start(e, lanes)], |turn, sums| {
                 let offset = gone.offsets(cx, turn)[0];
-                let value = from.load_strip(cx, offset, &steps[0], lanes);
+                let value = fold.term(e, from.load_strip(cx, offset, &steps[0], lanes));
                 vec![fold.combine(e, sums[0], value)]
             });
             let offset = cx.offset(at[1], i, &steps[1]);

@@ -1,4 +1,4 @@
-//! `fused`: several elementwise operators in one loop.
+//! `fused`: several elementwise operators in one loop, perhaps behind a product.
 
 use crate::{
     Attrs, Body, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
@@ -6,7 +6,8 @@ use crate::{
 };
 
 /// Applies a function of elementwise operators to operands, as [`Call`](super::call::Call) does, in
-/// one pass over the index space of its results, which all have one shape.
+/// one pass over the index space of its results, which all have one shape. The function may begin
+/// with a product of its first operands, which has that shape: loops behind products are for GPUs.
 pub(super) struct Fused;
 
 static SIGNATURE: Signature =

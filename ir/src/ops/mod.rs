@@ -97,6 +97,7 @@ ops! {
     scatter_nd: ScatterNd,
     // Reductions and contractions.
     reduce_sum: ReduceSum,
+    reduce_sum_square: ReduceSumSquare,
     reduce_mean: ReduceMean,
     reduce_max: ReduceMax,
     reduce_min: ReduceMin,

@@ -1,27 +1,19 @@
 //! `reduce_mean`.
 
 use crate::{
-    Attr, Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
-    op::{AttrKind, defaulted, normalize_axis, one, required},
+    Attrs, Body, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType, Vjp,
+    op::normalize_axis,
 };
 
 /// Mean over axes, kept with extent one where `keep` is set.
 pub(super) struct ReduceMean;
-
-static SIGNATURE: Signature = Signature {
-    operands: &[one("x")],
-    attrs: &[
-        required("axes", AttrKind::Ints),
-        defaulted("keep", AttrKind::Bool, || Attr::Bool(false)),
-    ],
-};
 
 impl OpDef for ReduceMean {
     fn name(&self) -> &'static str {
         "reduce_mean"
     }
     fn signature(&self) -> &'static Signature {
-        &SIGNATURE
+        &super::reduction::SIGNATURE
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         super::reduction::infer(cx)

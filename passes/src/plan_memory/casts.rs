@@ -35,6 +35,8 @@ const PRODUCTS: [&str; 6] =
 /// are factors of no product.
 fn is_factor(op: &str, i: usize) -> bool {
     match op {
+        // The first two of a product with a loop behind it.
+        "fused" => i < 2,
         "attention_grad" => i != 4,
         "linear_cross_entropy" | "linear_cross_entropy_dlogits" | "linear_cross_entropy_grad" => {
             i < 2
@@ -45,6 +47,12 @@ fn is_factor(op: &str, i: usize) -> bool {
 
 fn is_half(dtype: DType) -> bool {
     matches!(dtype, DType::Bf16 | DType::F16)
+}
+
+/// Whether a loop begins with a product.
+fn has_product(body: &Graph) -> bool {
+    let is_product = |id: &NodeId| matches!(body.node(*id).op.name(), "matmul" | "linear");
+    body.topo().iter().any(is_product)
 }
 
 impl Planner<'_> {
@@ -82,7 +90,8 @@ impl Planner<'_> {
         inputs: &mut [Option<Storage>],
     ) {
         let operands = self.graph.node(id).inputs();
-        let is_product = PRODUCTS.iter().any(|product| spec.op.starts_with(product));
+        let is_product = PRODUCTS.iter().any(|product| spec.op.starts_with(product))
+            || spec.body.as_ref().is_some_and(|body| has_product(body));
         let is_wide =
             |v: &Value| self.graph.ty(*v).dtype == DType::F32 && !self.widened.contains_key(v);
         let factors = operands.iter().enumerate().filter(|(i, _)| is_factor(spec.op, *i));

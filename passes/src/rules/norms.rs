@@ -93,6 +93,18 @@ pub(super) static SPELLING: &[Rule] = &[
         example: Example { leaves: &["f32[3]"], before: "(mul %0 (constant 1f32))", after: "%0" },
     },
     Rule {
+        name: "sum-of-squares",
+        lhs: "(reduce_sum (mul ?x ?x) ?axes ?keep)",
+        rhs: "(reduce_sum_square ?x ?axes ?keep)",
+        guard: always,
+        numerics: Numerics::Exact,
+        example: Example {
+            leaves: &["f32[3,4]"],
+            before: "(reduce_sum (mul %0 %0) [1] true)",
+            after: "(reduce_sum_square %0 [1] true)",
+        },
+    },
+    Rule {
         name: "sum-over-size",
         lhs: "(div (reduce_sum ?x ?axes ?keep) ?n)",
         rhs: "(reduce_mean ?x ?axes ?keep)",

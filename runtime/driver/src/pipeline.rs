@@ -224,7 +224,8 @@ fn mix_precision(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<Pa
     if cx.parameters.is_none() {
         return Ok(());
     }
-    passes::mix_precision(module, &cx.target).map_err(|e| vec![e])
+    passes::mix_precision(module, &cx.target).map_err(|e| vec![e])?;
+    passes::fuse_products(module, &cx.target).map_err(|e| vec![e])
 }
 
 fn round_activations(module: &mut Module, cx: &mut Context<'_>) -> Result<(), Vec<PassError>> {

@@ -207,6 +207,7 @@ fn others() -> Vec<(&'static str, KernelSpec)> {
         ("attention-grad-bf16-64", attention_grad_of("64", Bf16)),
         ("attention-grad-bf16-128", attention_grad_of("128", Bf16)),
         ("weight-gradient-768x3072", weight_gradient("768", "3072")),
+        ("weight-gradient-768x2304", weight_gradient("768", "2304")),
         ("weight-gradient-768x768", weight_gradient("768", "768")),
         ("attention-64", attention("64")),
         ("attention-128", attention("128")),

@@ -73,6 +73,7 @@ fn is_hot(spec: &KernelSpec) -> bool {
         "gather",
         "pack",
         "reduce_sum",
+        "reduce_sum_square",
         "reduce_mean",
         "embedding_grad",
         "logsumexp",
@@ -85,7 +86,13 @@ fn is_hot(spec: &KernelSpec) -> bool {
 /// How far off results may be.
 fn tolerance(spec: &KernelSpec) -> f64 {
     let narrow = spec.operands.iter().flatten().any(|l| l.ty.dtype != DType::F32 && is_data(l));
+    let behind =
+        |id: &ir::NodeId, body: &ir::Graph| matches!(body.node(*id).op.name(), "matmul" | "linear");
     match spec.op {
+        // What it rounds in between.
+        "fused" if spec.body.as_ref().is_some_and(|f| f.topo().iter().any(|id| behind(id, f))) => {
+            1e-2
+        }
         "attention" | "attention_lse" | "paged_attention" | "rope_kv_write" if narrow => 4e-3,
         "linear_cross_entropy_grad" if narrow => 1e-2,
         "norm_grad" => 2e-4,

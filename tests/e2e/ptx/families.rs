@@ -62,7 +62,7 @@ fn norms_and_softmax() {
 
 #[test]
 fn reductions() {
-    for op in ["reduce_sum", "reduce_max", "reduce_mean"] {
+    for op in ["reduce_sum", "reduce_sum_square", "reduce_max", "reduce_mean"] {
         for axes in [vec![-1], vec![0], vec![0, 2]] {
             let attrs =
                 Attrs::none().with("axes", Attr::Ints(axes)).with("keep", Attr::Bool(false));
@@ -78,7 +78,7 @@ fn reductions_of_many() {
     let attrs = |axes: &[i64]| {
         Attrs::none().with("axes", Attr::Ints(axes.to_vec())).with("keep", Attr::Bool(false))
     };
-    for op in ["reduce_sum", "reduce_max", "reduce_mean"] {
+    for op in ["reduce_sum", "reduce_sum_square", "reduce_max", "reduce_mean"] {
         for (shape, axes, dtype) in [
             (&[301, 43][..], &[0][..], DType::F32),
             (&[1100, 96], &[0], DType::Bf16),

@@ -118,9 +118,11 @@ pub(super) fn random(spec: &KernelSpec, env: &Env) -> Vec<Option<Tensor>> {
             ("fused" | "copy" | "cast", _) if dtype == DType::Bool => {
                 ints(&|i| (i % 3 == 0).into())
             }
-            ("fused" | "copy" | "cast" | "reduce_sum" | "reduce_mean" | "pack", _) => {
-                ints(&|i| (i * 7919 + i * i) as i64 % 9)
-            }
+            (
+                "fused" | "copy" | "cast" | "reduce_sum" | "reduce_sum_square" | "reduce_mean"
+                | "pack",
+                _,
+            ) => ints(&|i| (i * 7919 + i * i) as i64 % 9),
             (op, name) => panic!("there are no random values for `{name}` of {op}"),
         }));
     }

@@ -1,10 +1,10 @@
 //! Products of the training step.
 
-use ir::{Attrs, DType, Dim, Tensor};
+use ir::{Attrs, DType, Dim, Target, Tensor};
 
 use super::{
-    case::{Case, noise},
-    device::{Same, Trial, ptx_of, targets},
+    case::{Case, first_far, noise},
+    device::{Same, Trial, ptx_of, run_text, targets},
     products::{check, check_to},
 };
 
@@ -41,9 +41,12 @@ fn weight_gradient(what: &str, [t, m, n]: [usize; 3], dtype: DType) {
         case.args[i] = case.args[i].as_ref().map(|arg| arg.cast(dtype));
     }
     case.rows = vec![1];
-    let same = &[Same::Variants];
-    for target in &targets() {
+    // A device so small that no tile is shared.
+    let mut small = Target::sm_90a();
+    small.cuda.as_mut().expect("a GPU").multiprocessors = 1;
+    for target in targets().iter().chain([&small]) {
         let (family, case, spec, want) = ("products", &case, &spec, &want[..]);
+        let same = if *target == small { &[][..] } else { &[Same::Variants] };
         let trial = Trial { what, family, case, spec, target, want, tolerance: 1e-5, same };
         let kernels = case.kernels(spec, target);
         let bulk = target.cpu == "sm_90a" && m >= 64 && n >= 32 && m % 8 == 0 && n % 8 == 0;
@@ -51,6 +54,7 @@ fn weight_gradient(what: &str, [t, m, n]: [usize; 3], dtype: DType) {
             let (_, report) = trial.run(kernel, seed);
             assert!(m % 8 != 0 || report.bank_conflicts == 0, "{what}: bank conflicts");
             assert_eq!(ptx_of(kernel, target).contains("wgmma"), bulk, "{what}");
+            assert_eq!(kernel.cluster > 1, bulk && *target != small, "{what}");
         }
     }
 }
@@ -62,8 +66,42 @@ fn gradients_of_weights() {
     weight_gradient("tails of a weight", [200, 136, 200], Bf16);
     weight_gradient("several tiles of a weight", [70, 272, 328], F16);
     weight_gradient("one token's weight", [1, 64, 32], Bf16);
+    weight_gradient("a weight of long sums", [1100, 128, 192], Bf16);
     weight_gradient("a small weight", [40, 24, 16], Bf16);
     weight_gradient("an odd weight", [40, 67, 35], Bf16);
+}
+
+/// Blocks that share a tile: what they forget shows.
+#[test]
+fn parts_of_a_sum_meet() {
+    let dtype = DType::Bf16;
+    let x = noise(DType::F32, dtype, &[64, 300], 1);
+    let dy = noise(DType::F32, dtype, &[300, 64], 2);
+    let mut case = Case::new("matmul", Attrs::none(), &[Some(&x), Some(&dy)]).transposed(&[0]);
+    let (mut spec, want) = case.expected();
+    for (i, operand) in spec.operands.iter_mut().flatten().enumerate() {
+        operand.ty.dtype = dtype;
+        case.args[i] = case.args[i].as_ref().map(|arg| arg.cast(dtype));
+    }
+    let target = Target::sm_90a();
+    let kernel = &case.kernels(&spec, &target)[0];
+    assert_eq!(kernel.cluster, 4);
+    let text = ptx_of(kernel, &target);
+    for (from, to) in [
+        // The other warpgroup still multiplies from where sums are put.
+        ("bar.sync 1, 256;", ""),
+        // Parts of others are read before they are there.
+        ("barrier.cluster.wait.acquire.aligned;", ""),
+        ("barrier.cluster.arrive.release.aligned;", "barrier.cluster.arrive.relaxed.aligned;"),
+    ] {
+        assert!(text.contains(from), "there is no {from}");
+        let text = text.replace(from, to);
+        let seen = (0..4).any(|seed| match run_text(&text, &case, &spec, kernel, &target, seed) {
+            Ok((got, _)) => first_far(&got[0], &want[0], 1e-5).is_some(),
+            Err(_) => true,
+        });
+        assert!(seen, "{to} went unnoticed");
+    }
 }
 
 /// The case, and the same for one of its rows alone.

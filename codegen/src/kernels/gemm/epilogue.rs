@@ -1,4 +1,5 @@
-//! From sums in registers to y: bias, activation, gate, residual, rounding.
+//! From sums in registers to y: bias, activation, gate, residual, a loop behind the product,
+//! rounding.
 //!
 //! Both tensor core instructions leave the same two columns of rows `g` and `g + 8` of each block
 //! of 16 x 8 sums in a lane: columns `2t` and `2t + 1` for lane `4g + t`.
@@ -20,6 +21,14 @@ pub(super) struct Strip<'a> {
     pub(super) sums: &'a [[Val; 2]],
 }
 
+/// Addresses of a row of the matrices that are read and written.
+struct Row {
+    residual: Option<Val>,
+    /// Operands of the loop behind the product.
+    operands: Vec<Val>,
+    results: Vec<Val>,
+}
+
 /// Writes strips of y.
 pub(super) struct Epilogue<'a> {
     pub(super) e: &'a Emitter,
@@ -38,26 +47,36 @@ impl Epilogue<'_> {
         if self.in_units() && blocks % 4 == 0 {
             return self.store_units(strip);
         }
-        self.row(strip.row, |y, residual| {
+        self.row(strip.row, |row| {
             if self.spec.gated {
-                self.gated(strip, y, residual);
+                self.gated(strip, row);
             } else {
                 for (j, sums) in (0..).zip(strip.sums) {
                     let column = e.add_const(strip.column, 8 * j);
-                    self.pair(column, *sums, None, y, residual);
+                    self.pair(column, *sums, None, row);
                 }
             }
         });
     }
 
-    /// Whether 32 columns of y are 64 bytes at a multiple of sixteen, all of them in y or none.
-    fn in_units(&self) -> bool {
-        let even = |m: &Matrix| m.stride % 2 == 0;
+    /// Matrices that are written.
+    fn results(&self) -> impl Iterator<Item = &Matrix> {
+        let more = self.spec.map.iter().flat_map(|map| &map.results);
+        std::iter::once(&self.spec.y).chain(more)
+    }
+
+    /// Matrices that are read.
+    fn operands(&self) -> impl Iterator<Item = &Matrix> {
         let spec = self.spec;
-        matches!(spec.y.elem, Elem::Bf16 | Elem::F16)
-            && spec.y.stride % 8 == 0
-            && spec.n % 32 == 0
-            && spec.residual.as_ref().is_none_or(even)
+        spec.residual.iter().chain(spec.map.iter().flat_map(|map| &map.operands))
+    }
+
+    /// Whether 32 columns of a result are 64 bytes at a multiple of sixteen, all of them in it or
+    /// none.
+    fn in_units(&self) -> bool {
+        let whole = |m: &Matrix| matches!(m.elem, Elem::Bf16 | Elem::F16) && m.stride % 8 == 0;
+        let even = |m: &Matrix| m.stride % 2 == 0;
+        self.spec.n % 32 == 0 && self.results().all(whole) && self.operands().all(even)
     }
 
     /// Writes a strip in units of sixteen bytes: four lanes, who have a pair each of every eight
@@ -79,32 +98,29 @@ impl Epilogue<'_> {
         };
         let inside = e.cmp(Cmp::Lt, strip.row, self.rows);
         // Lanes whose row is not one of y take part in the exchange.
-        let row = e.cast(e.min(strip.row, e.add_const(self.rows, -1)), Elem::I64);
-        let place = |m: &Matrix| e.at(e.arg(m.arg), m.elem, e.mul_const(row, m.stride));
-        let (y, residual) = (place(&spec.y), spec.residual.as_ref().map(place));
-        let name = if spec.y.elem == Elem::F16 { "f16" } else { "bf16" };
-        // The first operand becomes the upper half.
-        let round = format!("cvt.rn.{name}x2.f32 $0, $2, $1;");
+        let row = self.places(e.min(strip.row, e.add_const(self.rows, -1)));
         // The lane's pair among four.
         let pair = e.shr(within, 1);
         for (i, four) in (0..).zip(blocks.chunks_exact(4)) {
             let column = e.add_const(first, 32 * i);
             let write = || {
-                let words: Vec<Val> = (0..)
+                let words: Vec<Vec<Val>> = (0..)
                     .zip(four)
                     .map(|(j, (sums, up))| {
                         let column = e.add_const(column, 8 * j);
-                        let value = self.value(2, column, *sums, *up, residual);
-                        let pair = [0, 1].map(|lane| e.extract(value, lane));
-                        e.ptx_pure(&round, &[Ty::Scalar(Elem::I32)], &pair)[0]
+                        let values = self.values(2, column, *sums, *up, &row);
+                        self.results().zip(values).map(|(m, v)| rounded(e, m.elem, v)).collect()
                     })
                     .collect();
-                let words = exchange(e, pair, [words[0], words[1], words[2], words[3]]);
-                let zero = e.zero(Ty::Vector(Elem::I32, 4));
-                let unit = (0..).zip(words).fold(zero, |unit, (i, word)| e.insert(word, unit, i));
                 let column = e.add(e.sub(column, e.shl(pair, 1)), e.shl(pair, 3));
-                let to = e.at(y, spec.y.elem, e.cast(column, Elem::I64));
-                e.if_then(inside, || e.store_whole(unit, to));
+                for (i, (m, base)) in self.results().zip(&row.results).enumerate() {
+                    let words = exchange(e, pair, [0, 1, 2, 3].map(|j: usize| words[j][i]));
+                    let zero = e.zero(Ty::Vector(Elem::I32, 4));
+                    let unit =
+                        (0..).zip(words).fold(zero, |unit, (i, word)| e.insert(word, unit, i));
+                    let to = e.at(*base, m.elem, e.cast(column, Elem::I64));
+                    e.if_then(inside, || e.store_whole(unit, to));
+                }
             };
             if self.whole {
                 write();
@@ -118,27 +134,34 @@ impl Epilogue<'_> {
     /// Writes what a lane has of a row: two neighbours of every panel, those of y at `column` and
     /// sixteen columns on.
     pub(super) fn store_panels(&self, row: Val, column: Val, sums: &[[Val; 2]]) {
-        self.row(row, |y, residual| {
+        self.row(row, |row| {
             let panels = if self.spec.gated { 2 } else { 1 };
             for (j, sums) in (0..).zip(sums.chunks(panels)) {
                 let column = self.e.add_const(column, PANEL * j);
-                self.pair(column, sums[0], sums.get(1).copied(), y, residual);
+                self.pair(column, sums[0], sums.get(1).copied(), row);
             }
         });
     }
 
-    /// Calls `body` with the addresses of a row of y and of the residual, if there is such a row.
-    fn row(&self, row: Val, body: impl FnOnce(Val, Option<Val>)) {
+    /// Calls `body` with the addresses of a row, if there is such a row.
+    fn row(&self, row: Val, body: impl FnOnce(&Row)) {
         let e = self.e;
-        e.if_then(e.cmp(Cmp::Lt, row, self.rows), || {
-            let row = e.cast(row, Elem::I64);
-            let place = |m: &Matrix| e.at(e.arg(m.arg), m.elem, e.mul_const(row, m.stride));
-            body(place(&self.spec.y), self.spec.residual.as_ref().map(place));
-        });
+        e.if_then(e.cmp(Cmp::Lt, row, self.rows), || body(&self.places(row)));
+    }
+
+    fn places(&self, row: Val) -> Row {
+        let e = self.e;
+        let row = e.cast(row, Elem::I64);
+        let place = |m: &Matrix| e.at(e.arg(m.arg), m.elem, e.mul_const(row, m.stride));
+        Row {
+            results: self.results().map(place).collect(),
+            residual: self.spec.residual.as_ref().map(place),
+            operands: self.spec.map.iter().flat_map(|map| &map.operands).map(place).collect(),
+        }
     }
 
     /// Of four blocks of eight columns, the first two are the gate's.
-    fn gated(&self, strip: &Strip<'_>, y: Val, residual: Option<Val>) {
+    fn gated(&self, strip: &Strip<'_>, row: &Row) {
         let e = self.e;
         // The lane's place within eight columns is not halved.
         let within = e.rem_unsigned(strip.column, e.i32(2 * PANEL));
@@ -147,20 +170,20 @@ impl Epilogue<'_> {
             for half in 0..2 {
                 let column = e.add_const(first, pair * PANEL + 8 * half);
                 let half = usize::try_from(half).expect("0 or 1");
-                self.pair(column, sums[half], Some(sums[2 + half]), y, residual);
+                self.pair(column, sums[half], Some(sums[2 + half]), row);
             }
         }
     }
 
-    /// What y is at one or two columns from `column` on.
-    fn value(
+    /// What results are at one or two columns from `column` on.
+    fn values(
         &self,
         lanes: u32,
         column: Val,
         sums: [Val; 2],
         up: Option<[Val; 2]>,
-        residual: Option<Val>,
-    ) -> Val {
+        row: &Row,
+    ) -> Vec<Val> {
         let (e, spec) = (self.e, self.spec);
         let place = e.cast(column, Elem::I64);
         let load = |base: Val, elem: Elem| {
@@ -182,29 +205,26 @@ impl Epilogue<'_> {
         if let Some(up) = up {
             value = e.mul(value, gather(up));
         }
-        if let (Some(base), Some(matrix)) = (residual, &spec.residual) {
+        if let (Some(base), Some(matrix)) = (row.residual, &spec.residual) {
             value = e.add(value, load(base, matrix.elem));
         }
-        value
+        let Some(map) = &spec.map else { return vec![value] };
+        let others = row.operands.iter().zip(&map.operands).map(|(base, m)| load(*base, m.elem));
+        let elements: Vec<Val> = std::iter::once(value).chain(others).collect();
+        map.function.emit(e, &elements)
     }
 
-    fn pair(
-        &self,
-        column: Val,
-        sums: [Val; 2],
-        up: Option<[Val; 2]>,
-        y: Val,
-        residual: Option<Val>,
-    ) {
+    fn pair(&self, column: Val, sums: [Val; 2], up: Option<[Val; 2]>, row: &Row) {
         let (e, spec) = (self.e, self.spec);
-        let even = |m: &Matrix| m.stride % 2 == 0;
-        let vector = even(&spec.y) && spec.residual.as_ref().is_none_or(even);
+        let vector = self.results().chain(self.operands()).all(|m| m.stride % 2 == 0);
         let write = |lanes: u32, first: usize| {
             let column = e.add_const(column, first as i64);
             let picked = |values: [Val; 2]| if lanes == 1 { [values[first]; 2] } else { values };
-            let value = self.value(lanes, column, picked(sums), up.map(picked), residual);
-            let to = e.at(y, spec.y.elem, e.cast(column, Elem::I64));
-            e.store_whole(e.cast(value, spec.y.elem), to);
+            let values = self.values(lanes, column, picked(sums), up.map(picked), row);
+            for ((m, base), value) in self.results().zip(&row.results).zip(values) {
+                let to = e.at(*base, m.elem, e.cast(column, Elem::I64));
+                e.store_whole(e.cast(value, m.elem), to);
+            }
         };
         let guarded = |lanes: u32, first: usize| {
             let last = e.add_const(column, first as i64);
@@ -223,6 +243,15 @@ impl Epilogue<'_> {
             (false, false) => [0, 1].into_iter().for_each(|i| guarded(1, i)),
         }
     }
+}
+
+/// Two f32 as a word of a narrow type.
+fn rounded(e: &Emitter, elem: Elem, value: Val) -> Val {
+    let name = if elem == Elem::F16 { "f16" } else { "bf16" };
+    let pair = [0, 1].map(|lane| e.extract(value, lane));
+    // The first operand becomes the upper half.
+    let round = format!("cvt.rn.{name}x2.f32 $0, $2, $1;");
+    e.ptx_pure(&round, &[Ty::Scalar(Elem::I32)], &pair)[0]
 }
 
 /// Transposes four words of four neighbouring lanes, of which this is the one of number `lane`:

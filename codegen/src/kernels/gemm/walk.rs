@@ -15,11 +15,26 @@ pub(super) fn each_tile(
     tile: [i64; 2],
     body: impl FnOnce(Val, Val, Turn) -> Turn,
 ) {
+    each_tile_of(e, 1, (rows, columns), tile, body);
+}
+
+/// As [`each_tile`], where so many neighbouring blocks have the same tiles.
+pub(super) fn each_tile_of(
+    e: &Emitter,
+    cluster: i64,
+    (rows, columns): (Val, i64),
+    tile: [i64; 2],
+    body: impl FnOnce(Val, Val, Turn) -> Turn,
+) {
     let [tile_m, tile_n] = tile;
     let across = (columns + tile_n - 1) / tile_n;
     let down = e.div_ceil_const(rows, tile_m);
     let count = e.mul_const(down, across);
-    let (block, blocks) = (e.block('x'), e.special("nctaid.x"));
+    let all = [e.block('x'), e.special("nctaid.x")];
+    let [block, blocks] = match cluster {
+        1 => all,
+        _ => all.map(|n| e.div_unsigned(n, e.i32(cluster))),
+    };
     let left = e.sub(count, block);
     let mine = e.div_unsigned(e.add(left, e.add_const(blocks, -1)), blocks);
     let start = Turn::start(e).values();

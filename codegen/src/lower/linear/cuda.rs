@@ -66,6 +66,7 @@ pub(in crate::lower) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         bias,
         residual: operand(3).map(|r| matrix(3, r, n)).transpose()?.map(|(_, r)| r),
         y: matrix(y_arg, y, n)?.1,
+        map: None,
     })
 }
 

@@ -25,7 +25,7 @@ use crate::{
 /// # Errors
 /// What those kernels do not support: batches of right matrices, sizes of those known only at run
 /// time, columns that are dense in neither direction.
-pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
+pub(in crate::lower) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
     let [Some(a), Some(b)] = spec.operands.as_slice() else {
         return Err("takes two matrices".into());
     };
@@ -59,6 +59,7 @@ pub(super) fn product(spec: &KernelSpec) -> Result<Gemm, String> {
         bias: None,
         residual: None,
         y: matrix(2, &spec.results[0])?.1,
+        map: None,
     })
 }
 
@@ -87,7 +88,7 @@ pub(super) fn outer(spec: &KernelSpec) -> Result<Outer, String> {
 
 /// The kernel of such a product.
 pub(super) fn outer_kernel(spec: &KernelSpec, outer: &Outer, multiprocessors: u32) -> CudaKernel {
-    let draft = sm90a::outer::emit(UNNAMED, outer, multiprocessors);
+    let (draft, cluster) = sm90a::outer::emit(UNNAMED, outer, multiprocessors);
     let param = |param: Param| match param {
         Param::Pointer(arg) => CudaParam::Pointer { arg, align: 16 },
         Param::Map(index) => CudaParam::Map(draft.maps[index as usize].clone()),
@@ -98,14 +99,14 @@ pub(super) fn outer_kernel(spec: &KernelSpec, outer: &Outer, multiprocessors: u3
     let named = named(spec.op, &draft.e.finish(), UNNAMED, Vec::new(), ir::Dim::from(1), 0);
     let [m, n] = draft.tile;
     let tiles = (outer.m + m - 1) / m * ((outer.n + n - 1) / n);
-    let blocks = draft.blocks.map_or(tiles, |blocks| blocks.min(tiles));
+    let blocks = draft.blocks.map_or(cluster * tiles, |blocks| blocks.min(tiles));
     CudaKernel {
         symbol: named.symbol,
         mlir: named.mlir,
         params,
         grid: [blocks.into(), 1.into(), 1.into()],
         block,
-        cluster: 1,
+        cluster: u32::try_from(cluster).expect("few blocks"),
         shared_bytes: draft.shared_bytes,
         limit: None,
         early: draft.early,
@@ -113,7 +114,7 @@ pub(super) fn outer_kernel(spec: &KernelSpec, outer: &Outer, multiprocessors: u3
 }
 
 /// An operand as one matrix of dense rows, and the number of those.
-fn matrix(arg: u32, layout: &Layout) -> Result<(ir::Dim, Matrix), String> {
+pub(in crate::lower) fn matrix(arg: u32, layout: &Layout) -> Result<(ir::Dim, Matrix), String> {
     let all = strides(layout);
     let (inner, lead) = all.split_last().ok_or("a scalar")?;
     if !inner.is(1) {

@@ -81,7 +81,7 @@ impl Reduction<'_> {
         let count = cx.size(&self.gone.points());
         let load = |turn: Val| {
             let offset = e.add(at, self.gone.offsets(cx, turn)[0]);
-            self.x.load(cx, offset)
+            self.fold.term(e, self.x.load(cx, offset))
         };
         let start = self.fold.start(e, 1);
         // Whole turns of several loads, and the rest one by one.

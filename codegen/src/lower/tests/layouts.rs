@@ -224,7 +224,7 @@ fn rows_are_normalised_wherever_they_lie() {
                 .filter(|(i, _)| keep || !axes.contains(i))
                 .map(|(i, d)| if axes.contains(&i) { "1" } else { d })
                 .collect();
-            for op in ["reduce_mean", "reduce_max"] {
+            for op in ["reduce_mean", "reduce_max", "reduce_sum_square"] {
                 let case = Case::new(op, attrs.clone(), &[&x]);
                 bench.add(case, vec![from.clone()], vec![dense(DType::F32, &shape)], env());
             }
@@ -234,7 +234,7 @@ fn rows_are_normalised_wherever_they_lie() {
     }
     let ints = Tensor::from_i64s(DType::I32, &[3, 40], (0..120).map(|i| i * 977 % 131 - 60));
     let table = dense(DType::I32, &["3", "40"]);
-    for op in ["reduce_sum", "reduce_max", "reduce_min"] {
+    for op in ["reduce_sum", "reduce_sum_square", "reduce_max", "reduce_min"] {
         let attrs = Attrs::none().with("axes", vec![1]).with("keep", false);
         let case = Case::new(op, attrs, &[&ints]);
         bench.add(case, vec![table.clone()], vec![dense(DType::I32, &["3"])], Env::new());

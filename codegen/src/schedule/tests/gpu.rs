@@ -47,6 +47,7 @@ fn product(family: Family, n: i64, gated: bool) -> Gemm {
         bias: None,
         residual: None,
         y: matrix(2, n),
+        map: None,
     }
 }
 

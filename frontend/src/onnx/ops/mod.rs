@@ -80,7 +80,7 @@ pub(super) static HANDLERS: &[Entry] = &[
     from(1, "ReduceMax", |cx| reduce::reduce(cx, "reduce_max")),
     from(1, "ReduceMin", |cx| reduce::reduce(cx, "reduce_min")),
     from(1, "ReduceProd", |cx| reduce::reduce(cx, "reduce_prod")),
-    from(1, "ReduceSumSquare", reduce::sum_square),
+    from(1, "ReduceSumSquare", |cx| reduce::reduce(cx, "reduce_sum_square")),
     from(1, "ReduceL1", reduce::l1),
     from(1, "ReduceL2", reduce::l2),
     from(11, "CumSum", reduce::cumsum),

@@ -29,13 +29,6 @@ pub(super) fn reduce(cx: &mut Cx<'_, '_>, op: &str) -> Results {
     Ok(vec![cx.reduce(op, x, &axes, keep)?])
 }
 
-pub(super) fn sum_square(cx: &mut Cx<'_, '_>) -> Results {
-    let x = cx.arg(0)?;
-    let (axes, keep) = extent(cx, x)?;
-    let square = cx.plain("mul", &[x, x])?;
-    Ok(vec![cx.reduce("reduce_sum", square, &axes, keep)?])
-}
-
 pub(super) fn l1(cx: &mut Cx<'_, '_>) -> Results {
     let x = cx.arg(0)?;
     let (axes, keep) = extent(cx, x)?;
@@ -44,7 +37,7 @@ pub(super) fn l1(cx: &mut Cx<'_, '_>) -> Results {
 }
 
 pub(super) fn l2(cx: &mut Cx<'_, '_>) -> Results {
-    let sum = sum_square(cx)?[0];
+    let sum = reduce(cx, "reduce_sum_square")?[0];
     Ok(vec![cx.plain("sqrt", &[sum])?])
 }
 

@@ -3,7 +3,14 @@
 //!
 //! As [`super`] in all but its operands: `wgmma` reads both transposed from shared memory, where a
 //! stage has 64 rows of each, in pieces of 64 columns as the copy engine writes them. Rows outside
-//! of the operands are zero. There is no split over k: a result is one chain of sixteen-wide steps.
+//! of the operands are zero.
+//!
+//! Gradients of weights are few tiles of long sums. Where tiles are too few for all
+//! multiprocessors, the blocks of a cluster share the steps over k of one tile: each has a part of
+//! them, neighbours, in one chain of sixteen-wide steps. The parts are exchanged through
+//! the cluster's shared memory, which has no more copies to come by then, and added in the order of
+//! k, each block for its share of the columns. How many parts there are follows from `m`, `n` and
+//! the device's size, and where they begin from the number of rows.
 
 use ir::{DType, Dim};
 
@@ -12,14 +19,14 @@ use super::{
         Draft, Matrix,
         ring::{Ring, Turn},
         tiled::{Output, Run, Stride},
-        walk::each_tile,
+        walk::each_tile_of,
     },
     CONSUMERS, K, REGISTERS, Tile, WARPGROUP,
     operands::{DENSE_ROWS, bulk},
 };
 use crate::{
     cuda::{Swizzle, TensorMap},
-    emit::{Barrier, Cmp, Elem, Emitter, Val},
+    emit::{Barrier, Cmp, Elem, Emitter, Ty, Val},
 };
 
 /// A product; its kernel's parameter `Size(0)` is the number of rows of `a` and `b`.
@@ -47,6 +54,21 @@ const TILES: [Tile; 4] = [
     Tile { n: 64, stages: 8 },
 ];
 
+/// Blocks that share a tile.
+const PARTS: [i64; 3] = [1, 2, 4];
+/// Steps of the sums for which tiles are chosen: those of 16,384 rows.
+const STEPS: i64 = 256;
+/// Cycles until a block has its first stage.
+const START: i64 = 1500;
+/// Threads that hold sums.
+const HOLDERS: i64 = WARPGROUP * CONSUMERS;
+
+/// Clusters of so many blocks that run at once, where a block has a multiprocessor: larger ones
+/// lie within groups of sixteen or eighteen multiprocessors.
+const fn clusters(parts: i64, multiprocessors: i64) -> i64 {
+    if parts > 2 { multiprocessors / 16 * 16 / parts } else { multiprocessors / parts }
+}
+
 impl Outer {
     /// Checks that the copy engine reads the operands.
     ///
@@ -70,15 +92,25 @@ impl Outer {
         if self.a.elem == Elem::F16 { "f16" } else { "bf16" }
     }
 
-    /// The tile that takes the fewest cycles, as [`super::tiles`] counts them.
-    fn tile(&self, multiprocessors: i64) -> Tile {
-        let cost = |tile: &Tile| {
+    /// The tile, and the number of blocks that share one, that take the fewest cycles: those of
+    /// the steps as [`super::tiles`] counts them, and of the exchange, which a block writes at 128
+    /// bytes a cycle and reads from others at 32.
+    fn shape(&self, multiprocessors: i64) -> (Tile, i64) {
+        let cost = |(tile, parts): &(Tile, i64)| {
             let down = (self.m + tile.m() - 1) / tile.m();
             let tiles = down * ((self.n + tile.n - 1) / tile.n);
-            let waves = (tiles + multiprocessors - 1) / multiprocessors;
-            waves * (4 * tile.n).max(360 + 3 * tile.n)
+            let at_once = clusters(*parts, multiprocessors);
+            let sums = tile.m() * tile.n * 4;
+            let exchange = match parts {
+                1 => 0,
+                _ => START + sums / 128 + sums * (parts - 1) / parts / 32,
+            };
+            let step = (4 * tile.n).max(360 + 3 * tile.n);
+            (tiles + at_once - 1) / at_once * (STEPS / parts * step + exchange)
         };
-        *TILES.iter().min_by_key(|tile| cost(tile)).expect("a tile")
+        let possible = PARTS.iter().filter(|parts| clusters(**parts, multiprocessors) > 0);
+        let all = possible.flat_map(|parts| TILES.map(|tile| (tile, *parts)));
+        all.min_by_key(cost).expect("a tile")
     }
 
     fn maps(&self) -> Vec<TensorMap> {
@@ -94,20 +126,22 @@ impl Outer {
     }
 }
 
-/// Emits the kernel `symbol` for a GPU with so many multiprocessors.
+/// Emits the kernel `symbol` for a GPU with so many multiprocessors, and says how many blocks of a
+/// cluster share a tile. Several have one tile for each cluster.
 #[must_use]
-pub fn emit(symbol: &str, spec: &Outer, multiprocessors: u32) -> Draft {
+pub fn emit(symbol: &str, spec: &Outer, multiprocessors: u32) -> (Draft, i64) {
     let blocks = i64::from(multiprocessors);
-    let tile = spec.tile(blocks);
+    let (tile, parts) = spec.shape(blocks);
     let threads = u32::try_from(WARPGROUP * (CONSUMERS + 1)).expect("few threads");
     let e = Emitter::cuda(symbol, threads);
-    let gen_ = Gen::new(&e, spec, tile);
+    let gen_ = Gen::new(&e, spec, tile, parts);
     gen_.emit();
     let stages = gen_.stage_bytes() * tile.stages;
     let shared_bytes = u32::try_from(stages + Ring::bytes(tile.stages)).expect("it fits");
     let tile = [tile.m(), tile.n];
     let (maps, early) = (spec.maps(), Vec::new());
-    Draft { e, tile, blocks: Some(blocks), shared_bytes, maps, max_rows: None, early }
+    let blocks = (parts == 1).then_some(blocks);
+    (Draft { e, tile, blocks, shared_bytes, maps, max_rows: None, early }, parts)
 }
 
 /// Emission state.
@@ -115,7 +149,12 @@ struct Gen<'a> {
     e: &'a Emitter,
     spec: &'a Outer,
     tile: Tile,
-    /// Steps of a stage that cover k, i32.
+    /// Blocks that share a tile.
+    parts: i64,
+    /// The block's number among those, i32.
+    rank: Val,
+    /// Its first step of a stage, and how many it has, i32.
+    first: Val,
     steps: Val,
     thread: Val,
     shared: Val,
@@ -123,12 +162,19 @@ struct Gen<'a> {
 }
 
 impl<'a> Gen<'a> {
-    fn new(e: &'a Emitter, spec: &'a Outer, tile: Tile) -> Self {
+    fn new(e: &'a Emitter, spec: &'a Outer, tile: Tile, parts: i64) -> Self {
         let shared = e.shared();
-        let steps = e.div_ceil_const(e.cast(e.dim(0), Elem::I32), K);
+        let all = e.div_ceil_const(e.cast(e.dim(0), Elem::I32), K);
+        let (mut rank, mut first, mut steps) = (e.i32(0), e.i32(0), all);
+        if parts > 1 {
+            let each = e.div_ceil_const(all, parts);
+            rank = e.rem_unsigned(e.block('x'), e.i32(parts));
+            first = e.min(e.mul(rank, each), all);
+            steps = e.min(each, e.sub(all, first));
+        }
         let stage = (tile.m() + tile.n) * K * 2;
         let ring = Ring { barriers: e.add_const(shared, stage * tile.stages), stages: tile.stages };
-        Gen { e, spec, tile, steps, thread: e.thread(), shared, ring }
+        Gen { e, spec, tile, parts, rank, first, steps, thread: e.thread(), shared, ring }
     }
 
     fn a_bytes(&self) -> i64 {
@@ -156,6 +202,11 @@ impl<'a> Gen<'a> {
             || {
                 e.ptx(&format!("setmaxnreg.dec.sync.aligned.u32 {few};"), &[]);
                 e.if_then(e.cmp(Cmp::Eq, self.thread, first), || self.produce());
+                if self.parts > 1 {
+                    e.barrier(Barrier::Warp);
+                    self.meet();
+                    self.meet();
+                }
             },
             || {
                 e.ptx(&format!("setmaxnreg.inc.sync.aligned.u32 {many};"), &[]);
@@ -167,7 +218,8 @@ impl<'a> Gen<'a> {
     /// Walks this block's tiles: `body(first row, first column, turn)` gives the next turn.
     fn tiles(&self, body: impl FnOnce(Val, Val, Turn) -> Turn) {
         let tile = [self.tile.m(), self.tile.n];
-        each_tile(self.e, self.e.i32(self.spec.m), self.spec.n, tile, body);
+        let sizes = (self.e.i32(self.spec.m), self.spec.n);
+        each_tile_of(self.e, self.parts, sizes, tile, body);
     }
 
     fn produce(&self) {
@@ -179,7 +231,8 @@ impl<'a> Gen<'a> {
                 let full = self.ring.full(e, turn);
                 let text = "mbarrier.arrive.expect_tx.shared::cta.b64 _, [$0], $1;";
                 e.ptx(text, &[full, e.i32(self.stage_bytes())]);
-                let (k, to) = (e.mul_const(step, K), self.stage(turn));
+                let k = e.mul_const(e.add(self.first, step), K);
+                let to = self.stage(turn);
                 let pieces = |map: u32, first: Val, count: i64, to: Val| {
                     for i in 0..count {
                         let (column, to) =
@@ -214,10 +267,62 @@ impl<'a> Gen<'a> {
             });
             let turn = Turn::of(&done[..2]);
             let sums = e.ptx_update("wgmma.wait_group.sync.aligned 0;", &done[2..], &[]);
-            e.if_then(leads, || self.ring.release_before(e, turn));
-            self.store(row, column, &sums);
+            if self.parts > 1 {
+                self.exchange(row, column, &sums);
+            } else {
+                e.if_then(leads, || self.ring.release_before(e, turn));
+                self.store(row, column, &sums);
+            }
             turn
         });
+    }
+
+    /// All threads of the cluster have come here, and see what the others wrote to shared memory.
+    fn meet(&self) {
+        self.e.ptx("barrier.cluster.arrive.release.aligned;", &[]);
+        self.e.ptx("barrier.cluster.wait.acquire.aligned;", &[]);
+    }
+
+    /// Adds the parts of a tile, of which these sums are one, and stores this block's columns.
+    fn exchange(&self, row: Val, column: Val, sums: &[Val]) {
+        let e = self.e;
+        // The other warpgroup may still multiply from the stages.
+        e.barrier(Barrier::Named(1, u32::try_from(HOLDERS).expect("few threads")));
+        // Of every eight columns, four sums of each thread side by side.
+        let own = e.add(self.shared, e.shl(self.thread, 4));
+        let line = 16 * HOLDERS;
+        for (i, quad) in (0..).zip(sums.chunks_exact(4)) {
+            let at = e.add_const(own, line * i);
+            e.ptx("st.shared.v4.f32 [$0], {$1, $2, $3, $4};", &[&[at], quad].concat());
+        }
+        self.meet();
+        let each = self.tile.n / 8 / self.parts;
+        let mine = e.mul_const(self.rank, each);
+        let from = e.add(own, e.mul_const(mine, line));
+        let places: Vec<Val> = (0..self.parts)
+            .map(|part| {
+                let text = "mapa.shared::cluster.u32 $0, $1, $2;";
+                e.ptx_values(text, &[from.ty()], &[from, e.i32(part)])[0]
+            })
+            .collect();
+        let total: Vec<Val> = (0..each)
+            .flat_map(|i| {
+                let part = |place: &Val| {
+                    let text =
+                        format!("ld.shared::cluster.v4.f32 {{$0, $1, $2, $3}}, [$4+{}];", line * i);
+                    e.ptx_values(&text, &[Ty::Scalar(Elem::F32); 4], &[*place])
+                };
+                let parts: Vec<Vec<Val>> = places.iter().map(part).collect();
+                let add = |lane: usize| {
+                    let [first, rest @ ..] = &parts[..] else { unreachable!("a part") };
+                    rest.iter().fold(first[lane], |sum, part| e.add(sum, part[lane]))
+                };
+                [0, 1, 2, 3].map(add)
+            })
+            .collect();
+        self.store(row, e.add(column, e.shl(mine, 3)), &total);
+        // No block may end while others read from it.
+        self.meet();
     }
 
     fn multiply(&self, from: Val, group: Val, sums: &[Val]) -> Vec<Val> {

@@ -96,6 +96,7 @@ mod tests {
             bias: None,
             residual: None,
             y: matrix(2, n),
+            map: None,
         }
     }
 

@@ -22,9 +22,8 @@ pub(super) fn cases(op: &'static str, draw: &mut Draw) -> Vec<Subject> {
         "moe_permute" | "moe_combine" => several(1, routing::moved),
         "matmul" => several(3, matmul),
         "rms_norm" | "layer_norm" | "softmax" | "l2_normalize" | "logsumexp" => several(1, rowwise),
-        "reduce_sum" | "reduce_mean" | "reduce_max" | "reduce_min" | "reduce_prod" | "cumsum" => {
-            several(1, reduction)
-        }
+        "reduce_sum" | "reduce_sum_square" | "reduce_mean" | "reduce_max" | "reduce_min"
+        | "reduce_prod" | "cumsum" => several(1, reduction),
         "topk" | "sort" | "argsort" => several(1, order),
         "conv" | "conv_transpose" | "max_pool" | "average_pool" => several(2, window),
         "group_norm" => several(1, group_norm),
