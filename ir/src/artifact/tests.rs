@@ -374,10 +374,11 @@ fn products_by_a_library_are_checked_against_the_program() {
     assert_eq!(check::manifest(&manifest), Vec::<String>::new());
     let text = serde_json::to_string(&manifest).unwrap();
     assert_eq!(serde_json::from_str::<Manifest>(&text).unwrap(), manifest);
-    let matmul = |m: &mut Manifest, change: fn(&mut CudaMatmul)| {
+    type Change = fn(&mut CudaMatmul);
+    let matmul = |m: &mut Manifest, change: Change| {
         change(m.programs[0].kernels[0].cuda[0].library.as_mut().unwrap());
     };
-    let changes: [(&str, fn(&mut CudaMatmul)); 5] = [
+    let changes: [(&str, Change); 5] = [
         ("an argument that launches lack", |p| p.workspace = 5),
         ("an argument that launches lack", |p| p.bias = Some(7)),
         ("f32 in f32", |p| p.factors = DType::F32),
