@@ -1,6 +1,7 @@
 //! `cublaslt_linear`: product with a weight as a checkpoint holds it, by NVIDIA's library.
 
 use super::elementwise::spread;
+use super::linear::check_added;
 use crate::{
     Attr, Attrs, Body, DType, Dim, Fact, InferCx, OpDef, OpError, Sample, Signature, TensorType,
     Vjp,
@@ -48,19 +49,7 @@ impl OpDef for CublasltLinear {
             return Err(OpError::attr("dtype", format_args!("is {dtype}, not f32 or {}", x.dtype)));
         }
         let ty = TensorType::new(dtype, lead.iter().cloned().chain([n.clone()]));
-        let optional = |i: usize| cx.args.get(i).copied().flatten();
-        if let Some(bias) = optional(2) {
-            same_dtype(dtype, bias.ty.dtype)?;
-            match &*bias.ty.shape {
-                [width] => cx.same("bias", width, n)?,
-                _ => return Err(OpError::new(format!("bias is {}", bias.ty))),
-            }
-        }
-        if let Some(residual) = optional(3)
-            && residual.ty.equal(&ty, cx.symbols) != Some(true)
-        {
-            return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
-        }
+        check_added(cx, &ty)?;
         Ok(vec![Fact::of(ty)])
     }
     fn body(&self) -> Body {

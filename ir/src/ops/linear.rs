@@ -24,6 +24,27 @@ static SIGNATURE: Signature = Signature {
     attrs: &[required("n", AttrKind::Int), defaulted("act", AttrKind::Str, || Attr::from("none"))],
 };
 
+/// Checks the operands `bias` and `residual` of a product of type `ty`, the third and the fourth.
+///
+/// # Errors
+/// [`OpError`] where one is of another type or shape.
+pub(super) fn check_added(cx: &InferCx<'_>, ty: &TensorType) -> Result<(), OpError> {
+    let optional = |i: usize| cx.args.get(i).copied().flatten();
+    if let Some(bias) = optional(2) {
+        same_dtype(ty.dtype, bias.ty.dtype)?;
+        match &*bias.ty.shape {
+            [n] => cx.same("bias", n, &ty.shape[ty.rank() - 1])?,
+            _ => return Err(OpError::new(format!("bias is {}", bias.ty))),
+        }
+    }
+    if let Some(residual) = optional(3)
+        && residual.ty.equal(ty, cx.symbols) != Some(true)
+    {
+        return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
+    }
+    Ok(())
+}
+
 impl OpDef for Linear {
     fn name(&self) -> &'static str {
         "linear"
@@ -36,19 +57,7 @@ impl OpDef for Linear {
     }
     fn infer(&self, cx: &InferCx<'_>) -> Result<Vec<Fact>, OpError> {
         let ty = infer_product(cx, 1)?;
-        let optional = |i: usize| cx.args.get(i).copied().flatten();
-        if let Some(bias) = optional(2) {
-            same_dtype(ty.dtype, bias.ty.dtype)?;
-            match &*bias.ty.shape {
-                [n] => cx.same("bias", n, &ty.shape[ty.rank() - 1])?,
-                _ => return Err(OpError::new(format!("bias is {}", bias.ty))),
-            }
-        }
-        if let Some(residual) = optional(3)
-            && residual.ty.equal(&ty, cx.symbols) != Some(true)
-        {
-            return Err(OpError::new(format!("residual is {}, not {ty}", residual.ty)));
-        }
+        check_added(cx, &ty)?;
         Ok(vec![Fact::of(ty)])
     }
     fn body(&self) -> Body {

@@ -41,6 +41,7 @@ mod error;
 mod graph;
 mod kernel;
 mod launch;
+mod library;
 mod memory;
 mod multiplier;
 pub mod nccl;

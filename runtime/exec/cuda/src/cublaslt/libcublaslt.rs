@@ -6,7 +6,6 @@
 
 use std::{
     collections::BTreeMap,
-    env,
     ffi::{CStr, c_char, c_int, c_void},
     ptr::null_mut,
     sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError},
@@ -16,7 +15,7 @@ use ir::DType;
 use libloading::Library;
 
 use super::{AlgorithmHandle, CublasLt, LtAnswer, LtError, LtHandle, Matmul, OLDEST, Places};
-use crate::{CudaError, driver::StreamHandle};
+use crate::{CudaError, driver::StreamHandle, library};
 
 const SUCCESS: c_int = 0;
 /// `CUBLAS_STATUS_NOT_SUPPORTED`.
@@ -161,25 +160,15 @@ pub(crate) fn open(driver: u32) -> Result<Arc<dyn CublasLt>, CudaError> {
 
 /// Where the library is looked for, unless `BROLLY_CUBLASLT` names it: that of CUDA 13 needs a
 /// driver as new.
-fn names(driver: u32) -> Vec<String> {
-    if let Some(path) = env::var("BROLLY_CUBLASLT").ok().filter(|path| !path.is_empty()) {
-        return vec![path];
-    }
-    let newest = (driver >= 13000).then_some("libcublasLt.so.13");
-    let all = newest.into_iter().chain(["libcublasLt.so.12", "libcublasLt.so"]);
-    all.map(String::from).collect()
+fn names(driver: u32) -> &'static [&'static str] {
+    let all = &["libcublasLt.so.13", "libcublasLt.so.12", "libcublasLt.so"];
+    if driver >= 13000 { all } else { &all[1..] }
 }
 
 impl LibCublasLt {
     fn open(driver: u32) -> Result<LibCublasLt, CudaError> {
         let missing = |reason: String| CudaError::NoCublasLt { reason };
-        let mut reasons = Vec::new();
-        let library = names(driver).iter().find_map(|name| {
-            // SAFETY: opening cuBLASLt runs its initialisers, which is what it is opened for.
-            unsafe { Library::new(name) }.map_err(|e| reasons.push(e.to_string())).ok()
-        });
-        let library =
-            library.ok_or_else(|| missing(reasons.first().cloned().unwrap_or_default()))?;
+        let library = library::open("BROLLY_CUBLASLT", names(driver)).map_err(missing)?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the field's type is that of the function in `cublasLt.h`.

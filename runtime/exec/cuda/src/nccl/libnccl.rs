@@ -5,7 +5,6 @@
 #![allow(unsafe_code, reason = "the C interface of NCCL")]
 
 use std::{
-    env,
     ffi::{CStr, c_char, c_int, c_uint, c_void},
     ptr::{null, null_mut},
     sync::{Arc, OnceLock},
@@ -15,7 +14,7 @@ use ir::DType;
 use libloading::Library;
 
 use super::{CommHandle, ID_BYTES, Nccl, NcclAnswer, NcclError, OLDEST, Sum, UniqueId};
-use crate::{CudaError, driver::StreamHandle};
+use crate::{CudaError, driver::StreamHandle, library};
 
 /// Where the library is looked for, unless `BROLLY_NCCL` names it.
 const NAMES: [&str; 2] = ["libnccl.so.2", "libnccl.so"];
@@ -93,16 +92,8 @@ pub(crate) fn open() -> std::result::Result<Arc<dyn Nccl>, CudaError> {
 
 impl LibNccl {
     fn open() -> std::result::Result<LibNccl, CudaError> {
-        let named = env::var("BROLLY_NCCL").ok().filter(|path| !path.is_empty());
-        let names = named.map_or_else(|| NAMES.map(String::from).to_vec(), |path| vec![path]);
         let missing = |reason: String| CudaError::NoNccl { reason };
-        let mut reasons = Vec::new();
-        let library = names.iter().find_map(|name| {
-            // SAFETY: opening NCCL runs its initialisers, which is what it is opened for.
-            unsafe { Library::new(name) }.map_err(|e| reasons.push(e.to_string())).ok()
-        });
-        let library =
-            library.ok_or_else(|| missing(reasons.first().cloned().unwrap_or_default()))?;
+        let library = library::open("BROLLY_NCCL", &NAMES).map_err(missing)?;
         macro_rules! function {
             ($name:literal) => {
                 // SAFETY: the field's type is that of the function in `nccl.h`.
